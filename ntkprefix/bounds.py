@@ -1,0 +1,102 @@
+"""How wrong a feature prefix can be, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+
+
+def taylor_error_bound(radius: float, degree: int, value_bound: float = 1.0) -> float:
+    r"""A-priori error of attention through a prefix state of `feature_map("taylor", degree=p)`.
+
+    If |beta q.p_r| <= rho for every prefix key (after recentring: |beta q.(p_r - p_mean)| <= rho), then every weight
+    is right up to a factor 1 +- eps, with eps as in `taylor_weight_error`, and
+
+    $$ \| \tilde{out}(q) - out(q) \|_\infty \le \frac{2 eps}{1 - eps} \max_r \|u_r\|_\infty, \qquad eps < 1. $$
+
+    Input keys in the denominator only shrink the error. The bound is one of exact arithmetic: rounding comes on top.
+
+    Args:
+        radius: rho, at least 0, without unit (a logit).
+        degree: p, at least 0.
+        value_bound: the largest absolute entry of the prefix values u_r (with recentring, of the values as they are).
+
+    Returns:
+        The bound, in the unit of the values; `math.inf` where eps >= 1 and the guarantee says nothing.
+
+    Raises:
+        ValueError: a negative or NaN argument.
+
+    Example:
+        >>> from ntkprefix import taylor_error_bound
+        >>> taylor_error_bound(0.5, degree=4) < 1.1e-3
+        True
+        >>> taylor_error_bound(5.0, degree=2)
+        inf
+
+    Source: Lagrange's remainder and a total-variation bound. It makes the polynomial method of arXiv 2406.14036
+    explicit: degree O(rho + log M) gives an error of at most M^{-c}.
+    """
+    _non_negative("value_bound", value_bound)
+    eps = taylor_weight_error(radius, degree)
+    return math.inf if eps >= 1 else 2 * eps / (1 - eps) * value_bound
+
+
+def taylor_weight_error(radius: float, degree: int) -> float:
+    r"""Relative error of one attention weight under the Taylor polynomial of degree p.
+
+    $$ eps = e^{\rho} \frac{\rho^{p+1}}{(p+1)!}
+       \ge \sup_{|x| \le \rho} \Bigl| 1 - e^{-x} \sum_{j \le p} \frac{x^j}{j!} \Bigr| $$
+
+    Args:
+        radius: rho, at least 0.
+        degree: p, at least 0.
+
+    Returns:
+        eps; `math.inf` where it does not fit a float.
+
+    Raises:
+        ValueError: a negative or NaN argument.
+
+    Example:
+        >>> from ntkprefix.bounds import taylor_weight_error
+        >>> round(taylor_weight_error(1.0, 2), 4)
+        0.453
+    """
+    _non_negative("radius", radius)
+    _non_negative("degree", degree)
+    if radius == 0:
+        return 0.0
+    log_eps = radius + (degree + 1) * math.log(radius) - math.lgamma(degree + 2)
+    return math.exp(log_eps) if log_eps < 700 else math.inf
+
+
+def taylor_degree(radius: float, tolerance: float) -> int:
+    """The smallest degree whose `taylor_error_bound` is at most `tolerance` for values bounded by 1.
+
+    Args:
+        radius: rho, at least 0.
+        tolerance: error to stay below, above 0, relative to the largest entry of the values.
+
+    Returns:
+        The degree p; it grows like rho + log(1/tolerance).
+
+    Raises:
+        ValueError: a negative radius, or a tolerance that is not above 0.
+
+    Example:
+        >>> from ntkprefix.bounds import taylor_degree
+        >>> taylor_degree(1.0, 1e-3)
+        7
+    """
+    _non_negative("radius", radius)
+    if not tolerance > 0:
+        raise ValueError(f"taylor_degree: expected a tolerance above 0, got {tolerance}.")
+    degree = 0
+    while taylor_error_bound(radius, degree) > tolerance:
+        degree += 1
+    return degree
+
+
+def _non_negative(name: str, value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"taylor_error_bound: expected {name} >= 0, got {value}.")

@@ -1,0 +1,296 @@
+"""Every complaint about input, in one place: what was expected, what came, what to do.
+
+`TypeError` for types and dtypes, `ValueError` for shapes and options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntkprefix.kernels import DEFAULT, IMPLEMENTATIONS
+
+
+def arrays(query: Any, key: Any, value: Any) -> None:
+    """Query, key and value of one attention call, before a missing batch axis is added.
+
+    Raises:
+        TypeError: not floating point, or not all of one dtype.
+        ValueError: wrong rank, or sizes that do not match.
+    """
+    named = {"query": query, "key": key, "value": value}
+    for name, array in named.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"attention: expected a floating-point {name}, got {array.dtype}.")
+        if array.ndim not in (3, 4):
+            raise ValueError(f"attention: expected {name} [B, T, N, H] or [T, N, H], got shape {array.shape}.")
+    if len({array.dtype for array in named.values()}) > 1:
+        found = ", ".join(f"{name} {array.dtype}" for name, array in named.items())
+        raise TypeError(f"attention: expected one dtype for query, key and value, got {found}. Cast with `astype`.")
+    if len({array.ndim for array in named.values()}) > 1 or len({a.shape[:-3] for a in named.values()}) > 1:
+        raise ValueError(f"attention: expected one batch size B, got {_shapes(named)}.")
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(f"attention: expected key [.., S, K, H] and value [.., S, K, Hv], got {_shapes(named)}.")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"attention: expected one head width H of query and key, got {_shapes(named)}.")
+    if query.shape[-1] == 0:
+        raise ValueError(f"attention: expected a head width H of at least 1, got {_shapes(named)}.")
+    if key.shape[-2] == 0 or query.shape[-2] % key.shape[-2]:
+        raise ValueError(
+            f"attention: expected the {query.shape[-2]} query heads N to be a multiple of the {key.shape[-2]} "
+            f"key-value heads K."
+        )
+
+
+def over_logits(name: str, array: Any, batch: int, heads: int, queries: int, keys: int) -> None:
+    """A mask or bias, already of rank 4, over [B, N, T, S].
+
+    Raises:
+        TypeError: a mask that is not boolean, a bias that is not floating point.
+        ValueError: a shape that does not broadcast to [B, N, T, S].
+    """
+    if name == "mask" and array.dtype != bool:
+        raise TypeError(f"attention: expected a boolean mask (True = visible), got {array.dtype}. Use `bias` to add.")
+    if name == "bias" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"attention: expected a floating-point bias, got {array.dtype}. Use `mask` for booleans.")
+    full = (batch, heads, queries, keys)
+    if array.ndim != 4 or any(size not in (1, whole) for size, whole in zip(array.shape, full, strict=True)):
+        raise ValueError(
+            f"attention: expected a {name} that broadcasts to [B, N, T, S] = {list(full)}, got shape {array.shape}."
+        )
+
+
+def lengths(name: str, array: Any, batch: int) -> None:
+    """Sequence lengths, one per row.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: not of shape [B].
+    """
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"attention: expected integer {name}, got {array.dtype}.")
+    if array.shape != (batch,):
+        raise ValueError(f"attention: expected {name} of shape [B] = [{batch}], got {array.shape}.")
+
+
+def offset(query_offset: Any, batch: int) -> None:
+    """Position of the first query.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: neither a scalar nor of shape [B].
+    """
+    array = jnp.asarray(query_offset)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"attention: expected an integer query_offset, got {array.dtype}.")
+    if array.shape not in ((), (batch,)):
+        raise ValueError(f"attention: expected query_offset to be a scalar or [B] = [{batch}], got {array.shape}.")
+
+
+def window(local_window_size: Any) -> tuple[int, int] | None:
+    """The window as (left, right).
+
+    Raises:
+        TypeError: not an int or a pair of ints.
+        ValueError: a negative side.
+    """
+    if local_window_size is None:
+        return None
+    pair = (local_window_size,) * 2 if isinstance(local_window_size, int) else tuple(local_window_size)
+    if len(pair) != 2 or not all(isinstance(side, (int, np.integer)) for side in pair):
+        raise TypeError(f"attention: expected local_window_size as int or (left, right), got {local_window_size!r}.")
+    if min(pair) < 0:
+        raise ValueError(f"attention: expected window sides of at least 0, got {pair}.")
+    return int(pair[0]), int(pair[1])
+
+
+def implementation(name: str | None) -> str:
+    """The implementation to run.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name is None:
+        return DEFAULT
+    if name not in IMPLEMENTATIONS:
+        known = ", ".join(repr(known) for known in IMPLEMENTATIONS)
+        raise ValueError(f"attention: unknown implementation {name!r}; expected None (the best there is) or {known}.")
+    return name
+
+
+def prefix(prefix: Any, query: Any, key: Any, value: Any) -> None:
+    """A prefix against the attention it enters; all arrays with a batch axis.
+
+    Raises:
+        TypeError: not a prefix.
+        ValueError: sizes that do not match, or, with JAX's `jax_debug_nans` on, NaN in it.
+    """
+    kind = type(prefix).__name__
+    if not (hasattr(prefix, "partial") and hasattr(prefix, "shape")):
+        raise TypeError(f"attention: expected a prefix (TokenPrefix, FeaturePrefix, MeasurePrefix, ...), got {kind}.")
+    rows, heads, width, value_width, per_query_head = prefix.shape()
+    batch, _, query_heads, query_width = query.shape
+    kv_heads = key.shape[2]
+    if rows not in (None, batch):
+        raise ValueError(f"attention: expected one {kind} per row of the batch, B = {batch}, got {rows}.")
+    allowed = {kv_heads, query_heads} if per_query_head else {kv_heads}
+    if heads not in allowed:
+        raise ValueError(
+            f"attention: expected a {kind} with {' or '.join(str(n) for n in sorted(allowed))} heads "
+            f"(key-value heads K = {kv_heads}, query heads N = {query_heads}), got {heads}."
+        )
+    if width not in (None, query_width):
+        raise ValueError(f"attention: expected a {kind} of head width H = {query_width}, got {width}.")
+    if value_width != value.shape[-1]:
+        raise ValueError(f"attention: expected a {kind} of value width Hv = {value.shape[-1]}, got {value_width}.")
+    if jax.config.jax_debug_nans:
+        _no_nan(kind, prefix)
+
+
+def fit_together(kind: str, axes: Mapping[str, str], named: Mapping[str, Any]) -> None:
+    """Arrays of one object: every axis letter has one size, and all have a leading B axis or none.
+
+    Args:
+        kind: name for the message.
+        axes: axis letters per array, as in `"M K H"`.
+        named: the arrays; None is skipped.
+
+    Raises:
+        TypeError: something that is not an array of floating-point numbers.
+        ValueError: a wrong rank, or sizes that differ.
+    """
+    sizes: dict[str, int] = {}
+    present = {name: array for name, array in named.items() if array is not None}
+    for name, array in present.items():
+        if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
+            found = getattr(array, "dtype", type(array).__name__)
+            raise TypeError(f"{kind}: expected {name} to be an array of floating-point numbers, got {found}.")
+    wanted = ", ".join(f"{name} [{axes[name].replace(' ', ', ')}]" for name in present)
+    for name, array in present.items():
+        letters = axes[name].split()
+        if array.ndim == len(letters) + 1:
+            letters = ["B", *letters]
+        elif array.ndim != len(letters):
+            raise ValueError(f"{kind}: expected {wanted} (each with a leading B or none), got {_shapes(present)}.")
+        for letter, size in zip(letters, array.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise ValueError(f"{kind}: expected one size of axis {letter} in {wanted}, got {_shapes(present)}.")
+    ranks = {array.ndim - len(axes[name].split()) for name, array in present.items()}
+    if len(ranks) > 1:
+        raise ValueError(f"{kind}: expected a leading B axis on every array or on none, got {_shapes(present)}.")
+
+
+def positive_scale(scale: float | None, width: int) -> float:
+    """The logit scale beta of a feature state, 1/sqrt(H) if None.
+
+    Raises:
+        ValueError: not above 0: features need its square root.
+    """
+    if scale is None:
+        return width**-0.5
+    if not scale > 0:
+        raise ValueError(f"FeaturePrefix: expected a scale above 0, got {scale}.")
+    return scale
+
+
+def feature_count(feature_map: Any, width: int, found: int) -> None:
+    """A state's feature count against its map's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    expected = feature_map.size(width)
+    if expected != found:
+        raise ValueError(
+            f"FeaturePrefix: expected R = {expected} features ({feature_map} at head width {width}), got {found}."
+        )
+
+
+def addable(a: Any, b: Any) -> None:
+    """Two feature states whose sums are over the same features.
+
+    Raises:
+        TypeError: the second is no feature state.
+        ValueError: other feature maps, shapes or centres.
+    """
+    if type(b) is not type(a):
+        raise TypeError(f"{type(a).__name__}: can add or subtract only its own kind, got {type(b).__name__}.")
+    if a.feature_map != b.feature_map:
+        raise ValueError(f"FeaturePrefix: expected one feature map, got {a.feature_map} and {b.feature_map}.")
+    if a.Z.shape != b.Z.shape:
+        raise ValueError(f"FeaturePrefix: expected states of one shape, got Z {a.Z.shape} and {b.Z.shape}.")
+    if (a.centre is None) != (b.centre is None) or _known_to_differ(a.centre, b.centre):
+        raise ValueError(
+            "FeaturePrefix: states recentred on different points cannot be added. Build the second with "
+            "`from_tokens(..., centre=first.centre)`, or use `first.append(keys, values)`."
+        )
+
+
+def at_least(least: int, kind: str, **counts: Any) -> None:
+    """Degrees and budgets: numbers of features, components, ranks.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: below `least`.
+    """
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+            raise TypeError(f"{kind}: expected an integer {name}, got {type(count).__name__}.")
+        if count < least:
+            raise ValueError(f"{kind}: expected {name} of at least {least}, got {count}.")
+
+
+def rank_fits(rank: int, width: int) -> None:
+    """The rank of a covariance.
+
+    Raises:
+        ValueError: above the width.
+    """
+    if rank > width:
+        raise ValueError(f"MeasurePrefix: expected a rank of at most the head width H = {width}, got {rank}.")
+
+
+def feature_options(name: str, options: Mapping[str, Any], expected: Mapping[str, tuple[str, ...]]) -> None:
+    """The name of a feature map and its options.
+
+    Raises:
+        ValueError: an unknown name, a missing or an unknown option.
+    """
+    if name not in expected:
+        raise ValueError(f"feature_map: unknown name {name!r}; expected one of {', '.join(expected)}.")
+    if set(options) != set(expected[name]):
+        wanted = ", ".join(expected[name]) or "no options"
+        raise ValueError(f"feature_map({name!r}): expected {wanted}; got {', '.join(options) or 'no options'}.")
+
+
+def not_too_many_features(degree: int, width: int, size: int, most: int) -> None:
+    """The size of a Taylor feature map.
+
+    Raises:
+        ValueError: above `most`.
+    """
+    if size > most:
+        raise ValueError(
+            f"feature_map('taylor', degree={degree}) has {size:,} features at head width {width}; expected at most "
+            f"{most:,}. Use a lower degree."
+        )
+
+
+def _known_to_differ(a: Any, b: Any) -> bool:
+    if a is None or a is b or isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+        return False
+    return not np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def _no_nan(kind: str, prefix: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(prefix):
+        if not isinstance(leaf, jax.core.Tracer) and np.isnan(np.asarray(leaf, np.float32)).any():
+            raise ValueError(f"attention: NaN in {kind}{jax.tree_util.keystr(path)}. Was the training step too large?")
+
+
+def _shapes(named: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in named.items())

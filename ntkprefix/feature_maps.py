@@ -1,0 +1,183 @@
+r"""Feature maps phi with phi(q).phi(p) close to e^{q.p}, behind one protocol.
+
+Inputs come scaled: attention hands over `sqrt(scale) * query`, and a state is built from `sqrt(scale) * key`, so that
+the product carries the logit. Features come as `(phi, log_scale)`, meaning `phi * exp(log_scale)`: an exponential of
+a logit of 1e4 does not fit any float, its logarithm does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import lru_cache
+from itertools import combinations_with_replacement
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntkprefix import checks
+
+# About 16 MB of float32 features for one token and head; beyond it a degree is a mistake, not a choice.
+MAX_FEATURES = 2**22
+
+
+@runtime_checkable
+class FeatureMap(Protocol):
+    """What a `FeaturePrefix` needs of a feature map. Implementations are hashable, or pytrees when they train."""
+
+    @property
+    def positive(self) -> bool:
+        """Whether phi(q).phi(p) > 0 for all q and p, in exact arithmetic."""
+        ...
+
+    def size(self, width: int) -> int:
+        """Feature count R for head width H."""
+        ...
+
+    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, ...]]:
+        """Features `phi` and their `log_scale`."""
+        ...
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Elu:
+    """phi(x) = elu(x) + 1, entrywise: R = H. The paper's practical choice; no approximation of e^{q.p}."""
+
+    @property
+    def positive(self) -> bool:
+        """True: every feature is."""
+        return True
+
+    def size(self, width: int) -> int:
+        """R = H."""
+        return width
+
+    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... H"], Float[Array, ...]]:
+        """Features and a log scale of zero."""
+        return jax.nn.elu(x) + 1, jnp.zeros(x.shape[:-1], x.dtype)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Taylor:
+    r"""All monomials up to degree p, so that phi(q).phi(k) = sum_{j<=p} (q.k)^j / j!: R = binom(H+p, p).
+
+    The polynomial method of the paper's theory (and of arXiv 2302.13214); `taylor_error_bound` bounds its error.
+    """
+
+    degree: int
+
+    @property
+    def positive(self) -> bool:
+        """True for even degrees: the exponential's Taylor polynomial of even degree has no real root."""
+        return self.degree % 2 == 0
+
+    def size(self, width: int) -> int:
+        """R = binom(H + degree, degree)."""
+        return math.comb(width + self.degree, self.degree)
+
+    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, ...]]:
+        """Monomials of (1, x) / r of exact degree p, with r = max(1, max|x|); the factor r^p is the log scale."""
+        size = self.size(x.shape[-1])
+        checks.not_too_many_features(self.degree, x.shape[-1], size, MAX_FEATURES)
+        indices, weights = _monomials(x.shape[-1], self.degree)
+        largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(x), axis=-1, initial=1.0), 1.0))
+        extended = jnp.concatenate([jnp.ones_like(x[..., :1]), x], axis=-1) / largest[..., None]
+        phi = jnp.broadcast_to(jnp.asarray(weights, x.dtype), (*x.shape[:-1], size))
+        for column in indices.T:
+            phi = phi * extended[..., column]
+        return phi, self.degree * jnp.log(largest)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Favor:
+    r"""Positive orthogonal random features, phi_r(x) = e^{w_r.x - |x|^2/2} / sqrt(R): unbiased for e^{q.p}.
+
+    Source: Performer (arXiv 2009.14794, FAVOR+). The directions w_r are drawn once per (seed, R, H), in orthogonal
+    blocks of H with the lengths of Gaussian vectors, and become constants of the compiled program.
+    """
+
+    features: int
+    seed: tuple[int, ...]
+
+    @property
+    def positive(self) -> bool:
+        """True: every feature is an exponential."""
+        return True
+
+    def size(self, width: int) -> int:  # noqa: ARG002
+        """R, whatever H is."""
+        return self.features
+
+    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, ...]]:
+        """Features with their largest exponent taken out into the log scale."""
+        directions = jnp.asarray(_orthogonal_directions(self.seed, self.features, x.shape[-1]), x.dtype)
+        projected = jnp.einsum("...H,RH->...R", x, directions, precision=jax.lax.Precision.HIGHEST)
+        largest = jax.lax.stop_gradient(jnp.max(projected, axis=-1))
+        phi = jnp.exp(projected - largest[..., None]) / math.sqrt(self.features)
+        return phi, largest - 0.5 * jnp.sum(x * x, axis=-1)
+
+
+def feature_map(name: str, **options: Any) -> FeatureMap:
+    """A feature map by name.
+
+    Args:
+        name: `"elu"` (no options), `"taylor"` (`degree`, at least 0) or `"favor"` (`features`, at least 1, and `key`,
+            a JAX random key: the same key gives the same features).
+        **options: the options of that map; all are required.
+
+    Returns:
+        A hashable feature map.
+
+    Raises:
+        ValueError: unknown name, a missing or unknown option, a degree below 0, fewer than 1 feature.
+        TypeError: `degree` or `features` is not an integer.
+
+    Example:
+        >>> from ntkprefix import feature_map
+        >>> feature_map("taylor", degree=2).size(64)
+        2145
+    """
+    checks.feature_options(name, options, {"elu": (), "taylor": ("degree",), "favor": ("features", "key")})
+    match name:
+        case "taylor":
+            checks.at_least(0, "feature_map('taylor')", degree=options["degree"])
+            return Taylor(int(options["degree"]))
+        case "favor":
+            checks.at_least(1, "feature_map('favor')", features=options["features"])
+            seed = np.asarray(jax.random.key_data(options["key"])).ravel().tolist()
+            return Favor(int(options["features"]), tuple(seed))
+        case _:
+            return Elu()
+
+
+@lru_cache(maxsize=16)
+def _monomials(width: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
+    # A monomial of degree at most p in x is one of degree exactly p in (1, x): index 0 stands for the 1. The weight is
+    # 1/sqrt(alpha!) over the exponents alpha of x alone, since (q.k)^j / j! = sum_{|alpha|=j} q^alpha k^alpha / alpha!.
+    rows = list(combinations_with_replacement(range(width + 1), degree))
+    indices = np.asarray(rows, dtype=np.int32).reshape(len(rows), degree)
+    factorials = np.ones(len(rows))
+    run = np.ones(len(rows))  # how often the current index has occurred so far: indices come sorted
+    for position in range(degree):
+        same = indices[:, position] == indices[:, position - 1] if position else np.zeros(len(rows), bool)
+        run = np.where(same, run + 1, 1)
+        factorials = factorials * np.where(indices[:, position] == 0, 1, run)
+    return indices, 1 / np.sqrt(factorials)
+
+
+@lru_cache(maxsize=16)
+def _orthogonal_directions(seed: tuple[int, ...], features: int, width: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    blocks = []
+    for _ in range(math.ceil(features / width)):
+        q, r = np.linalg.qr(generator.standard_normal((width, width)))
+        rotation = (q * np.sign(np.diag(r))).T  # the signs make it uniform over rotations
+        lengths = np.linalg.norm(generator.standard_normal((width, width)), axis=1)
+        blocks.append(rotation * lengths[:, None])
+    return np.concatenate(blocks)[:features]

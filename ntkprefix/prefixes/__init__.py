@@ -1,0 +1,8 @@
+"""The prefix kinds: pytrees that answer `partial(query, scale)`, the prefix's share of attention."""
+
+from ntkprefix.prefixes.base import Prefix
+from ntkprefix.prefixes.features import FeaturePrefix
+from ntkprefix.prefixes.measure import MeasurePrefix
+from ntkprefix.prefixes.tokens import TokenPrefix
+
+__all__ = ["FeaturePrefix", "MeasurePrefix", "Prefix", "TokenPrefix"]

@@ -1,0 +1,40 @@
+"""The one thing that every prefix can do, and the shapes by which it is told whether it fits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from ntkprefix.partial import Partial
+
+
+class PrefixShape(NamedTuple):
+    """What a prefix needs to agree on with the attention it enters.
+
+    Attributes:
+        rows: B when the prefix has one state per row of the batch, None when all rows share it.
+        heads: number of heads of the state.
+        width: H, of the queries it answers; None when any will do.
+        value_width: Hv.
+        per_query_head: whether `heads` may be the N query heads instead of the K key-value heads.
+    """
+
+    rows: int | None
+    heads: int
+    width: int | None
+    value_width: int
+    per_query_head: bool = False
+
+
+@runtime_checkable
+class Prefix(Protocol):
+    """A prefix: a pytree with its share of attention."""
+
+    def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
+        """The share of all its keys, for logits `scale * q.p`."""
+        ...
+
+    def shape(self) -> PrefixShape:
+        """The sizes that have to match; ValueError when the arrays do not fit each other."""
+        ...

@@ -1,0 +1,229 @@
+"""A prefix of any length as two sums over features: NTK-Attention's Z and k."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial as bind
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ntkprefix import checks
+from ntkprefix._dtypes import accumulator
+from ntkprefix._pytree import Leaf, pytree
+from ntkprefix.feature_maps import Elu, FeatureMap
+from ntkprefix.partial import Partial
+from ntkprefix.prefixes.base import PrefixShape
+
+# Tokens folded into the sums at a time: enough to fill a matmul, little enough to keep their features in cache.
+_CHUNK = 512
+
+
+@pytree
+class FeaturePrefix:
+    r"""An arbitrarily long prefix in R(Hv+1) numbers per head, at cost O(T R Hv) whatever its length.
+
+    $$ num(q) = \phi(q)^T Z, \qquad den(q) = \phi(q) \cdot k, \qquad
+       \log scale(q) = s + \beta\, q \cdot c + \log scale_\phi(q) $$
+
+    with $\phi(q)\cdot\phi(p) \approx e^{\beta q \cdot p}$. A state built from tokens holds
+    $Z = \sum_r \phi(p_r - c)\, u_r^T$ and $k = \sum_r \phi(p_r - c)$; a trained one holds free parameters. Being sums,
+    states can be added (documents appended) and subtracted again, exactly up to rounding.
+
+    Attributes:
+        Z: weighted values, [K, R, Hv], or [N, R, Hv] for a state per query head; a leading B axis on every array gives
+            each row of a batch its own prefix.
+        k: weights, [K or N, R]. Taken as given: keep `phi(q).k >= 0`, or the denominator can vanish.
+        feature_map: phi.
+        log_scale: s, [K or N] or None for 0. A trained state needs it near the input's log-sum-exp (28 in some layers
+            of a real model), or it weighs nothing.
+        centre: c, [K or N, H] or None for 0: the point the keys were recentred on.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix import FeaturePrefix, TokenPrefix, attention, feature_map
+        >>> keys, values, query = 0.3 * jax.random.normal(jax.random.key(0), (3, 1000, 2, 8))
+        >>> state = FeaturePrefix.from_tokens(keys, values, feature_map=feature_map("taylor", degree=4))
+        >>> state.Z.shape
+        (2, 495, 8)
+        >>> query = query[None, :5]
+        >>> exact = attention(query, query, query, prefix=TokenPrefix(keys, values))
+        >>> bool(jnp.allclose(attention(query, query, query, prefix=state), exact, atol=1e-5))
+        True
+
+    Source: NTK-Attention (arXiv 2406.14036), Algorithm 2 there; the log scale and the recentring are ours.
+    """
+
+    Z: Leaf
+    k: Leaf
+    feature_map: FeatureMap = Elu()
+    log_scale: Leaf | None = None
+    centre: Leaf | None = None
+
+    @classmethod
+    def from_tokens(
+        cls,
+        keys: Float[Array, "*B M K H"],
+        values: Float[Array, "*B M K Hv"],
+        *,
+        feature_map: FeatureMap = Elu(),  # noqa: B008 - a constant
+        recentre: bool = True,
+        centre: Float[Array, "*B K H"] | None = None,
+        scale: float | None = None,
+    ) -> FeaturePrefix:
+        r"""The state of M given tokens, in closed form, streamed over M in chunks.
+
+        Args:
+            keys: p, [M, K, H]; with a leading B axis, one prefix per row.
+            values: u, [M, K, Hv].
+            feature_map: phi.
+            recentre: move the keys' mean into the log scale. It changes nothing in exact arithmetic and shrinks the
+                radius rho that the error grows with.
+            centre: a centre to use instead of the mean: give another state's to make the two addable.
+            scale: beta; 1/sqrt(H) if None. `attention` must be called with the same.
+
+        Returns:
+            The state, in float32 or wider.
+
+        Raises:
+            ValueError: shapes that do not fit, a scale that is not above 0.
+
+        Source: MATH "Features" and "Recentring".
+        """
+        checks.fit_together("from_tokens", {"keys": "M K H", "values": "M K Hv"}, {"keys": keys, "values": values})
+        scale = checks.positive_scale(scale, keys.shape[-1])
+        dtype = accumulator(keys.dtype)
+        if centre is None and recentre:
+            centre = jnp.sum(keys, axis=-3, dtype=dtype) / max(keys.shape[-3], 1)
+        offset = jnp.zeros(keys.shape[:-3] + keys.shape[-2:], dtype) if centre is None else centre.astype(dtype)
+        sums = bind(_sums, feature_map, scale**0.5)
+        Z, k, log_scale = (sums if keys.ndim == 3 else jax.vmap(sums))(keys, values, offset)
+        return cls(Z, k, feature_map, log_scale, None if centre is None else offset)
+
+    def __add__(self, other: FeaturePrefix) -> FeaturePrefix:
+        """The state of both prefixes' tokens together.
+
+        Raises:
+            TypeError: `other` is not a `FeaturePrefix`.
+            ValueError: other feature maps, other shapes, or centres that are known to differ: build one state with
+                `centre=` of the other.
+        """
+        return self._combine(other, sign=1)
+
+    def __sub__(self, other: FeaturePrefix) -> FeaturePrefix:
+        """The state without the tokens of `other`, which must be among them.
+
+        Raises:
+            TypeError: `other` is not a `FeaturePrefix`.
+            ValueError: as for `+`.
+        """
+        return self._combine(other, sign=-1)
+
+    def append(
+        self, keys: Float[Array, "*B M K H"], values: Float[Array, "*B M K Hv"], *, scale: float | None = None
+    ) -> FeaturePrefix:
+        """The state with M more tokens, recentred as the others were.
+
+        Args:
+            keys: [M, K, H].
+            values: [M, K, Hv].
+            scale: as given to `from_tokens`.
+
+        Returns:
+            The longer prefix's state, of the same size.
+        """
+        more = FeaturePrefix.from_tokens(
+            keys, values, feature_map=self.feature_map, recentre=False, centre=self.centre, scale=scale
+        )
+        return self + more
+
+    def shape(self) -> PrefixShape:
+        """The sizes that have to match.
+
+        Raises:
+            ValueError: the arrays do not fit each other, or the feature map.
+        """
+        checks.fit_together(
+            "FeaturePrefix",
+            {"Z": "A R Hv", "k": "A R", "log_scale": "A", "centre": "A H"},
+            {"Z": self.Z, "k": self.k, "log_scale": self.log_scale, "centre": self.centre},
+        )
+        rows = self.Z.shape[0] if self.Z.ndim == 4 else None
+        width = None if self.centre is None else self.centre.shape[-1]
+        return PrefixShape(rows, self.Z.shape[-3], width, self.Z.shape[-1], per_query_head=True)
+
+    def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
+        """The share of the whole prefix, however long it is."""
+        batch, length, heads, width = query.shape
+        if isinstance(scale, float):
+            checks.positive_scale(scale, width)
+        checks.feature_count(self.feature_map, width, self.k.shape[-1])
+        dtype = accumulator(query.dtype, self.Z.dtype)
+        state_heads = self.Z.shape[-3]
+        grouped = query.astype(dtype).reshape(batch, length, state_heads, heads // state_heads, width)
+        beta = jnp.asarray(scale, dtype)
+        phi, log_scale = self.feature_map(grouped * jnp.sqrt(beta))
+        rows = "B" if self.Z.ndim == 4 else ""
+        num = jnp.einsum(f"BTAGR,{rows}ARH->BTAGH", phi, self.Z.astype(dtype))
+        den = jnp.einsum(f"BTAGR,{rows}AR->BTAG", phi, self.k.astype(dtype))
+        if self.centre is not None:
+            log_scale = log_scale + beta * jnp.einsum(f"BTAGH,{rows}AH->BTAG", grouped, self.centre.astype(dtype))
+        if self.log_scale is not None:
+            shift = self.log_scale.astype(dtype)
+            log_scale = log_scale + shift.reshape(-1, 1, state_heads, 1)
+        return Partial(
+            num.reshape(batch, length, heads, -1), den.reshape(query.shape[:3]), log_scale.reshape(query.shape[:3])
+        )
+
+    def _combine(self, other: FeaturePrefix, *, sign: int) -> FeaturePrefix:
+        checks.addable(self, other)
+        scale_a, scale_b = (
+            jnp.zeros(state.k.shape[:-1], state.k.dtype) if state.log_scale is None else state.log_scale
+            for state in (self, other)
+        )
+        scale = jnp.maximum(scale_a, scale_b)
+        weight_a, weight_b = jnp.exp(scale_a - scale), jnp.exp(scale_b - scale)
+        return dataclasses.replace(
+            self,
+            Z=self.Z * weight_a[..., None, None] + sign * other.Z * weight_b[..., None, None],
+            k=self.k * weight_a[..., None] + sign * other.k * weight_b[..., None],
+            log_scale=scale,
+        )
+
+
+def _sums(
+    feature_map: FeatureMap,
+    root_scale: float,
+    keys: Float[Array, "M K H"],
+    values: Float[Array, "M K Hv"],
+    centre: Float[Array, "K H"],
+) -> tuple[Float[Array, "K R Hv"], Float[Array, "K R"], Float[Array, K]]:
+    """Z, k and their log scale, a chunk of tokens at a time; the scale is the largest met so far, as in a softmax."""
+    length, heads, width = keys.shape
+    features, dtype = feature_map.size(width), centre.dtype
+    empty = (
+        jnp.zeros((heads, features, values.shape[-1]), dtype),
+        jnp.zeros((heads, features), dtype),
+        jnp.full((heads,), -jnp.inf, dtype),
+    )
+    if length == 0:
+        return empty[0], empty[1], jnp.zeros((heads,), dtype)
+    chunk = min(_CHUNK, length)
+
+    def add_chunk(carry, start):
+        Z, k, scale = carry
+        # The last chunk starts early enough to be whole; what it shares with the one before is masked out.
+        first = jnp.minimum(start, length - chunk)
+        key, value = (jax.lax.dynamic_slice_in_dim(array, first, chunk).astype(dtype) for array in (keys, values))
+        phi, log_scale = feature_map((key - centre[None]) * jnp.asarray(root_scale, dtype))
+        is_new = first + jnp.arange(chunk) >= start
+        log_scale = jnp.where(is_new[:, None], log_scale, -jnp.inf)
+        larger = jax.lax.stop_gradient(jnp.maximum(scale, jnp.max(log_scale, axis=0)))
+        kept = jnp.exp(scale - larger)
+        phi = phi * jnp.exp(log_scale - larger[None])[..., None]
+        Z = Z * kept[:, None, None] + jnp.einsum("MKR,MKH->KRH", phi, value)
+        return (Z, k * kept[:, None] + jnp.sum(phi, axis=0), larger), None
+
+    (Z, k, scale), _ = jax.lax.scan(add_chunk, empty, jnp.arange(0, length, chunk))
+    return Z, k, scale

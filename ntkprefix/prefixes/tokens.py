@@ -1,0 +1,63 @@
+"""A prefix of M explicit keys and values: exact, at a cost that grows with M."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ntkprefix import checks
+from ntkprefix._pytree import Leaf, pytree
+from ntkprefix.kernels import dense
+from ntkprefix.partial import Partial
+from ntkprefix.prefixes.base import PrefixShape
+
+
+@pytree
+class TokenPrefix:
+    r"""M prefix tokens, optionally weighted: terms e^{beta q.p_r + b_r} u_r.
+
+    What prefix tuning, P-Tuning v2 and Cartridges train, and, with log-weights, what coresets select. Cost O(T M H).
+
+    Attributes:
+        keys: p, [M, K, H]; a leading B axis on every array gives each row of a batch its own prefix.
+        values: u, [M, K, Hv].
+        log_weights: b, [M, K], natural logarithms; None means 0 for all.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix import TokenPrefix, attention
+        >>> prefix = TokenPrefix(keys=jnp.zeros((3, 1, 4)), values=jnp.ones((3, 1, 4)))
+        >>> query = jnp.zeros((1, 2, 1, 4))
+        >>> attention(query, query, query, prefix=prefix)[0, 0, 0].round(3).tolist()  # 3 of 5 equal weights
+        [0.6000000238418579, 0.6000000238418579, 0.6000000238418579, 0.6000000238418579]
+
+    Source: MATH "Tokens" and "Weighted tokens"; prefix tuning (arXiv 2101.00190), P-Tuning v2 (arXiv 2110.07602).
+    """
+
+    keys: Leaf
+    values: Leaf
+    log_weights: Leaf | None = None
+
+    def shape(self) -> PrefixShape:
+        """The sizes that have to match.
+
+        Raises:
+            ValueError: keys, values and log-weights do not fit each other.
+        """
+        checks.fit_together(
+            "TokenPrefix",
+            {"keys": "M K H", "values": "M K Hv", "log_weights": "M K"},
+            {"keys": self.keys, "values": self.values, "log_weights": self.log_weights},
+        )
+        rows = self.keys.shape[0] if self.keys.ndim == 4 else None
+        return PrefixShape(rows, self.keys.shape[-2], self.keys.shape[-1], self.values.shape[-1])
+
+    def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
+        """The share of the M tokens."""
+        logits = dense.grouped_logits(query, self.keys, scale)
+        if self.log_weights is not None:
+            weights = jnp.moveaxis(self.log_weights, -2, -1)  # [.., K, M]
+            weights = weights[:, :, None, None, :] if weights.ndim == 3 else weights[None, :, None, None, :]
+            logits = logits + weights.astype(logits.dtype)
+        weights, den, log_scale = dense.exponentials(logits)
+        return dense.to_partial(dense.weighted_sum(weights, self.values.astype(query.dtype)), den, log_scale)

@@ -1,0 +1,38 @@
+"""Strict numerics for every test: silent promotion of dtypes or ranks is an error, and shapes are checked."""
+
+from pathlib import Path
+
+import jax
+import pytest
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+install_import_hook(["ntkprefix", "theory"], "typecheck.checked")
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def relaxed():
+    """JAX's own promotion rules, for libraries that serve as oracles."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Float64, to separate an approximation's error from rounding."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def unchecked():
+    """No shape checks by jaxtyping, to see what users see: they run without them."""
+    before = jaxtyping_config.jaxtyping_disable
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", before)

@@ -1,0 +1,324 @@
+"""`attention` against jax.nn, a float64 oracle, the official code, and its own promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from conftest import SHARED
+
+from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map
+
+B, T, S, N, K, H, HV = 2, 5, 7, 4, 2, 8, 6
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape, scale=1.0):
+    return jnp.asarray(scale * RNG.standard_normal(shape), jnp.float32)
+
+
+QUERY, KEY, VALUE = normal(B, T, N, H), normal(B, S, K, H), normal(B, S, K, HV)
+SQUARE = normal(B, T, K, H), normal(B, T, K, H)
+MASK = jnp.asarray(RNG.random((B, N, T, S)) < 0.6).at[..., 0].set(True)
+
+# Options of jax.nn.dot_product_attention: (name, options). No row may be fully masked, where the two differ on purpose.
+OPTIONS = {
+    "plain": {},
+    "scale": {"scale": 0.3},
+    "bias": {"bias": normal(B, N, T, S)},
+    "bias over heads": {"bias": normal(1, 1, T, S)},
+    "mask": {"mask": MASK},
+    "mask over rows": {"mask": MASK[:1, :1]},
+    "causal": {"is_causal": True},
+    "window": {"local_window_size": (2, 1)},
+    "symmetric window": {"local_window_size": 2},
+    "causal window": {"is_causal": True, "local_window_size": (2, 0)},
+    "key lengths": {"key_value_seq_lengths": jnp.array([3, 7], jnp.int32)},
+    "query lengths": {"query_seq_lengths": jnp.array([5, 4], jnp.int32)},
+    "all": {
+        "bias": normal(B, 1, T, S),
+        "mask": MASK,
+        "is_causal": True,
+        "scale": 0.5,
+        "key_value_seq_lengths": jnp.array([6, 5], jnp.int32),
+        "local_window_size": (9, 3),
+    },
+}
+
+
+def tokens(rows=None, length=9, dtype=jnp.float32):
+    lead = () if rows is None else (rows,)
+    keys, values = normal(*lead, length, K, H), normal(*lead, length, K, HV)
+    return TokenPrefix(keys.astype(dtype), values.astype(dtype), normal(*lead, length, K))
+
+
+def clouds(components=3, rank=2):
+    return MeasurePrefix(
+        normal(components, K),
+        normal(components, K, H),
+        normal(components, K, H, rank, scale=0.3),
+        normal(components, K, HV),
+        normal(components, K, HV, rank),
+    )
+
+
+def state(heads=K):
+    return FeaturePrefix(normal(heads, H, HV), jnp.abs(normal(heads, H)), log_scale=normal(heads))
+
+
+def as_oracle(prefix):
+    """The same prefix as explicit float64 formulas."""
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), prefix)
+    match prefix:
+        case TokenPrefix():
+            return oracle.per_kv_head(oracle.tokens(double.keys, double.values, double.log_weights), N // K)
+        case MeasurePrefix():
+            covariance = np.einsum("ckhr,ckgr->ckhg", double.factor, double.factor)
+            cross = np.einsum("ckvr,ckhr->ckvh", double.cross, double.factor)
+            share = oracle.measure(double.log_weight, double.mean, covariance, double.value, cross)
+            return oracle.per_kv_head(share, N // K)
+        case FeaturePrefix():
+            share = oracle.elu_features(double.Z, double.k, double.log_scale)
+            return oracle.per_kv_head(share, N // len(double.Z))
+    return None
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_without_a_prefix_equals_jax(name, dtype, relaxed):
+    query, key, value = (x.astype(dtype) for x in (QUERY, KEY, normal(B, S, K, H)))
+    ours = attention(query, key, value, **OPTIONS[name])
+    theirs = jax.nn.dot_product_attention(query, key, value, **OPTIONS[name])
+    if name == "query lengths":  # jax.nn zeroes those rows, as documented here
+        assert not np.asarray(ours, np.float32)[1, 4:].any()
+    assert ours.dtype == dtype
+    tolerance = {jnp.float32: 2e-6, jnp.bfloat16: 3e-2, jnp.float16: 4e-3}[dtype]
+    np.testing.assert_allclose(np.asarray(ours, np.float32), np.asarray(theirs, np.float32), atol=tolerance)
+
+
+def test_without_a_batch_axis_equals_jax(relaxed):
+    value = normal(S, K, H)
+    ours = attention(QUERY[0], KEY[0], value, mask=MASK[0], is_causal=True)
+    theirs = jax.nn.dot_product_attention(QUERY[0], KEY[0], value, mask=MASK[0], is_causal=True)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+PREFIXES = {
+    "none": lambda: None,
+    "tokens": tokens,
+    "tokens per row": lambda: tokens(rows=B),
+    "no tokens": lambda: tokens(length=0),
+    "measure": clouds,
+    "measure without covariance": lambda: clouds(rank=0),
+    "features per kv head": state,
+    "features per query head": lambda: state(heads=N),
+}
+
+
+@pytest.mark.parametrize("prefix_name", PREFIXES)
+@pytest.mark.parametrize("name", ["plain", "all", "bias"])
+def test_equals_the_oracle(prefix_name, name):
+    prefix = PREFIXES[prefix_name]()
+    options = dict(OPTIONS[name])
+    ours = attention(QUERY, KEY, VALUE, prefix=prefix, **options)
+    renamed = {"key_value_seq_lengths": "kv_len", "local_window_size": "window"}
+    options = {
+        renamed.get(k, k): (v if isinstance(v, (bool, float, tuple)) else np.asarray(v)) for k, v in options.items()
+    }
+    expected = oracle.attention(QUERY, KEY, VALUE, prefix=as_oracle(prefix), **options)
+    np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_taylor_state_equals_the_truncated_exponential():
+    keys, values = normal(40, K, H, scale=0.5), normal(40, K, HV)
+    prefix = FeaturePrefix.from_tokens(keys, values, feature_map=feature_map("taylor", degree=4))
+    share = oracle.per_kv_head(oracle.taylor_features(keys, values, 4), N // K)
+    expected = oracle.attention(QUERY, KEY, VALUE, prefix=share)
+    np.testing.assert_allclose(attention(QUERY, KEY, VALUE, prefix=prefix), expected, rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_equals_the_official_code(case):
+    path = SHARED / "golden" / "ntk_attention_reference.npz"
+    if not path.exists():
+        pytest.skip("the official code's outputs are not beside this checkout")
+    with np.load(path) as archive:
+        golden = {name: archive[f"case{case}/{name}"] for name in ("q", "k", "v", "sum_phi_k", "sum_phi_kv", "out")}
+        causal = bool(archive[f"case{case}/causal"])
+    query, key, value, expected = (jnp.asarray(np.swapaxes(golden[name], 1, 2)) for name in ("q", "k", "v", "out"))
+    prefix = FeaturePrefix(jnp.asarray(golden["sum_phi_kv"][0]), jnp.abs(jnp.asarray(golden["sum_phi_k"][0, :, :, 0])))
+    ours = attention(query, key, value, prefix=prefix, is_causal=causal, query_offset=key.shape[1] - query.shape[1])
+    assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kind", ["tokens", "measure", "elu", "taylor", "favor"])
+@pytest.mark.parametrize("heavier", ["input", "prefix"])
+def test_extreme_logits(kind, dtype, heavier):
+    # One direction carries logits of 1e4 for one side and -1e4 for the other: the heavier side takes all the weight.
+    size, sign = 100 * H**0.25, 1 if heavier == "prefix" else -1
+    direction = np.eye(H)[0]
+    query = jnp.asarray(np.broadcast_to(size * direction, (1, 2, 2, H)), dtype)
+    key = jnp.asarray(np.broadcast_to(-sign * size * direction, (1, 3, 1, H)), dtype)
+    keys = jnp.asarray(np.broadcast_to(sign * size * direction, (4, 1, H)), jnp.float32)
+    value, values = jnp.ones((1, 3, 1, HV), dtype), 2 * jnp.ones((4, 1, HV), jnp.float32)
+    prefix = {
+        "tokens": lambda: TokenPrefix(keys, values),
+        "measure": lambda: MeasurePrefix.from_tokens(keys, values, components=2, rank=1),
+        "elu": lambda: FeaturePrefix.from_tokens(keys, values, recentre=True),
+        "taylor": lambda: FeaturePrefix.from_tokens(keys, values, feature_map=feature_map("taylor", degree=2)),
+        "favor": lambda: FeaturePrefix.from_tokens(
+            keys, values, feature_map=feature_map("favor", features=16, key=jax.random.key(0))
+        ),
+    }[kind]()
+    out, gradient = jax.jit(
+        jax.value_and_grad(lambda p: attention(query, key, value, prefix=p).astype(jnp.float32).sum())
+    )(prefix)
+    expected = {"prefix": 2.0, "input": 1.0}[heavier] * 2 * 2 * HV
+    np.testing.assert_allclose(out, expected, rtol=1e-2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_extreme_logits_without_a_prefix(dtype):
+    query = jnp.full((1, 1, 1, 4), 100.0, dtype)
+    key = jnp.asarray([50.0, -50.0], dtype).reshape(1, 2, 1, 1) * jnp.ones((1, 1, 1, 4), dtype)
+    value = jnp.asarray([3.0, 7.0], dtype).reshape(1, 2, 1, 1)
+    assert attention(query, key, value).item() == 3.0
+
+
+@pytest.mark.parametrize("prefix_name", PREFIXES)
+def test_fully_masked_rows(prefix_name):
+    prefix = PREFIXES[prefix_name]()
+    mask = MASK.at[0, :, 2].set(False)
+
+    def loss(query, key, value, prefix):
+        return jnp.sum(jnp.sin(attention(query, key, value, prefix=prefix, mask=mask)))
+
+    share = as_oracle(prefix)
+    expected = oracle.attention(QUERY, KEY, VALUE, prefix=share, mask=np.asarray(mask))
+    np.testing.assert_allclose(attention(QUERY, KEY, VALUE, prefix=prefix, mask=mask), expected, rtol=2e-5, atol=2e-6)
+    gradients = jax.grad(loss, argnums=(0, 1, 2))(QUERY, KEY, VALUE, prefix)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    if prefix is None:
+        assert not expected[0, 2].any()
+        assert not gradients[0][0, 2].any()
+
+
+@pytest.mark.parametrize("prefix_name", [name for name in PREFIXES if name != "none"])
+def test_no_input_keys(prefix_name):
+    prefix = PREFIXES[prefix_name]()
+    ours = attention(QUERY, KEY[:, :0], VALUE[:, :0], prefix=prefix)
+    expected = oracle.attention(QUERY, KEY[:, :0], VALUE[:, :0], prefix=as_oracle(prefix))
+    np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("offset", [S - T, jnp.array(S - T), jnp.array([0, S - T])])
+def test_query_offset(offset):
+    options = {"is_causal": True, "prefix": tokens()}
+    ours = attention(QUERY, KEY, VALUE, query_offset=offset, **options)
+    expected = oracle.attention(
+        QUERY, KEY, VALUE, prefix=as_oracle(options["prefix"]), is_causal=True, offset=np.asarray(offset)
+    )
+    np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_decoding_step_by_step_equals_the_whole():
+    query, key = SQUARE
+    prefix = state()
+    whole = attention(query, key, VALUE[:, :T], prefix=prefix, is_causal=True)
+    step = jax.jit(
+        lambda t: attention(
+            jax.lax.dynamic_slice_in_dim(query, t, 1, axis=1),
+            key,
+            VALUE[:, :T],
+            prefix=prefix,
+            is_causal=True,
+            query_offset=t,
+        )
+    )
+    steps = [step(t) for t in range(T)]
+    np.testing.assert_allclose(jnp.concatenate(steps, axis=1), whole, atol=1e-6)
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("prefix_name", PREFIXES)
+def test_transformations_agree(prefix_name):
+    prefix = PREFIXES[prefix_name]()
+
+    def loss(query, prefix):
+        return jnp.sum(jnp.sin(attention(query, KEY, VALUE, prefix=prefix, is_causal=True)))
+
+    plain = jax.value_and_grad(loss, argnums=(0, 1))(QUERY, prefix)
+    for transformed in (jax.value_and_grad(loss, (0, 1)), jax.value_and_grad(jax.checkpoint(loss), (0, 1))):
+        transformed = jax.jit(transformed)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), transformed(QUERY, prefix), plain
+        )
+
+
+@pytest.mark.parametrize("prefix_name", PREFIXES)
+def test_gradients_equal_finite_differences_of_the_oracle(prefix_name):
+    prefix = PREFIXES[prefix_name]()
+    leaves, structure = jax.tree.flatten((QUERY, KEY, VALUE, prefix))
+    tangents = [normal(*leaf.shape) for leaf in leaves]
+    weights = np.asarray(normal(B, T, N, HV))
+
+    def oracle_at(step):
+        moved = [
+            np.asarray(x, np.float64) + step * np.asarray(v, np.float64) for x, v in zip(leaves, tangents, strict=True)
+        ]
+        query, key, value, prefix = jax.tree.unflatten(structure, moved)
+        return np.sum(weights * oracle.attention(query, key, value, prefix=as_oracle(prefix), is_causal=True))
+
+    def ours(query, key, value, prefix):
+        return jnp.sum(jnp.asarray(weights) * attention(query, key, value, prefix=prefix, is_causal=True))
+
+    gradients = jax.tree.leaves(jax.jit(jax.grad(ours, argnums=(0, 1, 2, 3)))(QUERY, KEY, VALUE, prefix))
+    slope = sum(np.vdot(np.asarray(g, np.float64), np.asarray(v)) for g, v in zip(gradients, tangents, strict=True))
+    np.testing.assert_allclose(slope, (oracle_at(1e-5) - oracle_at(-1e-5)) / 2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("prefix_name", ["tokens", "measure", "features per kv head"])
+def test_stacked_prefixes_scan_and_vmap(prefix_name):
+    prefixes = [PREFIXES[prefix_name]() for _ in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *prefixes)
+    one_by_one = jnp.stack([attention(QUERY, KEY, VALUE, prefix=prefix) for prefix in prefixes])
+    scanned = jax.lax.scan(lambda _, p: (None, attention(QUERY, KEY, VALUE, prefix=p)), None, stacked)[1]
+    mapped = jax.vmap(lambda p: attention(QUERY, KEY, VALUE, prefix=p))(stacked)
+    np.testing.assert_allclose(scanned, one_by_one, atol=1e-6)
+    np.testing.assert_allclose(mapped, one_by_one, atol=1e-6)
+
+
+def test_a_prefix_per_row_equals_row_by_row():
+    prefixes = [tokens() for _ in range(B)]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *prefixes)
+    rows = [attention(QUERY[i], KEY[i], VALUE[i], prefix=prefixes[i]) for i in range(B)]
+    np.testing.assert_allclose(attention(QUERY, KEY, VALUE, prefix=together), jnp.stack(rows), atol=1e-6)
+
+
+@pytest.mark.parametrize("prefix_name", [name for name in PREFIXES if name != "none"])
+def test_second_call_does_not_compile_again(prefix_name):
+    jitted = jax.jit(lambda query, prefix: attention(query, KEY, VALUE, prefix=prefix))
+    jitted(QUERY, PREFIXES[prefix_name]())
+    jitted(QUERY + 1, PREFIXES[prefix_name]())
+    assert jitted._cache_size() == 1
+
+
+@pytest.mark.parametrize("log_scale", [None, 30.0, -30.0])
+def test_a_no_op_state_changes_nothing_and_learns(log_scale):
+    scale = None if log_scale is None else jnp.full((K,), log_scale)
+    prefix = FeaturePrefix(jnp.zeros((K, H, HV)), jnp.zeros((K, H)), log_scale=scale)
+    base = attention(QUERY, KEY, VALUE)
+    assert (attention(QUERY, KEY, VALUE, prefix=prefix) == base).all()
+    gradient = jax.grad(lambda p: jnp.sum(attention(QUERY, KEY, VALUE, prefix=p) ** 2))(prefix)
+    assert (gradient.Z != 0).all()
+    assert (gradient.k != 0).all()
+
+
+def test_an_additive_memory_stays_outside_the_normaliser():
+    memory = FeaturePrefix(normal(K, H, HV), jnp.zeros((K, H)))
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), memory)
+    share = oracle.per_kv_head(oracle.elu_features(double.Z, double.k), N // K)
+    expected = oracle.attention(QUERY, KEY, VALUE, prefix=share)
+    np.testing.assert_allclose(attention(QUERY, KEY, VALUE, prefix=memory), expected, rtol=2e-5, atol=2e-6)

@@ -1,0 +1,149 @@
+"""One table of every way to call the core wrongly, and what it says."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map, taylor_error_bound
+from ntkprefix.bounds import taylor_degree
+
+Z = jnp.zeros
+QUERY, KEY, VALUE = Z((2, 3, 4, 8)), Z((2, 5, 2, 8)), Z((2, 5, 2, 6))
+INPUT = (QUERY, KEY, VALUE)
+STATE = FeaturePrefix(Z((2, 8, 6)), Z((2, 8)))
+
+
+def call(*arrays, **options):
+    return lambda: attention(*arrays, **options)
+
+
+def with_prefix(prefix):
+    return lambda: attention(*INPUT, prefix=prefix)
+
+
+ERRORS = {
+    "rank": (call(Z((3, 8)), KEY, VALUE), ValueError, r"query \[B, T, N, H\] or \[T, N, H\], got shape \(3, 8\)"),
+    "mixed ranks": (call(QUERY[0], KEY, VALUE), ValueError, "one batch size B"),
+    "batch sizes": (call(QUERY[:1], KEY, VALUE), ValueError, "one batch size B"),
+    "heads that do not divide": (call(QUERY[:, :, :3], KEY, VALUE), ValueError, "3 query heads N to be a multiple of"),
+    "no key-value heads": (call(QUERY, KEY[:, :, :0], VALUE[:, :, :0]), ValueError, "0 key-value heads K"),
+    "widths": (call(QUERY[..., :7], KEY, VALUE), ValueError, "one head width H of query and key"),
+    "width zero": (call(QUERY[..., :0], KEY[..., :0], VALUE), ValueError, "head width H of at least 1"),
+    "lengths of key and value": (call(QUERY, KEY, VALUE[:, :4]), ValueError, r"key \[.., S, K, H\] and value"),
+    "dtype mix": (call(QUERY.astype(jnp.bfloat16), KEY, VALUE), TypeError, "one dtype for query, key and value"),
+    "integers": (call(QUERY.astype(int), KEY, VALUE), TypeError, "floating-point query, got int32"),
+    "float mask": (call(*INPUT, mask=Z((3, 5))), TypeError, "boolean mask .* Use `bias` to add"),
+    "mask shape": (call(*INPUT, mask=Z((4, 5), bool)), ValueError, r"broadcasts to \[B, N, T, S\] = \[2, 4, 3, 5\]"),
+    "mask over key-value heads": (call(*INPUT, mask=Z((2, 2, 3, 5), bool)), ValueError, r"\[2, 4, 3, 5\], got"),
+    "bias of rank 5": (call(*INPUT, bias=Z((1, 1, 1, 3, 5))), ValueError, "a bias that broadcasts"),
+    "boolean bias": (call(*INPUT, bias=Z((3, 5), bool)), TypeError, "floating-point bias, got bool. Use `mask`"),
+    "float lengths": (call(*INPUT, key_value_seq_lengths=Z((2,))), TypeError, "integer key_value_seq_lengths"),
+    "lengths shape": (call(*INPUT, query_seq_lengths=Z((3,), int)), ValueError, r"shape \[B\] = \[2\], got \(3,\)"),
+    "float offset": (call(*INPUT, query_offset=1.5), TypeError, "integer query_offset"),
+    "offset shape": (call(*INPUT, query_offset=Z((3,), int)), ValueError, "scalar or"),
+    "window of three": (call(*INPUT, local_window_size=(1, 2, 3)), TypeError, r"int or \(left, right\)"),
+    "float window": (call(*INPUT, local_window_size=(1.0, 2)), TypeError, r"int or \(left, right\)"),
+    "negative window": (call(*INPUT, local_window_size=(-1, 2)), ValueError, "window sides of at least 0"),
+    "implementation": (call(*INPUT, implementation="flash"), ValueError, "unknown implementation 'flash'; .* 'xla'"),
+    "no prefix at all": (with_prefix(Z((3, 2, 8))), TypeError, "expected a prefix .*, got ArrayImpl"),
+    "prefix heads": (with_prefix(TokenPrefix(Z((3, 4, 8)), Z((3, 4, 6)))), ValueError, "TokenPrefix with 2 heads"),
+    "state heads": (with_prefix(FeaturePrefix(Z((3, 8, 6)), Z((3, 8)))), ValueError, "2 or 4 heads .* got 3"),
+    "prefix width": (with_prefix(TokenPrefix(Z((3, 2, 7)), Z((3, 2, 6)))), ValueError, "head width H = 8, got 7"),
+    "value width": (with_prefix(TokenPrefix(Z((3, 2, 8)), Z((3, 2, 8)))), ValueError, "value width Hv = 6, got 8"),
+    "rows": (with_prefix(TokenPrefix(Z((3, 4, 2, 8)), Z((3, 4, 2, 6)))), ValueError, "per row .* B = 2, got 3"),
+    "feature count": (with_prefix(FeaturePrefix(Z((2, 9, 6)), Z((2, 9)))), ValueError, "R = 8 features"),
+    "prefix parts": (with_prefix(TokenPrefix(Z((3, 2, 8)), Z((4, 2, 6)))), ValueError, "one size of axis M"),
+    "prefix rank": (with_prefix(TokenPrefix(Z((2, 8)), Z((3, 2, 6)))), ValueError, r"keys \[M, K, H\]"),
+    "batch on one part": (
+        with_prefix(TokenPrefix(Z((2, 3, 2, 8)), Z((3, 2, 6)))),
+        ValueError,
+        "every array or on none",
+    ),
+    "a list of numbers": (with_prefix(TokenPrefix([1.0], Z((3, 2, 6)))), TypeError, "keys to be an array .* got list"),
+    "measure parts": (
+        with_prefix(MeasurePrefix(Z((3, 2)), Z((3, 2, 8)), Z((3, 2, 8, 1)), Z((3, 2, 6)), Z((3, 2, 6, 2)))),
+        ValueError,
+        "one size of axis rank",
+    ),
+    "scale of features": (call(*INPUT, prefix=STATE, scale=-1.0), ValueError, "a scale above 0, got -1.0"),
+    "unknown map": (lambda: feature_map("relu"), ValueError, "unknown name 'relu'; expected one of elu, taylor, favor"),
+    "missing option": (lambda: feature_map("taylor"), ValueError, "expected degree; got no options"),
+    "unknown option": (lambda: feature_map("elu", degree=2), ValueError, "expected no options; got degree"),
+    "negative degree": (lambda: feature_map("taylor", degree=-1), ValueError, "degree of at least 0, got -1"),
+    "fractional degree": (lambda: feature_map("taylor", degree=1.5), TypeError, "an integer degree, got float"),
+    "empty budget": (
+        lambda: feature_map("favor", features=0, key=jax.random.key(0)),
+        ValueError,
+        "features of at least 1, got 0",
+    ),
+    "too many features": (
+        lambda: feature_map("taylor", degree=9)(Z((1, 64))),
+        ValueError,
+        "expected at most 4,194,304. Use a lower degree",
+    ),
+    "no components": (
+        lambda: MeasurePrefix.from_tokens(Z((3, 2, 8)), Z((3, 2, 6)), components=0),
+        ValueError,
+        "components of at least 1",
+    ),
+    "no tokens to fit": (
+        lambda: MeasurePrefix.from_tokens(Z((0, 2, 8)), Z((0, 2, 6)), components=1),
+        ValueError,
+        "tokens of at least 1",
+    ),
+    "rank above width": (
+        lambda: MeasurePrefix.from_tokens(Z((3, 2, 8)), Z((3, 2, 6)), components=1, rank=9),
+        ValueError,
+        "rank of at most the head width H = 8, got 9",
+    ),
+    "negative scale": (
+        lambda: FeaturePrefix.from_tokens(Z((3, 2, 8)), Z((3, 2, 6)), scale=-1.0),
+        ValueError,
+        "a scale above 0",
+    ),
+    "tokens that do not fit": (
+        lambda: FeaturePrefix.from_tokens(Z((3, 2, 8)), Z((4, 2, 6))),
+        ValueError,
+        "one size of axis M",
+    ),
+    "adding another kind": (lambda: STATE + 1, TypeError, "only its own kind, got int"),
+    "adding other features": (
+        lambda: STATE + FeaturePrefix(Z((2, 9, 6)), Z((2, 9)), feature_map("taylor", degree=1)),
+        ValueError,
+        "one feature map",
+    ),
+    "adding other shapes": (lambda: STATE + FeaturePrefix(Z((1, 8, 6)), Z((1, 8))), ValueError, "states of one shape"),
+    "adding other centres": (
+        lambda: (
+            FeaturePrefix.from_tokens(Z((3, 2, 8)), Z((3, 2, 6)))
+            + FeaturePrefix.from_tokens(Z((3, 2, 8)) + 1, Z((3, 2, 6)))
+        ),
+        ValueError,
+        "recentred on different points",
+    ),
+    "negative radius": (lambda: taylor_error_bound(-1.0, 2), ValueError, "radius >= 0, got -1.0"),
+    "NaN radius": (lambda: taylor_error_bound(float("nan"), 2), ValueError, "radius >= 0, got nan"),
+    "negative bound degree": (lambda: taylor_error_bound(1.0, -2), ValueError, "degree >= 0, got -2"),
+    "no tolerance": (lambda: taylor_degree(1.0, 0.0), ValueError, "tolerance above 0"),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ERRORS)
+def test_error(name):
+    wrong, kind, message = ERRORS[name]
+    with pytest.raises(kind, match=message):
+        wrong()
+
+
+def test_nan_in_a_prefix_when_checking_is_on():
+    prefix = FeaturePrefix(Z((2, 8, 6)), Z((2, 8)).at[1, 3].set(jnp.nan))
+    assert jnp.isnan(attention(*INPUT, prefix=prefix)).any()
+    with jax.debug_nans(True), pytest.raises(ValueError, match=r"NaN in FeaturePrefix\.k"):
+        attention(*INPUT, prefix=prefix)
+
+
+def test_nan_in_a_prefix_is_caught_under_jit_by_jax_itself():
+    prefix = FeaturePrefix(Z((2, 8, 6)), Z((2, 8)).at[1, 3].set(jnp.nan))
+    with jax.debug_nans(True), pytest.raises((FloatingPointError, ValueError)):
+        jax.jit(attention)(*INPUT, prefix=prefix)

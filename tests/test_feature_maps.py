@@ -1,0 +1,99 @@
+"""Feature sizes, positivity, and what phi(q).phi(k) equals."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ntkprefix import feature_map
+
+
+def kernel(phi, x, y):
+    """phi(x).phi(y) in float64."""
+    (a, log_a), (b, log_b) = phi(x), phi(y)
+    product = np.einsum("ir,jr->ij", np.asarray(a, np.float64), np.asarray(b, np.float64))
+    return product * np.exp(np.asarray(log_a)[:, None] + np.asarray(log_b)[None, :])
+
+
+@pytest.mark.parametrize(("degree", "width"), [(0, 5), (1, 5), (2, 64), (3, 7), (6, 3)])
+def test_taylor_size(degree, width):
+    phi = feature_map("taylor", degree=degree)
+    assert phi.size(width) == math.comb(width + degree, degree)
+    assert phi(jnp.ones((2, width)))[0].shape == (2, phi.size(width))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    degree=st.integers(0, 6), width=st.integers(1, 5), scale=st.sampled_from([0.1, 1.0, 3.0]), seed=st.integers(0, 99)
+)
+def test_taylor_is_the_truncated_exponential(degree, width, scale, seed):
+    with jax.enable_x64(True):
+        x, y = scale * np.random.default_rng(seed).standard_normal((2, 4, width))
+        ours = kernel(feature_map("taylor", degree=degree), jnp.asarray(x), jnp.asarray(y))
+    expected = sum((x @ y.T) ** j / math.factorial(j) for j in range(degree + 1))
+    largest = sum((np.abs(x) @ np.abs(y).T) ** j / math.factorial(j) for j in range(degree + 1))
+    assert (np.abs(ours - expected) <= 1e-12 * largest).all()
+
+
+@pytest.mark.parametrize(
+    "phi",
+    [
+        feature_map("elu"),
+        feature_map("taylor", degree=2),
+        feature_map("taylor", degree=4),
+        feature_map("favor", features=32, key=jax.random.key(0)),
+    ],
+)
+def test_positive_where_claimed(phi, x64):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((60, 5)) * 4)
+    assert phi.positive
+    assert (kernel(phi, x, -x) > 0).all()
+
+
+def test_odd_degrees_claim_nothing():
+    assert not feature_map("taylor", degree=3).positive
+    x = jnp.full((1, 1), 2.0)
+    assert kernel(feature_map("taylor", degree=3), x, -x) < 0
+
+
+def test_favor_is_unbiased_and_its_error_falls_as_one_over_root_r():
+    x, y = 0.2 * np.random.default_rng(0).standard_normal((2, 6, 8)).astype(np.float32)
+    exact = np.exp(x.astype(np.float64) @ y.T.astype(np.float64))
+    errors = {}
+    for features in (16, 256):
+        estimates = np.stack(
+            [
+                kernel(
+                    feature_map("favor", features=features, key=jax.random.key(seed)), jnp.asarray(x), jnp.asarray(y)
+                )
+                for seed in range(400)
+            ]
+        )
+        standard_error = estimates.std(axis=0, ddof=1) / math.sqrt(400)
+        assert (np.abs(estimates.mean(axis=0) - exact) < 4.5 * standard_error).all()
+        errors[features] = np.sqrt(np.mean((estimates - exact) ** 2))
+    slope = math.log(errors[256] / errors[16]) / math.log(16)
+    assert -0.6 < slope < -0.4, f"fitted slope {slope:.3f}, expected -1/2"
+
+
+def test_favor_directions_are_orthogonal_blocks_and_repeat_for_a_key():
+    one, same, other = (feature_map("favor", features=16, key=jax.random.key(seed)) for seed in (3, 3, 4))
+    x = jnp.eye(8)
+    np.testing.assert_array_equal(one(x)[0], same(x)[0])
+    assert not np.array_equal(one(x)[0], other(x)[0])
+    assert hash(one) == hash(same)
+    # log phi of unit vectors gives the directions back, up to a row's constant
+    phi, log_scale = one(x)
+    directions = np.asarray(jnp.log(phi) + log_scale[:, None] + 0.5 + math.log(math.sqrt(16))).T
+    gram = directions[:8] @ directions[:8].T
+    np.testing.assert_allclose(gram - np.diag(np.diag(gram)), 0, atol=1e-4)
+
+
+def test_elu():
+    phi, log_scale = feature_map("elu")(jnp.array([[-2.0, 0.0, 3.0]]))
+    np.testing.assert_allclose(phi, [[math.exp(-2), 1, 4]], rtol=1e-6)
+    assert not log_scale.any()

@@ -1,0 +1,158 @@
+"""The prefix kinds: built from tokens, added, subtracted, batched."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map
+from ntkprefix.clusters import kmeans
+
+RNG = np.random.default_rng(1)
+MAPS = {
+    "elu": feature_map("elu"),
+    "taylor": feature_map("taylor", degree=2),
+    "favor": feature_map("favor", features=24, key=jax.random.key(7)),
+}
+
+
+def normal(*shape, scale=1.0):
+    return jnp.asarray(scale * RNG.standard_normal(shape), jnp.float32)
+
+
+QUERY = normal(2, 4, 4, 6)
+
+
+def out(prefix, query=QUERY):
+    """The prefix's own output: attention with no input keys."""
+    batch, _, _, width = query.shape
+    empty = jnp.zeros((batch, 0, 2, width)), jnp.zeros((batch, 0, 2, 5))
+    return attention(query, *empty, prefix=prefix)
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("recentre", [True, False])
+@pytest.mark.parametrize("length", [1, 511, 512, 513, 1500])
+def test_from_tokens_is_the_plain_sum(name, recentre, length):
+    keys, values = normal(length, 2, 6, scale=0.5), normal(length, 2, 5)
+    state = FeaturePrefix.from_tokens(keys, values, feature_map=MAPS[name], recentre=recentre)
+    centre = np.asarray(keys).mean(axis=0) if recentre else 0
+    phi, log_scale = MAPS[name](jnp.asarray((np.asarray(keys) - centre) * 6**-0.25))
+    phi = np.asarray(phi, np.float64) * np.exp(np.asarray(log_scale, np.float64))[..., None]
+    scale = np.exp(np.asarray(state.log_scale, np.float64))
+    np.testing.assert_allclose(state.k * scale[:, None], phi.sum(axis=0), rtol=2e-5, atol=2e-6 * phi.max() * length)
+    expected = np.einsum("mkr,mkh->krh", phi, np.asarray(values, np.float64))
+    np.testing.assert_allclose(state.Z * scale[:, None, None], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_appending_and_subtracting_documents(name):
+    keys, values = normal(90, 2, 6), normal(90, 2, 5)
+    whole = FeaturePrefix.from_tokens(keys, values, feature_map=MAPS[name])
+    first = FeaturePrefix.from_tokens(keys[:60], values[:60], feature_map=MAPS[name], centre=whole.centre)
+    second = FeaturePrefix.from_tokens(keys[60:], values[60:], feature_map=MAPS[name], centre=whole.centre)
+    for same in (first + second, second + first, first.append(keys[60:], values[60:])):
+        np.testing.assert_allclose(out(same), out(whole), atol=2e-5)
+    np.testing.assert_allclose(out(whole - second), out(first), atol=2e-4)
+
+
+def test_a_state_of_a_hundred_thousand_tokens_needs_memory_for_a_chunk():
+    def build(keys, values):
+        return FeaturePrefix.from_tokens(keys, values, feature_map=MAPS["taylor"])
+
+    def temporary(length):
+        arrays = jax.ShapeDtypeStruct((length, 2, 6), jnp.float32), jax.ShapeDtypeStruct((length, 2, 5), jnp.float32)
+        return jax.jit(build).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(100_000) <= 1.1 * temporary(2_000) + 4096
+
+
+def test_building_and_using_a_state_is_differentiable():
+    keys, values = normal(20, 2, 6), normal(20, 2, 5)
+
+    def loss(keys, values):
+        return jnp.sum(out(FeaturePrefix.from_tokens(keys, values, feature_map=MAPS["favor"])) ** 2)
+
+    gradients = jax.grad(loss, argnums=(0, 1))(keys, values)
+    direction = normal(20, 2, 6)
+    step = 1e-3
+    slope = (loss(keys + step * direction, values) - loss(keys - step * direction, values)) / (2 * step)
+    np.testing.assert_allclose(jnp.vdot(gradients[0], direction), slope, rtol=2e-2)
+    assert np.isfinite(gradients[1]).all()
+
+
+@pytest.mark.parametrize("kind", ["features", "measure"])
+def test_one_state_per_row(kind):
+    keys, values = normal(2, 30, 2, 6), normal(2, 30, 2, 5)
+    build = {
+        "features": lambda k, v: FeaturePrefix.from_tokens(k, v, feature_map=MAPS["taylor"]),
+        "measure": lambda k, v: MeasurePrefix.from_tokens(k, v, components=3, rank=2),
+    }[kind]
+    together = out(build(keys, values))
+    for row in range(2):
+        np.testing.assert_allclose(
+            together[row], out(build(keys[row], values[row]), QUERY[row : row + 1])[0], atol=1e-5
+        )
+
+
+def test_a_state_without_tokens_is_a_no_op():
+    prefix = FeaturePrefix.from_tokens(normal(0, 2, 6), normal(0, 2, 5))
+    key, value = normal(2, 3, 2, 6), normal(2, 3, 2, 5)
+    np.testing.assert_array_equal(attention(QUERY, key, value, prefix=prefix), attention(QUERY, key, value))
+
+
+def test_a_component_per_token_is_exact():
+    keys, values = normal(12, 2, 6), normal(12, 2, 5)
+    prefix = MeasurePrefix.from_tokens(keys, values, components=12)
+    np.testing.assert_allclose(out(prefix), out(TokenPrefix(keys, values)), atol=1e-5)
+
+
+def test_fitting_keeps_each_clusters_moments():
+    keys, values = normal(400, 1, 6), normal(400, 1, 5)
+    prefix = MeasurePrefix.from_tokens(keys, values, components=1, rank=6)
+    flat_keys, flat_values = np.asarray(keys[:, 0], np.float64), np.asarray(values[:, 0], np.float64)
+    centred = flat_keys - flat_keys.mean(axis=0)
+    factor, cross = np.asarray(prefix.factor[0, 0]), np.asarray(prefix.cross[0, 0])
+    np.testing.assert_allclose(prefix.log_weight, np.log(400), rtol=1e-6)
+    np.testing.assert_allclose(factor @ factor.T, centred.T @ centred / 400, atol=1e-5)
+    np.testing.assert_allclose(cross @ factor.T, flat_values.T @ centred / 400, atol=1e-5)
+
+
+def test_one_gaussian_cloud_is_the_limit_of_many_tokens():
+    # The claim behind the measure: for jointly Gaussian keys and values softmax over M tokens tends to the closed form.
+    rng = np.random.default_rng(5)
+    mixing = rng.standard_normal((11, 11)) * 0.35
+    mean = rng.standard_normal(11)
+    covariance = mixing @ mixing.T
+    factor = np.linalg.cholesky(covariance[:6, :6])
+    cross = covariance[6:, :6] @ np.linalg.inv(factor.T)
+    as_head = [jnp.asarray(x, jnp.float32)[None, None] for x in (0.0, mean[:6], factor, mean[6:], cross)]
+    query = QUERY[:, :, :1]
+    empty = jnp.zeros((2, 0, 1, 6)), jnp.zeros((2, 0, 1, 5))
+    limit = attention(query, *empty, prefix=MeasurePrefix(*as_head))
+    errors = []
+    for length in (2**8, 2**12, 2**16):
+        tokens = jnp.asarray(mean + rng.standard_normal((length, 11)) @ mixing.T, jnp.float32)[:, None]
+        finite = attention(query, *empty, prefix=TokenPrefix(tokens[..., :6], tokens[..., 6:]))
+        errors.append(float(jnp.sqrt(jnp.mean((finite - limit) ** 2))))
+    slope = np.polyfit(np.log([2**8, 2**12, 2**16]), np.log(errors), 1)[0]
+    assert -0.7 < slope < -0.3, f"fitted slope {slope:.2f}, expected -1/2; errors {errors}"
+
+
+def test_kmeans_finds_separated_groups_and_lowers_the_distortion():
+    rng = np.random.default_rng(0)
+    groups = rng.standard_normal((5, 3)) * 20
+    points = jnp.asarray(np.repeat(groups, 40, axis=0) + 0.1 * rng.standard_normal((200, 3)), jnp.float32)
+    _, labels = kmeans(jax.random.key(0), points, 5)
+    assert len({tuple(set(np.asarray(labels[i * 40 : (i + 1) * 40]))) for i in range(5)}) == 5
+    distortion = [
+        float(jnp.sum((points - c[label]) ** 2))
+        for c, label in (kmeans(jax.random.key(1), points + 0.0, 9, iterations=i) for i in (0, 1, 5))
+    ]
+    assert distortion[0] >= distortion[1] >= distortion[2]
+
+
+def test_more_clusters_than_distinct_points():
+    keys = jnp.ones((4, 1, 6))
+    prefix = MeasurePrefix.from_tokens(keys, normal(4, 1, 5), components=3, rank=1)
+    assert sorted(np.isneginf(np.asarray(prefix.log_weight)).ravel().tolist()) == [False, True, True]

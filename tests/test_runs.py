@@ -1,0 +1,59 @@
+"""Result files: whole or absent, and named when they are bad."""
+
+import json
+import math
+import os
+import stat
+
+import pytest
+
+from ntkprefix import runs
+
+
+def test_json_makes_the_round_trip(tmp_path):
+    path = runs.write_json(tmp_path / "new" / "folder" / "results.json", {"a": [1, 2.5, None]})
+    assert runs.read_json(path) == {"a": [1, 2.5, None]}
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = runs.write_json(tmp_path / "results.json", {"good": True})
+
+    def full_disk(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        runs.write_json(path, {"good": False})
+    assert runs.read_json(path) == {"good": True}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nan_is_no_json(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        runs.write_json(tmp_path / "results.json", {"loss": math.nan})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", b"[1]", b"[" * 100_000])
+def test_a_bad_file_is_an_error_with_its_name(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"results\.json: expected"):
+        runs.read_json(path)
+
+
+def test_files_have_ordinary_permissions(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        path = runs.write_json(tmp_path / "results.json", {})
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_environment_is_json_and_names_the_device():
+    environment = runs.environment()
+    assert json.loads(json.dumps(environment)) == environment
+    assert environment["packages"]["jax"]
+    assert environment["device"]
