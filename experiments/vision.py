@@ -1,0 +1,144 @@
+"""Adapt a pretrained vision transformer to images: head only, P-Tuning v2 and NTK-Attention side by side.
+
+Every method trains on the same images in the same order, for the same number of steps, from the same frozen weights,
+with the step size that `experiments.step_sizes` chose for it on a part of the training digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import RESULTS
+from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, TokenAdapter, count
+from ntkprefix.classify import Classifier, head_loss
+from ntkprefix.images import ImageData, load_images
+from ntkprefix.models import ViT, load_dinov2
+from ntkprefix.runs import environment, progress, read_json
+from ntkprefix.train import TrainConfig, TrainResult, train
+
+METHODS: dict[str, Adapter] = {
+    "head only": HeadAdapter(),
+    "P-Tuning v2": TokenAdapter(length=10),
+    "NTK-Attention": FeatureAdapter(),
+}
+_CALIBRATION_IMAGES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """What to run.
+
+    Attributes:
+        data: "digits", a `.npz` file or a folder of images (see `ntkprefix.images.load_images`).
+        size: side that images are resized to, in pixels, a multiple of 14.
+        train_images: at most so many training images, drawn at random; the same for every method.
+        test_images: likewise for the held-out ones.
+        epochs: passes over the training images.
+        head_epochs: passes for linear probing, whose features are computed once: more, since they cost nothing.
+        batch_size: images per step.
+        seeds: one run of each method per seed, which orders the data and draws random starts.
+    """
+
+    data: str = "digits"
+    size: int = 70
+    train_images: int = 1000
+    test_images: int = 800
+    epochs: int = 3
+    head_epochs: int = 40
+    batch_size: int = 16
+    seeds: tuple[int, ...] = (0,)
+
+
+def main(config: VisionConfig) -> dict[str, Any]:
+    """Run all methods on all seeds, with progress.
+
+    Returns:
+        Configuration, environment, a description of the data, and one entry per run.
+    """
+    data = subset(load_images(config.data, size=config.size), config)
+    model = load_dinov2()
+    step_sizes = read_json(RESULTS / "step_sizes.json")["chosen"]
+    runs = []
+    with progress() as bar:
+        for seed in config.seeds:
+            for method in METHODS:
+                schedule = training(config, method, step_sizes[method], seed)
+                task = bar.add_task(method, total=schedule.steps(len(data.x_train)))
+                run = fit(model, METHODS[method], data, schedule, on_step=partial(_show, bar, task, method))
+                runs.append({"method": method, "seed": seed, "step_size": step_sizes[method], **run})
+    return {
+        "config": asdict(config),
+        "environment": environment(),
+        "data": {
+            "name": data.name,
+            "notes": data.notes,
+            "train": len(data.x_train),
+            "test": len(data.x_test),
+            "classes": list(data.class_names),
+        },
+        "runs": runs,
+    }
+
+
+def subset(data: ImageData, config: VisionConfig) -> ImageData:
+    """At most as many images as asked for, drawn with a fixed seed."""
+    random = np.random.default_rng(0)
+    train, test = (
+        np.sort(random.permutation(len(x))[:most])
+        for x, most in ((data.x_train, config.train_images), (data.x_test, config.test_images))
+    )
+    return ImageData(
+        x_train=data.x_train[train],
+        y_train=data.y_train[train],
+        x_test=data.x_test[test],
+        y_test=data.y_test[test],
+        class_names=data.class_names,
+        name=data.name,
+        notes=data.notes,
+    )
+
+
+def training(config: VisionConfig, method: str, step_size: float, seed: int) -> TrainConfig:
+    """The training configuration of one run."""
+    epochs = config.head_epochs if method == "head only" else config.epochs
+    return TrainConfig(epochs=epochs, batch_size=config.batch_size, learning_rate=step_size, seed=seed)
+
+
+def fit(
+    model: ViT,
+    adapter: Adapter,
+    data: ImageData,
+    config: TrainConfig,
+    *,
+    on_step: Callable[[int, float], Any] | None = None,
+) -> dict[str, Any]:
+    """Train one classifier and test it on the held-out images."""
+    classifier = Classifier(model, adapter)
+    params = classifier.init(jax.random.key(config.seed), data.x_train[:_CALIBRATION_IMAGES], len(data.class_names))
+    if isinstance(adapter, HeadAdapter):
+        features = classifier.all_features(params, data.x_train)
+        result = train(head_loss, params["head"], None, (features, data.y_train), config, on_step=on_step)
+        result = TrainResult({**params, "head": result.params}, result.losses, result.seconds)
+    else:
+        rows = (data.x_train, data.y_train)
+        result = train(classifier.loss, params, classifier.frozen, rows, config, on_step=on_step)
+    predicted = classifier.predict(result.params, data.x_test)
+    return {
+        "accuracy": float(np.mean(predicted == data.y_test)),
+        "adapter_parameters": count(result.params["adapter"]),
+        "head_parameters": count(result.params["head"]),
+        "steps": len(result.losses),
+        "seconds": round(result.seconds, 2),
+        "seconds_per_step": round(result.seconds / max(len(result.losses) - 1, 1), 4),
+        "losses": [round(float(loss), 5) for loss in result.losses],
+    }
+
+
+def _show(bar: Any, task: Any, method: str, step: int, loss: float) -> None:
+    bar.update(task, completed=step, description=f"{method:<14} loss {loss:7.4f}")

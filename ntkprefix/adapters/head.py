@@ -1,0 +1,23 @@
+"""Nothing of the model is changed; the task's head is all that trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxtyping import PRNGKeyArray, PyTree
+
+from ntkprefix.models.statistics import AttentionStatistics
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadAdapter:
+    """The baseline without parameters of its own: linear probing."""
+
+    def init(self, key: PRNGKeyArray, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
+        """No parameters."""
+        return {}
+
+    def prefixes(self, params: PyTree) -> Any:  # noqa: ARG002
+        """No prefix."""
+        return None

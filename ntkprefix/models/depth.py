@@ -1,0 +1,125 @@
+"""Running a stack of equal blocks with `jax.lax.scan`, with a prefix for each.
+
+The weights of all blocks lie in one array per parameter, with a leading `layers` axis, so the program that XLA
+compiles holds one block however deep the model is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class _Run(NamedTuple):
+    """Consecutive layers whose prefixes have one structure, so that one scan serves them."""
+
+    start: int
+    stop: int
+    prefixes: Any  # leading axis stop - start; None where the layers have no prefix
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    """Blocks with parameters of their own, stacked on a leading axis of every parameter.
+
+    Args:
+        make: builds one block.
+        layers: how many.
+        rngs: initialises each block with keys of its own.
+
+    Returns:
+        One module of the block's type, to be run by `scan`.
+
+    Example:
+        >>> from flax import nnx
+        >>> from ntkprefix.models.depth import stack
+        >>> blocks = stack(lambda rngs: nnx.Linear(2, 3, rngs=rngs), 12, rngs=nnx.Rngs(0))
+        >>> blocks.kernel.shape
+        (12, 2, 3)
+    """
+    return nnx.split_rngs(splits=layers)(nnx.vmap(make, in_axes=0, out_axes=0))(rngs)
+
+
+def scan(
+    blocks: nnx.Module, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, *, layers: int, prefixes: Any
+) -> tuple[Any, Any]:
+    """Run `carry` through all blocks.
+
+    Args:
+        blocks: made by `stack`.
+        step: (block, carry, prefix) -> (carry, output) of one layer.
+        carry: what flows from block to block.
+        layers: how many blocks there are.
+        prefixes: None; or a list or tuple with one prefix (or None) per layer, of any kinds and sizes; or one prefix
+            whose every array has a leading `layers` axis.
+
+    Returns:
+        The last carry, and the layers' outputs stacked on a leading axis.
+
+    Raises:
+        ValueError: the number of prefixes is not the number of layers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models.depth import scan, stack
+        >>> blocks = stack(lambda rngs: nnx.Linear(2, 2, rngs=rngs), 12, rngs=nnx.Rngs(0))
+        >>> x, norms = scan(
+        ...     blocks, lambda block, x, _: (block(x), jnp.linalg.norm(x)), jnp.ones(2), layers=12, prefixes=None
+        ... )
+        >>> norms.shape
+        (12,)
+    """
+    graph, weights = nnx.split(blocks)
+
+    def body(carry: Any, layer: Any) -> tuple[Any, Any]:
+        block_weights, prefix = layer
+        return step(nnx.merge(graph, block_weights), carry, prefix)
+
+    outputs = []
+    for start, stop, prefix in _runs(prefixes, layers):
+        part = weights if stop - start == layers else jax.tree.map(lambda leaf: leaf[start:stop], weights)  # noqa: B023
+        carry, output = jax.lax.scan(body, carry, (part, prefix))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+
+def _runs(prefixes: Any, layers: int) -> Iterator[_Run]:
+    # A named tuple is a prefix of somebody's own, not a sequence of them.
+    if type(prefixes) in (list, tuple):
+        _check_sequence(prefixes, layers)
+        indexed = enumerate(prefixes)
+        for _, group in itertools.groupby(indexed, key=lambda pair: _structure(pair[1])):
+            members = list(group)
+            start = members[0][0]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(prefix for _, prefix in members))
+            yield _Run(start, start + len(members), stacked)
+    else:
+        _check_stacked(prefixes, layers)
+        yield _Run(0, layers, prefixes)
+
+
+def _structure(prefix: Any) -> tuple[Any, ...]:
+    leaves, structure = jax.tree.flatten(prefix)
+    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def _check_sequence(prefixes: Any, layers: int) -> None:
+    if len(prefixes) != layers:
+        raise ValueError(
+            f"prefixes: expected one per layer, {layers}, got {len(prefixes)}. Put None where a layer has none."
+        )
+
+
+def _check_stacked(prefixes: Any, layers: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(prefixes):
+        if jnp.shape(leaf)[:1] != (layers,):
+            raise ValueError(
+                f"prefixes{jax.tree_util.keystr(path)}: expected a leading axis of {layers}, one entry per layer, got "
+                f"shape {list(jnp.shape(leaf))}. Stack the layers' prefixes with "
+                f"jax.tree.map(lambda *leaves: jnp.stack(leaves), *prefixes), or pass them as a list."
+            )
