@@ -88,11 +88,11 @@ def report(results: dict[str, Any], out: Path) -> Path:
         Section(
             "Adapting DINOv2 ViT-S/14",
             text=(
-                f"{_data_line(results)} The pretrained weights are frozen. NTK-Attention adds an infinitely long prefix "
-                f"to each of 12 layers as a trained state Z, k per head: {ntk['adapter_parameters']:,} numbers, as many "
-                f"as {equal_tokens:g} prefix tokens per layer would take. P-Tuning v2 trains 10 prefix tokens per "
-                f"layer. All methods see the same images in the same order; each one's step size was chosen from one "
-                f"list on held-back training digits."
+                f"{_data_line(results)} The pretrained weights are frozen. NTK-Attention adds an infinitely long "
+                f"prefix to each of 12 layers as a trained state Z, k per head: {ntk['adapter_parameters']:,} numbers, "
+                f"as many as {equal_tokens:g} prefix tokens per layer. P-Tuning v2 trains 10 prefix tokens "
+                f"per layer. All methods see the same images in the same order; each one's step size was chosen from "
+                f"one list on held-back training digits."
             ),
             table=summary.table(rows),
             figures=[

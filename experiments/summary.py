@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ntkprefix.report import Table
+from theory import intervals
 
 
 def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -22,12 +21,12 @@ def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
     for method in dict.fromkeys(run["method"] for run in results["runs"]):
         runs = [run for run in results["runs"] if run["method"] == method]
         values = [run["accuracy"] for run in runs]
-        interval = wilson(values[0], results["data"]["test"]) if len(values) == 1 else student(values)
+        estimate = _of_images(values[0], results["data"]["test"]) if len(values) == 1 else intervals.mean(values)
         rows.append(
             {
                 "method": method,
-                "accuracy": float(np.mean(values)),
-                "interval": interval,
+                "accuracy": estimate.value,
+                "interval": [estimate.low, estimate.high],
                 "adapter_parameters": runs[0]["adapter_parameters"],
                 "head_parameters": runs[0]["head_parameters"],
                 "step_size": runs[0]["step_size"],
@@ -83,15 +82,5 @@ def break_even(width: int, value_width: int, features: int) -> float:
     return features * (value_width + 1) / (width + value_width)
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` independent cases."""
-    z = stats.norm.ppf(0.975)
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return middle - half, middle + half
-
-
-def student(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval of a mean."""
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+def _of_images(accuracy: float, images: int) -> intervals.Estimate:
+    return intervals.share(np.arange(images) < round(accuracy * images))

@@ -66,7 +66,7 @@ class TrainConfig:
         """Step size of every step on that many rows of data."""
         steps = self.steps(rows)
         schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, round(self.warmup * steps), steps)
-        return np.asarray(schedule(np.arange(1, steps + 1)), np.float32)
+        return np.asarray(schedule(np.arange(1, steps + 1, dtype=np.float32)), np.float32)
 
 
 class TrainResult(NamedTuple):
@@ -153,7 +153,8 @@ def _optimiser(weight_decay: float, clip: float) -> optax.GradientTransformation
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
 def _step(loss, optimiser, params, state, frozen, step_size, batch):
     value, gradient = jax.value_and_grad(loss)(params, frozen, *batch)
-    updates, state = optimiser.update(gradient, state, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers, which strict rules forbid
+        updates, state = optimiser.update(gradient, state, params)
     return optax.apply_updates(params, jax.tree.map(lambda update: step_size * update, updates)), state, value
 
 

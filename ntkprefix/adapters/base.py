@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from ntkprefix.models.statistics import AttentionStatistics
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """A way to change a frozen model by a few parameters."""
 

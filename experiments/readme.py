@@ -1,0 +1,96 @@
+"""Write the README's tables from the committed result files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments import RESULTS
+from ntkprefix.runs import read_json, write_bytes
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def main() -> None:
+    """Rewrite the tables in place."""
+    write_bytes(README, render(README.read_text(encoding="utf-8")).encode())
+
+
+def render(text: str) -> str:
+    """The README with every table made anew.
+
+    Raises:
+        ValueError: a table's markers are missing.
+    """
+    parts: dict[str, Callable[[], str]] = {"vision": vision, "verify": verify}
+    for name, make in parts.items():
+        pattern = re.compile(rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md: expected the markers of the table {name!r}.")
+        table = make()
+        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+    return text
+
+
+def vision() -> str:
+    """Accuracy, interval and size of every method on the digits."""
+    results = read_json(RESULTS / "vision_digits.json")
+    data, where, first = results["data"], results["environment"], results["summary"][0]
+    config = results["config"]
+    lines = [
+        f"DINOv2 ViT-S/14 on scikit-learn's handwritten digits ({data['train']:,} training and {data['test']:,} "
+        f"held-out images at {config['size']} x {config['size']}, {config['epochs']} epochs, {first['seeds']} seeds, "
+        f"mean and 95 % interval over seeds; {where['processor']}, {where['cores']} cores):",
+        "",
+        "| method | held-out accuracy | 95 % interval | trained numbers (besides the head's) | s per step |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["summary"]:
+        low, high = row["interval"]
+        lines.append(
+            f"| {row['method']} | {row['accuracy']:.3f} | {low:.3f} to {high:.3f} "
+            f"| {row['adapter_parameters']:,} | {row['seconds_per_step']:.2g} |"
+        )
+    tokens = results["break_even_tokens"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The state of NTK-Attention is the size of {tokens:g} prefix tokens per layer: it is the smaller one only "
+            f"for prefixes that are longer. Remade by `python -m experiments.results vision`.",
+        ]
+    )
+
+
+def verify() -> str:
+    """The verdicts of the full ladder."""
+    results = read_json(RESULTS / "verify.json")
+    lines = ["| verdict | finding | estimate | 95 % interval | band | |", "|---|---|---|---|---|---|"]
+    for verdict in results["verdicts"]:
+        for finding in verdict["findings"]:
+            low, high = (_number(bound) for bound in finding["interval"])
+            band = " to ".join(_number(bound) for bound in finding["band"])
+            lines.append(
+                f"| {verdict['name']} | {finding['name']} | {_number(finding['estimate'])} | {low} to {high} "
+                f"| {band} | {verdict['status']} |"
+            )
+    config = results["config"]
+    longest = max(config["lengths"]).bit_length() - 1
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"n = {config['n']}, d = {config['d']}, sigma = {config['sigma']}, M to 2^{longest}, {config['seeds']} seeds. "
+            f"Remade by `python -m experiments.results verify`.",
+        ]
+    )
+
+
+def _number(value: Any) -> str:
+    return "none" if value is None else f"{value:.3g}" if isinstance(value, float | int) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Remake the committed result files, all or by name: `python -m experiments.results [step_sizes] [vision] [verify]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import theory
+from experiments import RESULTS, readme, step_sizes, summary, vision
+from ntkprefix.runs import write_json
+
+
+def make_step_sizes() -> None:
+    """`step_sizes.json`."""
+    write_json(RESULTS / "step_sizes.json", step_sizes.main(step_sizes.StepSizesConfig()))
+
+
+def make_vision() -> None:
+    """`vision_digits.json`, three seeds."""
+    results = vision.main(vision.VisionConfig(seeds=(0, 1, 2)))
+    width = 64  # of DINOv2's heads; elu features have R = H
+    tokens = summary.break_even(width, width, width)
+    write_json(
+        RESULTS / "vision_digits.json",
+        {**results, "summary": summary.by_method(results), "break_even_tokens": tokens},
+    )
+
+
+def make_verify() -> None:
+    """`verify.json`, the full ladder; its pieces and plots go to runs/verify."""
+    report = theory.verify(theory.Config(out=Path("runs") / "verify"), show_progress=True)
+    write_json(RESULTS / "verify.json", report.results)
+
+
+# In this order: vision takes the step sizes.
+MAKERS: dict[str, Callable[[], Any]] = {"step_sizes": make_step_sizes, "vision": make_vision, "verify": make_verify}
+
+
+def main(names: list[str]) -> None:
+    """Remake the named files, all if none is named, and then the README's tables."""
+    unknown = set(names) - set(MAKERS)
+    if unknown:
+        sys.exit(f"experiments.results: expected {', '.join(MAKERS)}; got {', '.join(sorted(unknown))}.")
+    for name, make in MAKERS.items():
+        if not names or name in names:
+            print(f"making {name} ...", flush=True)
+            make()
+    readme.main()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

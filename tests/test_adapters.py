@@ -1,0 +1,113 @@
+"""Adapters on a tiny vision transformer: sizes, no-op starts, live gradients, and learning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ntkprefix import feature_map
+from ntkprefix.adapters import ADAPTERS, FeatureAdapter, HeadAdapter, TokenAdapter, count
+from ntkprefix.adapters.features import nonnegative
+from ntkprefix.classify import Classifier
+from ntkprefix.images import normalise
+from ntkprefix.models import ViT, ViTConfig
+from ntkprefix.train import TrainConfig, train
+
+LAYERS, HEADS, WIDTH = 3, 3, 4
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+LABELS = (IMAGES.mean(axis=(1, 2, 3)) > np.median(IMAGES.mean(axis=(1, 2, 3)))).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = ViTConfig(patch=4, width=HEADS * WIDTH, layers=LAYERS, heads=HEADS, mlp_width=16, grid=3)
+    return nnx.jit(lambda: ViT(config, rngs=nnx.Rngs(0)))()
+
+
+def initial(model, adapter):
+    classifier = Classifier(model, adapter)
+    return classifier, classifier.init(jax.random.key(0), IMAGES, classes=2)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "parameters"),
+    [
+        (HeadAdapter(), 0),
+        (TokenAdapter(length=7), LAYERS * 7 * HEADS * 2 * WIDTH),
+        (FeatureAdapter(), LAYERS * HEADS * (WIDTH * (WIDTH + 1) + 1)),
+        (FeatureAdapter(feature_map("taylor", degree=2)), LAYERS * HEADS * (15 * (WIDTH + 1) + 1)),
+    ],
+)
+def test_parameter_counts(model, adapter, parameters):
+    assert count(initial(model, adapter)[1]["adapter"]) == parameters
+
+
+def test_features_start_as_the_pretrained_model_with_live_gradients(model):
+    (plain, plain_params), (classifier, params) = initial(model, HeadAdapter()), initial(model, FeatureAdapter())
+    base = plain.features(plain_params, plain.frozen, jnp.asarray(IMAGES))
+    np.testing.assert_array_equal(classifier.features(params, classifier.frozen, jnp.asarray(IMAGES)), base)
+    probe = jnp.asarray(RNG.standard_normal(base.shape), jnp.float32)
+    gradient = jax.grad(
+        lambda p: jnp.sum(probe * classifier.features({"adapter": p}, classifier.frozen, jnp.asarray(IMAGES)))
+    )(params["adapter"])
+    assert (gradient["Z"] != 0).all()
+    assert (gradient["k"] != 0).all()
+
+
+def test_features_start_on_the_inputs_own_scale(model):
+    # A state of k = 1 then weighs about as much as the input, averaged over queries, in every layer and head.
+    adapter = FeatureAdapter()
+    _, params = initial(model, adapter)
+    prefixes = adapter.prefixes({**params["adapter"], "k": jnp.ones((LAYERS, HEADS, WIDTH))})
+
+    def share(query, key, value):
+        logits = jnp.einsum("btnh,bsnh->btns", query, key) / jnp.sqrt(float(WIDTH))
+        return query, jax.nn.logsumexp(logits, axis=-1)
+
+    queries, masses = model.observe(normalise(jnp.asarray(IMAGES)), share)
+    for layer in range(LAYERS):
+        prefix = jax.tree.map(lambda leaf, layer=layer: leaf[layer], prefixes)
+        relative = jnp.exp(prefix.partial(queries[layer], WIDTH**-0.5).log_mass() - masses[layer])
+        assert ((jnp.mean(relative, axis=(0, 1)) > 0.3) & (jnp.mean(relative, axis=(0, 1)) < 3)).all()
+
+
+def test_k_stays_nonnegative_with_a_live_gradient():
+    x = jnp.array([-2.0, 0.0, 3.0])
+    np.testing.assert_array_equal(nonnegative(x), [0, 0, 3])
+    np.testing.assert_array_equal(jax.grad(lambda x: nonnegative(x).sum())(x), [1, 1, 1])
+
+
+def test_a_frozen_scale_has_no_gradient(model):
+    for train_scale in (True, False):
+        adapter = FeatureAdapter(train_scale=train_scale)
+        classifier, params = initial(model, adapter)
+        params["adapter"]["Z"] = params["adapter"]["Z"] + 0.1
+
+        def total(p, classifier=classifier):
+            return jnp.sum(classifier.features({"adapter": p}, classifier.frozen, jnp.asarray(IMAGES)) ** 2)
+
+        assert bool((jax.grad(total)(params["adapter"])["log_scale"] != 0).any()) == train_scale
+
+
+@pytest.mark.parametrize("name", ["tokens", "features"])
+def test_training_beats_the_start_and_repeats(model, name):
+    classifier, params = initial(model, ADAPTERS[name]())
+    config = TrainConfig(epochs=15, batch_size=8, learning_rate=1e-2)
+    first, second = (train(classifier.loss, params, classifier.frozen, (IMAGES, LABELS), config) for _ in range(2))
+    assert first.losses[-3:].mean() < 0.8 * first.losses[0]
+    np.testing.assert_array_equal(first.losses, second.losses)
+    assert classifier.predict(first.params, IMAGES).shape == LABELS.shape
+
+
+def test_prediction_does_not_depend_on_the_batch(model):
+    classifier, params = initial(model, TokenAdapter(length=2))
+    many = np.concatenate([IMAGES] * 3)
+    np.testing.assert_array_equal(classifier.all_features(params, many)[-24:], classifier.all_features(params, IMAGES))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_no_tokens_is_an_error():
+    with pytest.raises(ValueError, match="length of at least 1, got 0"):
+        TokenAdapter(length=0)

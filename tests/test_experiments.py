@@ -1,0 +1,95 @@
+"""The experiments' own arithmetic, and that documents say what the result files say."""
+
+import numpy as np
+import pytest
+
+from experiments import RESULTS, notebooks, readme, step_sizes, summary, vision
+from experiments.plots import smooth
+from ntkprefix.images import load_images
+from ntkprefix.runs import read_json
+
+
+def a_run(method, seed, accuracy):
+    sizes = {"adapter_parameters": 5, "head_parameters": 2, "steps": 10, "step_size": 0.1}
+    return {"method": method, "seed": seed, "accuracy": accuracy, "seconds": 3.0, "seconds_per_step": 0.3, **sizes}
+
+
+def test_summary_of_one_seed_uses_the_images_and_of_more_the_seeds():
+    one = summary.by_method({"data": {"test": 100}, "runs": [a_run("a", 0, 0.9)]})[0]
+    assert one["accuracy"] == pytest.approx(0.9)
+    np.testing.assert_allclose(one["interval"], [0.8256, 0.9448], atol=1e-4)  # Wilson, from a published table
+    three = summary.by_method(
+        {"data": {"test": 100}, "runs": [a_run("a", i, x) for i, x in enumerate((0.8, 0.9, 1.0))]}
+    )
+    np.testing.assert_allclose(
+        three[0]["interval"], [0.9 - 4.3027 * 0.1 / 3**0.5, 0.9 + 4.3027 * 0.1 / 3**0.5], atol=1e-4
+    )
+    assert [row["method"] for row in three] == ["a"]
+
+
+def test_break_even_of_a_head_of_64():
+    assert summary.break_even(64, 64, 64) == 32.5
+
+
+def test_smoothing_keeps_length_and_constants():
+    np.testing.assert_allclose(smooth(np.full(50, 3.0)), 3.0)
+    ramp = smooth(np.arange(48.0))
+    assert len(ramp) == 48
+    np.testing.assert_allclose(ramp[-1], np.mean([44, 45, 46, 47]))
+
+
+def test_held_back_images_are_training_images_and_disjoint():
+    data = load_images("digits", size=14)
+    split = step_sizes.held_back(data, 200)
+    assert len(split.x_train) == 800
+    np.testing.assert_array_equal(np.concatenate([split.x_train, split.x_test]), data.x_train)
+
+
+def test_subset_is_the_same_every_time_and_no_larger_than_asked():
+    data = load_images("digits", size=14)
+    config = vision.VisionConfig(train_images=50, test_images=10_000)
+    first, second = (vision.subset(data, config) for _ in range(2))
+    np.testing.assert_array_equal(first.x_train, second.x_train)
+    assert (len(first.x_train), len(first.x_test)) == (50, 797)
+
+
+def test_chosen_step_sizes_are_the_best_of_the_list():
+    results = read_json(RESULTS / "step_sizes.json")
+    assert set(results["chosen"]) == set(vision.METHODS)
+    for method, chosen in results["chosen"].items():
+        tried = [run for run in results["runs"] if run["method"] == method]
+        assert sorted(run["step_size"] for run in tried) == sorted(results["config"]["step_sizes"])
+        best = max(run["accuracy"] or 0 for run in tried)
+        assert best in [run["accuracy"] for run in tried if run["step_size"] == chosen]
+
+
+def test_the_readme_says_what_the_result_files_say():
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.render(text) == text
+
+
+def test_a_readme_without_markers_is_an_error():
+    with pytest.raises(ValueError, match="markers of the table 'vision'"):
+        readme.render("# nothing")
+
+
+SMALL = {
+    "01_infinite_prefix.ipynb": {"WIDTH": 4, "LENGTHS": [16, 64, 256], "DEGREES": [0, 2], "SEEDS": 2},
+    "02_convergence.ipynb": {"N": 4, "D": 4, "LENGTHS": [64, 256], "TRAINED": [16, 64], "SEEDS": 2, "STEPS": 20},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_notebook_runs(name):
+    executed = notebooks.run(notebooks.FOLDER / name, SMALL[name])
+    assert not any(output.output_type == "error" for cell in executed.cells for output in cell.get("outputs", ()))
+
+
+def test_every_notebook_is_tested_and_stored_with_outputs():
+    import nbformat
+
+    paths = sorted(notebooks.FOLDER.glob("*.ipynb"))
+    assert {path.name for path in paths} == set(SMALL)
+    for path in paths:
+        cells = nbformat.read(path, as_version=4).cells
+        assert any(cell.get("outputs") for cell in cells), f"{path.name}: run `make notebooks`"
