@@ -20,10 +20,10 @@ demo: $(READY)
 	$(BIN)/python -m experiments.demo $(if $(DATA),--data-dir $(DATA))
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --doctest-modules tests ntkprefix theory experiments
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+	$(BIN)/python -m pytest -n auto --doctest-modules -m "slow or not slow" tests ntkprefix theory experiments
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -82,7 +82,8 @@ def verify() -> str:
         [
             *lines,
             "",
-            f"n = {config['n']}, d = {config['d']}, sigma = {config['sigma']}, M to 2^{longest}, {config['seeds']} seeds. "
+            f"n = {config['n']}, d = {config['d']}, sigma = {config['sigma']}, "
+            f"M to 2^{longest}, {config['seeds']} seeds. "
             f"Remade by `python -m experiments.results verify`.",
         ]
     )

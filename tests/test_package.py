@@ -1,0 +1,42 @@
+"""What importing costs, and what is public."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ntkprefix
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("module", ["ntkprefix", "ntkprefix.runs", "ntkprefix.cli", "theory"])
+def test_light_modules_import_nothing_heavy(module):
+    heavy = ["flax", "optax", "matplotlib", "neural_tangents", "sklearn", "onnx", "PIL", "tensorflow"]
+    if module == "theory":
+        heavy.remove("optax")  # it trains
+    program = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_public_list_is_complete():
+    for name in ntkprefix.__all__:
+        assert getattr(ntkprefix, name) is not None
+    expected = {"attention", "Partial", "merge", "TokenPrefix", "FeaturePrefix", "MeasurePrefix", "feature_map"}
+    assert expected | {"taylor_error_bound"} <= set(ntkprefix.__all__)
+
+
+def test_imports_point_one_way():
+    layers = {"models": 2, "adapters": 3, "train": 4, "classify": 4}
+    for path in (ROOT / "ntkprefix").rglob("*.py"):
+        part = path.relative_to(ROOT / "ntkprefix").parts[0].removesuffix(".py")
+        for imported in re.findall(r"from ntkprefix\.(\w+)|import theory|from theory", path.read_text()):
+            assert layers.get(imported, 1) <= layers.get(part, 1), f"{path} imports {imported or 'theory'}"
+
+
+def test_the_constraints_name_versions_and_no_host():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line), line
