@@ -119,7 +119,9 @@ def report(results: dict[str, Any], out: Path) -> Path:
                     for finding in verdict["findings"]
                 ],
             ),
-            figures=[Figure(path, path.stem.replace("_", " ")) for path in sorted((out / "verify").glob("*.png"))],
+            figures=[
+                Figure(out / "verify" / f"{verdict['name']}.png", _sentence(verdict["claim"])) for verdict in verdicts
+            ],
         ),
     ]
     records = {name: results[name] for name in ("config", "environment", "data")}
@@ -149,6 +151,10 @@ def _for_terminal(table: Table, title: str) -> TerminalTable:
     for row in table.rows:
         shown.add_row(*row)
     return shown
+
+
+def _sentence(claim: str) -> str:
+    return f"{claim[0].upper()}{claim[1:]}."
 
 
 def _number(value: float | None) -> str:

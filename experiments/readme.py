@@ -26,11 +26,10 @@ def render(text: str) -> str:
     """
     parts: dict[str, Callable[[], str]] = {"vision": vision, "verify": verify}
     for name, make in parts.items():
-        pattern = re.compile(rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
+        found = re.search(rf"<!-- {name}: [^\n]*-->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+        if not found:
             raise ValueError(f"README.md: expected the markers of the table {name!r}.")
-        table = make()
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+        text = f"{text[: found.start(1)]}{make()}\n{text[found.end(1) :]}"
     return text
 
 

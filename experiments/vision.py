@@ -69,8 +69,8 @@ def main(config: VisionConfig) -> dict[str, Any]:
         for seed in config.seeds:
             for method in METHODS:
                 schedule = training(config, method, step_sizes[method], seed)
-                task = bar.add_task(method, total=schedule.steps(len(data.x_train)))
-                run = fit(model, METHODS[method], data, schedule, on_step=partial(_show, bar, task, method))
+                task = bar.add_task(method, total=None)
+                run = fit(model, METHODS[method], data, schedule, watch=partial(_show, bar, task, method))
                 runs.append({"method": method, "seed": seed, "step_size": step_sizes[method], **run})
     return {
         "config": asdict(config),
@@ -116,19 +116,37 @@ def fit(
     data: ImageData,
     config: TrainConfig,
     *,
-    on_step: Callable[[int, float], Any] | None = None,
+    watch: Callable[[str, int, int], Any] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Train one classifier and test it on the held-out images."""
+    """Train one classifier and test it on the held-out images.
+
+    Args:
+        model: the frozen transformer.
+        adapter: what trains besides the head.
+        data: images.
+        config: how to train.
+        watch: told the stage, how much of it is done, and how much there is, as work goes on.
+
+    Returns:
+        Accuracy, sizes, times and the loss of every step.
+    """
+    steps, rows = config.steps(len(data.x_train)), len(data.x_test)
     classifier = Classifier(model, adapter)
     params = classifier.init(jax.random.key(config.seed), data.x_train[:_CALIBRATION_IMAGES], len(data.class_names))
+
+    def on_step(step: int, loss: float) -> None:
+        watch(f"loss {loss:7.4f}", step, steps)
+
     if isinstance(adapter, HeadAdapter):
-        features = classifier.all_features(params, data.x_train)
+        features = classifier.all_features(
+            params, data.x_train, on_batch=lambda done: watch("features", done, len(data.x_train))
+        )
         result = train(head_loss, params["head"], None, (features, data.y_train), config, on_step=on_step)
         result = TrainResult({**params, "head": result.params}, result.losses, result.seconds)
     else:
-        rows = (data.x_train, data.y_train)
-        result = train(classifier.loss, params, classifier.frozen, rows, config, on_step=on_step)
-    predicted = classifier.predict(result.params, data.x_test)
+        images = (data.x_train, data.y_train)
+        result = train(classifier.loss, params, classifier.frozen, images, config, on_step=on_step)
+    predicted = classifier.predict(result.params, data.x_test, on_batch=lambda done: watch("testing", done, rows))
     return {
         "accuracy": float(np.mean(predicted == data.y_test)),
         "adapter_parameters": count(result.params["adapter"]),
@@ -140,5 +158,5 @@ def fit(
     }
 
 
-def _show(bar: Any, task: Any, method: str, step: int, loss: float) -> None:
-    bar.update(task, completed=step, description=f"{method:<14} loss {loss:7.4f}")
+def _show(bar: Any, task: Any, method: str, stage: str, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total, description=f"{method:<14} {stage:<12}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -60,19 +61,25 @@ class Classifier:
         """Mean cross-entropy, in nats."""
         return head_loss(params["head"], None, self.features(params, frozen, images), labels)
 
-    def predict(self, params: PyTree, images: UInt8[np.ndarray, "N h w 3"]) -> Int[np.ndarray, " N"]:
-        """The most likely class of every image."""
-        features = self.all_features(params, images)
+    def predict(
+        self, params: PyTree, images: UInt8[np.ndarray, "N h w 3"], *, on_batch: Callable[[int], Any] | None = None
+    ) -> Int[np.ndarray, " N"]:
+        """The most likely class of every image; `on_batch` as in `all_features`."""
+        features = self.all_features(params, images, on_batch=on_batch)
         return np.asarray(jnp.argmax(logits(params["head"], jnp.asarray(features)), axis=-1))
 
-    def all_features(self, params: PyTree, images: UInt8[np.ndarray, "N h w 3"]) -> Float[np.ndarray, "N width"]:
-        """Features of any number of images, a batch at a time."""
+    def all_features(
+        self, params: PyTree, images: UInt8[np.ndarray, "N h w 3"], *, on_batch: Callable[[int], Any] | None = None
+    ) -> Float[np.ndarray, "N width"]:
+        """Features of any number of images, a batch at a time; `on_batch` is told how many are done."""
         parts = []
         for start in range(0, len(images), _BATCH):
             batch = images[start : start + _BATCH]
             # Every batch has one shape, so one program serves them all.
             padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), batch.dtype)])
             parts.append(np.asarray(_features(self, params, self.frozen, padded))[: len(batch)])
+            if on_batch is not None:
+                on_batch(start + len(batch))
         return np.concatenate(parts)
 
 

@@ -1,0 +1,51 @@
+import jax
+import numpy as np
+import numpy_model as oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from theory import init_stylized, stylized_model
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@settings(max_examples=8, deadline=None)
+@given(M=st.integers(1, 9), d=st.integers(1, 5), n=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_model_equals_numpy(M, d, n, seed):
+    W, a, x = normal(seed, M, d), jax.numpy.sign(normal(seed + 1, M)), normal(seed + 2, n, d)
+    np.testing.assert_allclose(stylized_model(W, a, x), oracle.model(W, a, x), rtol=2e-5, atol=2e-6)
+
+
+def test_starts_at_zero_in_pairs():
+    W, a = init_stylized(jax.random.key(0), 1024, 8)
+    np.testing.assert_array_equal(W[:512], W[512:])
+    np.testing.assert_array_equal(a, np.repeat([1.0, -1.0], 512))
+    assert np.abs(stylized_model(W, a, normal(1, 5, 8))).max() < 1e-4
+
+
+def test_logits_of_ten_thousand():
+    W, a = init_stylized(jax.random.key(0), 64, 4)
+    outputs = stylized_model(1e4 * W, a, normal(1, 3, 4))
+    assert np.isfinite(outputs).all()
+
+
+def test_initial_covariance():
+    covariance = jax.numpy.array([[2.0, 0.6], [0.6, 0.5]])
+    W, _ = init_stylized(jax.random.key(0), 2**16, 2, covariance=covariance)
+    np.testing.assert_allclose(np.cov(W.T), covariance, atol=0.03)
+    W, _ = init_stylized(jax.random.key(0), 2**16, 2, 0.5)
+    np.testing.assert_allclose(np.cov(W.T), 0.25 * np.eye(2), atol=0.01)
+
+
+def test_singular_covariance_stays_in_its_plane():
+    W, _ = init_stylized(jax.random.key(0), 64, 2, covariance=jax.numpy.ones((2, 2)))
+    np.testing.assert_allclose(W[:, 0], W[:, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("M", [0, 3])
+def test_odd_lengths_are_refused(M):
+    with pytest.raises(ValueError, match=f"M must be even and at least 2, .* got {M}"):
+        init_stylized(jax.random.key(0), M, 2)

@@ -1,0 +1,83 @@
+"""Estimates over seeds with their 95 % confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LEVEL = 0.95
+# Nested sequences of numbers, as JSON has them, or arrays.
+Numbers = Sequence[Any] | np.ndarray
+
+
+class Estimate(NamedTuple):
+    """A fitted number and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean(values: Numbers) -> Estimate:
+    """Mean over seeds with Student's t interval; all NaN when a value is not finite.
+
+    Example:
+        >>> from theory.intervals import mean
+        >>> mean([1.0, 2.0, 3.0]).value
+        2.0
+    """
+    from scipy.stats import t
+
+    values = np.asarray(values, float)
+    if not np.isfinite(values).all():
+        return Estimate(math.nan, math.nan, math.nan)
+    centre = float(values.mean())
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(centre, centre - half, centre + half)
+
+
+def slope(sizes: Numbers, values: Numbers) -> Estimate:
+    """Exponent p of value ~ size^p: one log-log fit per seed, then the mean over seeds.
+
+    Args:
+        sizes: [sizes].
+        values: [sizes, seeds], positive. NaN or an infinity, from a run that diverged, makes the estimate NaN.
+
+    Returns:
+        The exponent with its interval over seeds.
+
+    Example:
+        >>> from theory.intervals import slope
+        >>> round(slope([1, 2, 4], [[8, 16], [4, 8], [2, 4]]).value, 6)
+        -1.0
+    """
+    with np.errstate(divide="ignore"):
+        logs = np.log2(np.asarray(values, float))
+    return slope_of_logs(np.log2(np.asarray(sizes, float)), logs)
+
+
+def slope_of_logs(positions: Numbers, logs: Numbers) -> Estimate:
+    """Mean over seeds of the least-squares slopes of `logs`, [positions, seeds], against `positions`."""
+    positions, logs = np.asarray(positions, float), np.asarray(logs, float)
+    centred = positions - positions.mean()
+    return mean(centred @ logs / (centred @ centred))
+
+
+def share(holds: Numbers) -> Estimate:
+    """Share of seeds with Wilson's interval, which is honest at 0 and 1: five of five give [0.57, 1].
+
+    Example:
+        >>> from theory.intervals import share
+        >>> share([True, True, False, True]).value
+        0.75
+    """
+    from scipy.stats import norm
+
+    holds = np.asarray(holds, bool)
+    count, rate, z2 = holds.size, float(holds.mean()), float(norm.ppf((1 + LEVEL) / 2)) ** 2
+    centre = (rate + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * rate * (1 - rate) / count + z2**2 / (4 * count**2)) / (1 + z2 / count)
+    return Estimate(rate, max(0.0, centre - half), min(1.0, centre + half))

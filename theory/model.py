@@ -1,0 +1,108 @@
+"""The stylised model: one attention layer whose only keys and values are a prefix of length M."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt32
+
+
+def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Attend from each input to a prefix that serves as keys and, with signs, as values.
+
+        S(x) = softmax(W x) ∈ R^M,    F(W, a; x) = sqrt(M) Σ_r a_r S_r(x) w_r
+
+    Args:
+        W: prefix, one row w_r per token, [M, d]. This is what is trained.
+        a: signs, [M], each -1 or +1. They stay fixed.
+        x: inputs, [n, d].
+
+    Returns:
+        Outputs F, [n, d].
+
+    Example:
+        >>> import jax
+        >>> from theory import init_stylized, stylized_model
+        >>> W, a = init_stylized(jax.random.key(0), M=64, d=4)
+        >>> stylized_model(W, a, jax.numpy.ones((3, 4))).shape
+        (3, 4)
+
+    Source: arXiv 2406.14036, section on the convergence guarantee, with sqrt(M) in place of its M (and a step size
+    that is M times larger: the trajectory is the same).
+    """
+    weights = jax.nn.softmax(jnp.matmul(x, W.T, precision="highest"), axis=-1)
+    return math.sqrt(W.shape[0]) * jnp.matmul(weights * a[None], W, precision="highest")
+
+
+def init_stylized(
+    key: Key[Array, ""] | UInt32[Array, 2],
+    M: int,
+    d: int,
+    sigma: float = 1.0,
+    *,
+    covariance: Float[Array, "d d"] | None = None,
+) -> tuple[Float[Array, "M d"], Float[Array, " M"]]:
+    """Draw a prefix in identical pairs with opposite signs, so that the model starts at zero.
+
+        w_r ~ N(0, sigma² I)  or  N(0, Sigma),    w_{r + M/2} = w_r,    a_r = +1 = -a_{r + M/2}
+
+    Args:
+        key: random key.
+        M: prefix length, even.
+        d: width of inputs and outputs.
+        sigma: standard deviation of each entry.
+        covariance: Sigma, [d, d], positive semi-definite; in place of `sigma`.
+
+    Returns:
+        W, [M, d], and a, [M].
+
+    Raises:
+        ValueError: M is odd or below 2, sigma is not positive, or both sigma and a covariance are given.
+
+    Example:
+        >>> import jax
+        >>> from theory import init_stylized
+        >>> W, a = init_stylized(jax.random.key(0), M=4, d=2)
+        >>> bool((W[0] == W[2]).all()), a.tolist()
+        (True, [1.0, 1.0, -1.0, -1.0])
+
+    Source: arXiv 2406.14036, initialisation of the convergence theorem.
+    """
+    if M < 2 or M % 2:
+        raise ValueError(
+            f"M must be even and at least 2, because tokens come in pairs; got {M}. Use {max(2, M + M % 2)}."
+        )
+    if covariance is None:
+        return _draw(key, _positive(sigma), M, d)
+    covariance = _covariance(d, sigma, covariance)
+    # An eigenvalue root, because a covariance may be singular and a Cholesky factor then is NaN.
+    values, vectors = jnp.linalg.eigh(covariance)
+    return _draw(key, vectors * jnp.sqrt(jnp.maximum(values, 0))[None], M, d)
+
+
+@partial(jax.jit, static_argnames=("M", "d"))
+def _draw(key, root, M, d):
+    half = jax.random.normal(key, (M // 2, d))
+    W = root * half if jnp.ndim(root) == 0 else jnp.matmul(half, root.astype(half.dtype).T, precision="highest")
+    signs = jnp.ones(M // 2, W.dtype)
+    return jnp.concatenate([W, W]), jnp.concatenate([signs, -signs])
+
+
+def _covariance(d: int, sigma: float, covariance: Float[Array, "d d"] | None) -> Float[Array, "d d"]:
+    """Sigma as a matrix, from whichever of the two ways to give it was used."""
+    if covariance is None:
+        return _positive(sigma) ** 2 * jnp.eye(d)
+    if sigma != 1.0:
+        raise ValueError(f"sigma={sigma} and a covariance were both given; leave one out.")
+    if covariance.shape != (d, d):
+        raise ValueError(f"covariance must have shape {(d, d)}, got {covariance.shape}.")
+    return covariance
+
+
+def _positive(sigma: float) -> float:
+    if not sigma > 0:
+        raise ValueError(f"sigma must be positive, got {sigma}.")
+    return sigma

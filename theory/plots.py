@@ -1,0 +1,325 @@
+"""The verdicts' plots, drawn from the contents of results.json alone, as PNG and PDF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from theory import intervals
+from theory.verdicts import asymptotic, within_bound
+
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "pdf.fonttype": 42,
+}
+# From Okabe and Ito's palette, told apart with any colour vision.
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
+_INFINITE: dict[str, Any] = {"color": "black", "linestyle": "--", "label": r"$M = \infty$ (kernel $H^*$)"}
+_BOUND: dict[str, Any] = {"color": _ORANGE, "linestyle": ":", "label": "guaranteed bound"}
+
+
+def draw_all(results: dict[str, Any], folder: str | Path) -> list[Path]:
+    """Draw one plot per verdict.
+
+    Args:
+        results: contents of a run's results.json.
+        folder: where PNG and PDF files go.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for name, draw in PLOTS.items():
+        with rc_context(_STYLE):
+            figure = draw(results)
+            for suffix in ("png", "pdf"):
+                path = Path(folder) / f"{name}.{suffix}"
+                # Without the date, the same results give the same file.
+                metadata = {"CreationDate": None} if suffix == "pdf" else None
+                figure.savefig(path, dpi=160, metadata=metadata)
+                written.append(path)
+    return written
+
+
+def kernel_error(results: dict[str, Any]) -> Figure:
+    """Relative error of the kernel at the start against M, with the fitted power."""
+    figure, (axes,) = _panels(1)
+    kernel = results["kernel"]
+    _band(axes, kernel["lengths"], kernel["error"], _BLUE, f"{len(kernel['error'][0])} seeds")
+    _fit(axes, kernel["lengths"], kernel["error"], _finding(results, "kernel", 0))
+    _reference_slope(axes, kernel["lengths"], kernel["error"])
+    _lengths_axis(axes, kernel["lengths"], log_y=True)
+    axes.set(
+        ylabel=r"$\|H_M(0) - H^*\| \,/\, \|H^*\|$",
+        title=_title(results, "Kernel at the start against its infinite limit", "kernel"),
+    )
+    axes.legend()
+    return figure
+
+
+def eigenvalue(results: dict[str, Any]) -> Figure:
+    """Smallest eigenvalue over its limit, each seed, and the share of seeds above 3/4."""
+    figure, (left, right) = _panels(2)
+    kernel = results["kernel"]
+    lengths, ratio = kernel["lengths"], _array(kernel["eigenvalue_ratio"])
+    for seed in ratio.T:
+        left.plot(lengths, seed, color=_BLUE, alpha=0.35, linewidth=0.8)
+    left.plot(lengths, ratio.mean(axis=1), color=_BLUE, marker="o", markersize=4, label="mean; thin lines are seeds")
+    left.axhline(0.75, color=_ORANGE, linestyle=":", label="3/4")
+    left.axhline(1.0, color="black", linestyle="--", linewidth=1, label="limit")
+    _lengths_axis(left, lengths)
+    left.set(
+        ylabel=r"$\lambda_{\min}(H_M(0)) \,/\, \lambda_{\min}(H^*)$",
+        title=_title(results, "Smallest eigenvalue", "eigenvalue"),
+    )
+    left.legend(loc="lower right")
+    _share(right, lengths, ratio >= 0.75)
+    right.set_title("Ratio of at least 3/4")
+    return figure
+
+
+def lazy(results: dict[str, Any]) -> Figure:
+    """How far weights and kernel move during training."""
+    figure, (left, right) = _panels(2)
+    training = results["training"]
+    _band(left, training["lengths"], training["movement"], _BLUE, _seeds(results))
+    _fit(left, training["lengths"], training["movement"], _finding(results, "lazy", 0))
+    _band(right, training["lengths"], training["drift"], _GREEN, _seeds(results))
+    _fit(right, training["lengths"], training["drift"], _finding(results, "lazy", 1))
+    for axes in (left, right):
+        _lengths_axis(axes, training["lengths"], log_y=True)
+        axes.legend(loc="lower left")
+    left.set(ylabel=r"$\max_{t,r}\, \|w_r(t) - w_r(0)\|$", title=_title(results, "Weight movement", "lazy"))
+    right.set(ylabel=r"$\|H_M(T) - H_M(0)\| \,/\, \|H^*\|$", title="Kernel drift")
+    return figure
+
+
+def guarantee(results: dict[str, Any]) -> Figure:
+    """Measured and guaranteed rates, and the share of seeds that stay within the bound at every step."""
+    figure, (left, right) = _panels(2)
+    training, guaranteed = results["training"], results["setting"]["guaranteed_rate"]
+    lengths, ratio = training["lengths"], _array(training["rate"]) / guaranteed
+    left.plot(
+        lengths, ratio.mean(axis=1), color=_BLUE, marker="o", markersize=4, label=f"mean and range, {_seeds(results)}"
+    )
+    left.fill_between(lengths, ratio.min(axis=1), ratio.max(axis=1), color=_BLUE, alpha=0.18, linewidth=0)
+    left.axhline(results["infinite"]["rate"] / guaranteed, **_INFINITE)
+    left.axhline(1.0, **(_BOUND | {"label": r"guaranteed, $\eta\lambda/2$ per step"}))
+    # Short prefixes may be far from both rates, on either side: the axis is made for the long ones.
+    top = 2 * max(1.0, results["infinite"]["rate"] / guaranteed)
+    left.set_ylim(-top / 3, top)
+    _lengths_axis(left, lengths)
+    left.set(ylabel="rate of the last quarter / guaranteed rate", title="Measured over guaranteed rate")
+    left.legend(fontsize=8)
+    _share(right, lengths, within_bound(_array(training["excess"])))
+    right.set_title(_title(results, "Loss within the bound at every step", "guarantee"))
+    return figure
+
+
+def curves(results: dict[str, Any]) -> Figure:
+    """Loss against step for the whole ladder, the infinite prefix and the bound; and the distance between them."""
+    figure, (left, right) = _panels(2)
+    training, loss = results["training"], _array(results["training"]["loss"])
+    lengths, steps = training["lengths"], np.array(training["steps"][0])
+    colours = _ladder_colours(len(lengths))
+    shown = _shown(len(lengths))
+    for index in shown:
+        middle, low, high = _centre(loss[index], axis=0)
+        left.plot(steps, middle, color=colours[index], label=f"$M =$ {_power(lengths[index])}")
+        left.fill_between(steps, low, high, color=colours[index], alpha=0.15, linewidth=0)
+    infinite = np.array(results["infinite"]["loss"], float)
+    left.plot(steps, infinite[steps], **_INFINITE)
+    left.plot(steps, infinite[0] * (1 - results["setting"]["guaranteed_rate"]) ** steps, **_BOUND)
+    left.set_xscale("symlog", linthresh=1)
+    left.set_yscale("log")
+    left.set_xlim(0, steps[-1])
+    # The curves of a prefix that diverges would squeeze all others.
+    left.set_ylim(max(infinite.min() / 5, infinite[0] * 1e-8), infinite[0] * 5)
+    left.set(
+        xlabel="step t",
+        ylabel=r"loss $\frac{1}{2}\sum_i \|F(x_i) - y_i\|^2$",
+        title=f"Loss curves, mean and range over {_seeds(results)}",
+    )
+    left.legend(loc="lower left", fontsize=7.5, ncols=1 + (len(shown) > 4), columnspacing=1.0)
+    _band(right, lengths, training["curve_difference"], _BLUE, _seeds(results))
+    _fit(right, lengths, training["curve_difference"], _finding(results, "curve", 0))
+    _lengths_axis(right, lengths, log_y=True)
+    right.set(
+        ylabel=r"$\sup_t\, |L_M(t) - L_\infty(t)| \,/\, L(0)$",
+        title=_title(results, "Distance to the infinite-prefix curve", "curve"),
+    )
+    right.legend(loc="lower left")
+    return figure
+
+
+def prediction(results: dict[str, Any]) -> Figure:
+    """Held-out predictions against the infinite prefix's: error against M, and all outputs at the largest M."""
+    figure, (left, right) = _panels(2)
+    training = results["training"]
+    _band(left, training["lengths"], training["prediction_error"], _BLUE, _seeds(results))
+    _fit(left, training["lengths"], training["prediction_error"], _finding(results, "prediction", 0))
+    _lengths_axis(left, training["lengths"], log_y=True)
+    left.set(ylabel="relative error on held-out inputs", title=_title(results, "Held-out predictions", "prediction"))
+    left.legend(loc="lower left")
+    limit = np.array(results["infinite"]["predictions"], float)
+    middle = len(training["lengths"]) // 2
+    for index, colour, marker in ((middle, _ORANGE, "^"), (-1, _BLUE, "o")):
+        label = f"$M =$ {_power(training['lengths'][index])}"
+        outputs = np.array(training["predictions"][index][0], float)
+        right.plot(limit, outputs, marker, color=colour, markersize=3, alpha=0.6, linestyle="none", label=label)
+    ends = np.array([limit.min(), limit.max()])
+    right.plot(ends, ends, color="black", linestyle="--", linewidth=1)
+    spread = 1.6 * np.abs(limit).max()
+    right.set_ylim(-spread, spread)
+    right.set(
+        xlabel="prediction of kernel regression with $H^*$, same step",
+        ylabel="prediction of the trained prefix",
+        title="Every held-out output, first seed",
+    )
+    right.legend(loc="upper left")
+    return figure
+
+
+def requirement(results: dict[str, Any]) -> Figure:
+    """Smallest M that keeps the guarantee, as n, d and sigma vary."""
+    figure, panels = _panels(3, sharey=True)
+    names = {"n": "inputs n", "d": "width d", "sigma": r"standard deviation $\sigma$ at the start"}
+    growths = {"n": "exponent of n", "d": "exponent of d", "sigma": r"$d \log M / d\sigma$"}
+    for index, (axes, vary) in enumerate(zip(panels, names, strict=True)):
+        _smallest(axes, results, vary)
+        finding = _finding(results, "requirement", index + 1)
+        known = finding is not None and finding["estimate"] is not None
+        axes.set(xlabel=names[vary], title=f"{growths[vary]}: {finding['estimate']:.2f}" if known else growths[vary])
+    panels[0].set_ylabel("smallest M that keeps the bound")
+    text = "Prefix length that the guarantee needs (dots grow with the number of seeds)"
+    figure.suptitle(_title(results, text, "requirement"), fontsize=10)
+    return figure
+
+
+def _smallest(axes: Axes, results: dict[str, Any], vary: str) -> None:
+    settings = [setting for setting in results["requirement"] if setting["vary"] == vary]
+    values, smallest = [s["value"] for s in settings], _array([s["smallest"] for s in settings])
+    _band(axes, values, smallest, _BLUE, _seeds(results))
+    # Seeds coincide on a rung, so the size of a dot says how many.
+    for value, seeds in zip(values, smallest, strict=True):
+        rungs, counts = np.unique(seeds[np.isfinite(seeds)], return_counts=True)
+        axes.scatter(np.full(len(rungs), value), rungs, s=12 * counts, color=_BLUE, alpha=0.35, linewidths=0)
+    missing = [value for value, seeds in zip(values, smallest, strict=True) if np.isnan(seeds).any()]
+    if missing:
+        beyond = np.full(len(missing), 2.0 * max(results["config"]["scaling_lengths"]))
+        axes.plot(missing, beyond, "x", color=_ORANGE, label="not found for some seeds")
+    axes.set_yscale("log", base=2)
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.legend(loc="upper left", fontsize=8)
+
+
+PLOTS: dict[str, Callable[[dict[str, Any]], Figure]] = {
+    "kernel": kernel_error,
+    "eigenvalue": eigenvalue,
+    "lazy": lazy,
+    "guarantee": guarantee,
+    "curve": curves,
+    "prediction": prediction,
+    "requirement": requirement,
+}
+
+
+def _panels(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=({1: 5.2, 2: 9.2, 3: 10.0}[count], 3.6), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
+
+
+def _array(rows: Any) -> np.ndarray:
+    """Numbers with NaN where JSON has null."""
+    return np.array(rows, float)
+
+
+def _centre(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Geometric mean and range over seeds; NaN where a seed diverged."""
+    floor = np.maximum(values, np.finfo(np.float32).tiny)
+    return np.exp(np.log(floor).mean(axis=axis)), floor.min(axis=axis), floor.max(axis=axis)
+
+
+def _band(axes: Axes, sizes: Any, rows: Any, colour: str, label: str) -> None:
+    middle, low, high = _centre(_array(rows), axis=1)
+    axes.plot(sizes, middle, color=colour, marker="o", markersize=4, label=f"geometric mean and range, {label}")
+    axes.fill_between(sizes, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _fit(axes: Axes, lengths: list[int], rows: Any, finding: dict[str, Any] | None) -> None:
+    """The fitted power over the rungs that it was fitted to."""
+    if finding is None or finding["estimate"] is None:
+        return
+    rungs = np.array(lengths[asymptotic(lengths)], float)
+    middle = _centre(_array(rows)[asymptotic(lengths)], axis=1)[0]
+    height = np.exp(np.log(middle).mean() - finding["estimate"] * np.log(rungs).mean())
+    low, high = finding["interval"]
+    label = f"fit: $M^{{{finding['estimate']:.2f}}}$, 95 % [{low:.2f}, {high:.2f}]"
+    axes.plot(rungs, height * rungs ** finding["estimate"], color=_ORANGE, linestyle="--", label=label)
+
+
+def _reference_slope(axes: Axes, lengths: list[int], rows: Any) -> None:
+    ends = np.array([lengths[0], lengths[-1]], float)
+    start = 0.6 * _centre(_array(rows), axis=1)[0][-1]
+    axes.plot(ends, start * (ends / ends[-1]) ** -0.5, color="0.5", linestyle=":", linewidth=1.2, label="slope −1/2")
+
+
+def _share(axes: Axes, lengths: list[int], holds: np.ndarray) -> None:
+    estimates = np.array([intervals.share(seeds) for seeds in holds])
+    axes.plot(lengths, estimates[:, 0], color=_GREEN, marker="o", markersize=4, label="share")
+    axes.fill_between(
+        lengths, estimates[:, 1], estimates[:, 2], color=_GREEN, alpha=0.18, linewidth=0, label="95 % interval"
+    )
+    _lengths_axis(axes, lengths)
+    axes.set(ylabel="share of seeds", ylim=(-0.05, 1.05))
+    axes.legend(loc="lower right")
+
+
+def _lengths_axis(axes: Axes, lengths: list[int], *, log_y: bool = False) -> None:
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(LogLocator(base=4 if len(lengths) > 5 else 2, numticks=9))
+    axes.set_xlabel("prefix length M (tokens)")
+    if log_y:
+        axes.set_yscale("log")
+
+
+def _ladder_colours(count: int) -> list:
+    # Short of the map's pale end, which would vanish on white.
+    return [colormaps["viridis_r"](0.1 + 0.9 * index / max(1, count - 1)) for index in range(count)]
+
+
+def _shown(count: int) -> list[int]:
+    """At most seven rungs, spread over the ladder, with both ends."""
+    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, 7))})
+
+
+def _power(M: int) -> str:
+    return f"$2^{{{M.bit_length() - 1}}}$" if M & (M - 1) == 0 else str(M)
+
+
+def _finding(results: dict[str, Any], name: str, index: int) -> dict[str, Any] | None:
+    verdict = next(verdict for verdict in results["verdicts"] if verdict["name"] == name)
+    return verdict["findings"][index] if verdict["status"] != "not applicable" else None
+
+
+def _title(results: dict[str, Any], text: str, name: str) -> str:
+    verdict = next(verdict for verdict in results["verdicts"] if verdict["name"] == name)
+    return f"{text}: {verdict['status']}"
+
+
+def _seeds(results: dict[str, Any]) -> str:
+    return f"{results['config']['seeds']} seeds"

@@ -1,0 +1,222 @@
+"""The seven verdicts: pure functions of measurements, each of which can fail.
+
+The rule is the same everywhere: a finding passes when its whole 95 % interval over seeds lies within the declared
+band. A measurement too noisy to tell therefore fails. A verdict passes when all of its findings do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from theory import intervals
+from theory.intervals import Estimate, Numbers
+
+Band = tuple[float, float]
+
+# Sampling error of a mean over M tokens: exponent -1/2. The rest is room for finite M.
+KERNEL_SLOPE: Band = (-0.6, -0.4)
+# Two ways to compute one kernel in float32.
+KERNEL_AGREEMENT: Band = (0.0, 1e-5)
+# "With high probability", as far as a handful of seeds can say: five of five have the interval [0.57, 1].
+SHARE: Band = (0.5, 1.0)
+# max_r ||w_r(t) - w_r(0)|| is M^{-1/2} times the largest of M log-normal softmax weights, whose slow growth flattens
+# the slope at any M that can be run. The theorem needs it to fall.
+MOVEMENT_SLOPE: Band = (-0.75, -0.05)
+# The theorem's argument bounds the drift by the movement, so it must fall; opposite signs cancel its leading term, so
+# it may fall as fast as 1/M.
+DRIFT_SLOPE: Band = (-1.3, -0.25)
+# Measured rate over guaranteed rate.
+RATE_RATIO: Band = (1.0, math.inf)
+# First order in the kernel's error at the start, -1/2, and in its drift, which falls as fast as 1/M: in between.
+CURVE_SLOPE: Band = (-1.1, -0.3)
+# First order in the kernel's error, so -1/2; at small M the prefix is not in its lazy regime yet.
+PREDICTION_SLOPE: Band = (-0.7, -0.3)
+# "M >= lambda^{-2} poly(n, d, e^B)": anything up to a modest power, and up to e^{16 sigma}, counts as its form.
+GROWTH_N: Band = (-math.inf, 4.0)
+GROWTH_D: Band = (-math.inf, 4.0)
+GROWTH_SIGMA: Band = (-math.inf, 16.0)
+# Share of settings and seeds in which some M of the ladder is enough.
+FOUND: Band = (0.8, 1.0)
+# Rates are fitted from this length on, or to the longest three rungs when fewer reach it.
+ASYMPTOTIC_FROM = 1024
+# The bound is compared in float32: rounding of the loss itself.
+BOUND_SLACK = 1e-5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fitted number, its interval over seeds, the declared band, and whether the one lies in the other."""
+
+    name: str
+    estimate: Estimate
+    band: Band
+
+    @property
+    def passed(self) -> bool:
+        """True when the whole interval lies within the band; never for NaN."""
+        low, high = self.band
+        return low <= self.estimate.low and self.estimate.high <= high
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one line of the theorem came to."""
+
+    name: str
+    claim: str
+    findings: tuple[Finding, ...]
+    applies: bool = True
+
+    @property
+    def status(self) -> Literal["pass", "fail", "not applicable"]:
+        """`not applicable` when the setting is outside the theorem, else whether all findings passed."""
+        if not self.applies:
+            return "not applicable"
+        return "pass" if all(finding.passed for finding in self.findings) else "fail"
+
+
+def asymptotic(lengths: Sequence[int]) -> slice:
+    """The rungs that a rate is fitted to.
+
+    Example:
+        >>> from theory.verdicts import asymptotic
+        >>> (256, 512, 1024, 2048, 4096)[asymptotic((256, 512, 1024, 2048, 4096))]
+        (1024, 2048, 4096)
+    """
+    first = int(np.searchsorted(lengths, ASYMPTOTIC_FROM))
+    return slice(min(first, len(lengths) - 3), None)
+
+
+def kernel_error(lengths: Sequence[int], error: Numbers, agreement: Numbers) -> Verdict:
+    """Verdict 1: ||H_M(0) - H*|| / ||H*|| falls as M^{-1/2}.
+
+    Args:
+        lengths: M, [lengths].
+        error: relative Frobenius error, [lengths, seeds].
+        agreement: relative difference of `finite_ntk` and neural_tangents, [seeds].
+    """
+    worst = float(np.max(np.asarray(agreement, float)))
+    return Verdict(
+        "kernel",
+        "the kernel at the start approaches the infinite-prefix kernel as M^-1/2",
+        (
+            _slope("exponent of M", lengths, error, KERNEL_SLOPE),
+            Finding("largest difference from neural_tangents", Estimate(worst, worst, worst), KERNEL_AGREEMENT),
+        ),
+    )
+
+
+def smallest_eigenvalue(ratio: Numbers) -> Verdict:
+    """Verdict 2: lambda_min(H_M(0)) >= 3/4 lambda, for a share of seeds that is close to 1 at the largest M.
+
+    Args:
+        ratio: lambda_min(H_M(0)) / lambda, [lengths, seeds].
+    """
+    return Verdict(
+        "eigenvalue",
+        "lambda_min of the kernel at the start is at least 3/4 of its limit",
+        (Finding("share of seeds, largest M", intervals.share(np.asarray(ratio, float)[-1] >= 0.75), SHARE),),
+    )
+
+
+def lazy_training(lengths: Sequence[int], movement: Numbers, drift: Numbers) -> Verdict:
+    """Verdict 3: weights and kernel move less, the longer the prefix.
+
+    Args:
+        lengths: M, [lengths].
+        movement: max_t max_r ||w_r(t) - w_r(0)||, [lengths, seeds].
+        drift: ||H_M(T) - H_M(0)|| / ||H*||, [lengths, seeds].
+    """
+    return Verdict(
+        "lazy",
+        "weights and kernel stay closer to the start, the longer the prefix",
+        (
+            _slope("exponent of weight movement", lengths, movement, MOVEMENT_SLOPE),
+            _slope("exponent of kernel drift", lengths, drift, DRIFT_SLOPE),
+        ),
+    )
+
+
+def guarantee(excess: Numbers, rate: Numbers, guaranteed: float) -> Verdict:
+    """Verdict 4: ||F(t) - Y||² <= (1 - eta lambda/2)^t ||F(0) - Y||² at every step.
+
+    Args:
+        excess: largest ratio of the left side to the right, [lengths, seeds]; NaN where training diverged.
+        rate: measured fall of the loss per step at the end of training, as a share, [lengths, seeds].
+        guaranteed: eta lambda / 2.
+    """
+    excess, rate = np.asarray(excess, float), np.asarray(rate, float)
+    return Verdict(
+        "guarantee",
+        "the loss stays under (1 - eta lambda/2)^t at every step",
+        (
+            Finding("share of seeds, largest M", intervals.share(within_bound(excess[-1])), SHARE),
+            Finding("measured over guaranteed rate", intervals.mean(rate[-1] / guaranteed), RATE_RATIO),
+        ),
+    )
+
+
+def loss_curve(lengths: Sequence[int], difference: Numbers) -> Verdict:
+    """Verdict 5: the loss curve approaches the infinite prefix's.
+
+    Args:
+        lengths: M, [lengths].
+        difference: sup_t |L_M(t) - L_inf(t)| / L(0), [lengths, seeds].
+    """
+    findings = (_slope("exponent of M", lengths, difference, CURVE_SLOPE),)
+    return Verdict("curve", "the loss curve approaches the one that the infinite-prefix kernel predicts", findings)
+
+
+def prediction(lengths: Sequence[int], error: Numbers) -> Verdict:
+    """Verdict 6: predictions on held-out inputs approach kernel regression with H*.
+
+    Args:
+        lengths: M, [lengths].
+        error: ||F_M(T; x') - F_inf(T; x')|| / ||F_inf(T; x')||, [lengths, seeds].
+    """
+    findings = (_slope("exponent of M", lengths, error, PREDICTION_SLOPE),)
+    return Verdict("prediction", "held-out predictions approach kernel regression with the infinite kernel", findings)
+
+
+def requirement(settings: Sequence[dict]) -> Verdict:
+    """Verdict 7: the smallest sufficient M grows no faster than a power of n and d and an exponential of sigma.
+
+    Args:
+        settings: mappings with `vary` ("n", "d" or "sigma"), `value`, and `smallest`, the smallest sufficient M of
+            each seed, [seeds], NaN where no rung is enough.
+    """
+    smallest = np.array([setting["smallest"] for setting in settings], float)
+    found = Finding("share of cases where some M is enough", intervals.share(np.isfinite(smallest)), FOUND)
+    bands = {"n": GROWTH_N, "d": GROWTH_D, "sigma": GROWTH_SIGMA}
+    growths = [_growth(vary, settings, smallest, band) for vary, band in bands.items()]
+    return Verdict("requirement", "the smallest sufficient M is polynomial in n, d and e^sigma", (found, *growths))
+
+
+def _growth(vary: str, settings: Sequence[dict], smallest: np.ndarray, band: Band) -> Finding:
+    chosen = [index for index, setting in enumerate(settings) if setting["vary"] == vary]
+    values = np.array([settings[index]["value"] for index in chosen], float)
+    if vary == "sigma":
+        estimate = intervals.slope_of_logs(values, np.log(smallest[chosen]))
+        return Finding("d log M / d sigma", estimate, band)
+    return Finding(f"exponent of {vary}", intervals.slope(values, smallest[chosen]), band)
+
+
+def within_bound(excess: Numbers) -> np.ndarray:
+    """Whether the guarantee held; False where training diverged.
+
+    Example:
+        >>> from theory.verdicts import within_bound
+        >>> within_bound([1.0, 1.2, float("nan")]).tolist()
+        [True, False, False]
+    """
+    return np.asarray(excess, float) <= 1 + BOUND_SLACK
+
+
+def _slope(name: str, lengths: Sequence[int], values: Numbers, band: Band) -> Finding:
+    rungs = asymptotic(lengths)
+    return Finding(name, intervals.slope(lengths[rungs], np.asarray(values, float)[rungs]), band)

@@ -1,0 +1,203 @@
+"""Check the convergence theorem over a ladder of prefix lengths: measure, judge, draw, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ntkprefix.runs import environment, progress, write_json
+from theory import measure, verdicts
+from theory.config import Config
+from theory.pieces import Pieces
+from theory.verdicts import Verdict
+
+_SETTING_FIELDS = ("n", "d", "n_test", "sigma", "data", "projection", "targets", "target_scale", "seed")
+_TRAINING_FIELDS = (*_SETTING_FIELDS, "optimizer", "step_size", "batch_size", "steps", "seeds")
+_SCALING_FIELDS = (*_TRAINING_FIELDS[:-2], "seeds", "scaling_lengths", "scaling_max_steps")
+_COLOURS = {"pass": "green", "fail": "red", "not applicable": "yellow"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run came to: its verdicts, and all numbers behind them as written to results.json."""
+
+    verdicts: tuple[Verdict, ...]
+    results: dict[str, Any]
+    folder: Path
+
+    @property
+    def passed(self) -> bool:
+        """True when no verdict failed."""
+        return all(verdict.status != "fail" for verdict in self.verdicts)
+
+
+def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -> Report:
+    """Measure, judge and draw; write `results.json`, and each plot as PNG and PDF, to the run folder.
+
+    A run that was stopped resumes when started again with the same folder and settings.
+
+    Args:
+        config: the setting and the ladder.
+        plots: draw.
+        show_progress: show a progress bar.
+
+    Returns:
+        The verdicts and all numbers behind them.
+
+    Raises:
+        ImportError: neural_tangents, or matplotlib with `plots`, is not installed.
+        ValueError: a file of an earlier run is damaged, or the infinite-prefix kernel is singular.
+
+    Source: arXiv 2406.14036, convergence theorem; the seven lines are listed in docs.
+    """
+    with progress(disable=not show_progress, transient=True) as bar:
+        measured = _measure(config, bar)
+    judged = judge(measured, config)
+    results = {
+        "config": _plain_config(config),
+        "environment": environment(),
+        "passed": all(verdict.status != "fail" for verdict in judged),
+        "verdicts": [_plain_verdict(verdict) for verdict in judged],
+        **measured,
+    }
+    write_json(config.out / "results.json", results)
+    if plots:
+        from theory.plots import draw_all
+
+        draw_all(results, config.out)
+    return Report(judged, results, config.out)
+
+
+def judge(measured: dict[str, Any], config: Config) -> tuple[Verdict, ...]:
+    """The seven verdicts on a run's measurements. Those that rest on gradient descent apply to it alone."""
+    kernel, training = measured["kernel"], measured["training"]
+    lengths = training["lengths"]
+    at_start = (
+        verdicts.kernel_error(kernel["lengths"], kernel["error"], measured["agreement"]["difference"]),
+        verdicts.smallest_eigenvalue(kernel["eigenvalue_ratio"]),
+    )
+    of_descent = (
+        verdicts.lazy_training(lengths, training["movement"], training["drift"]),
+        verdicts.guarantee(training["excess"], training["rate"], measured["setting"]["guaranteed_rate"]),
+        verdicts.loss_curve(lengths, training["curve_difference"]),
+        verdicts.prediction(lengths, training["prediction_error"]),
+        verdicts.requirement(measured["requirement"]),
+    )
+    applies = config.optimizer == "gd"
+    return (*at_start, *(dataclasses.replace(verdict, applies=applies) for verdict in of_descent))
+
+
+def _measure(config: Config, bar: Any) -> dict[str, Any]:
+    """All measurements, from the pieces that are there and the rest made now."""
+    setting = measure.make_setting(config)
+    variations = _variations(config)
+    task = bar.add_task("verify", total=2 + len(config.kernel_lengths) + len(config.lengths) + len(variations))
+    pieces = Pieces(config.out / "pieces")
+
+    def get(name: str, fields: tuple[str, ...], run: Callable[[], dict], of: Config = config, **more: Any) -> dict:
+        bar.update(task, description=name)
+        chosen = {field: getattr(of, field) for field in fields}
+        result = pieces.get(name, chosen | more, run)
+        bar.advance(task)
+        return result
+
+    agreement = get("agreement", (*_SETTING_FIELDS, "seeds"), partial(measure.measure_agreement, setting, config))
+    infinite = get("infinite", _TRAINING_FIELDS, partial(measure.measure_infinite, setting, config))
+    kernel = [
+        get(f"kernel-{M}", (*_SETTING_FIELDS, "kernel_seeds"), partial(measure.measure_kernel, setting, config, M), M=M)
+        for M in config.kernel_lengths
+    ]
+    training = [
+        get(f"training-{M}", _TRAINING_FIELDS, partial(measure.measure_training, setting, config, M, infinite), M=M)
+        for M in config.lengths
+    ]
+    requirement = [
+        get(f"requirement-{vary}-{value}", _SCALING_FIELDS, partial(measure.measure_requirement, varied), of=varied)
+        | {"vary": vary, "value": value}
+        for vary, value, varied in variations
+    ]
+    return {
+        "setting": _plain_setting(setting),
+        "agreement": agreement,
+        "infinite": infinite,
+        "kernel": _stack(config.kernel_lengths, kernel),
+        "training": _stack(config.lengths, training),
+        "requirement": requirement,
+    }
+
+
+def _variations(config: Config) -> list[tuple[str, float, Config]]:
+    """One setting changed at a time. Only the smallest sufficient M for gradient descent is looked for."""
+    values = {"n": config.scaling_n, "d": config.scaling_d, "sigma": config.scaling_sigma}
+    return [(vary, value, config.replace(**{vary: value})) for vary in values for value in values[vary]]
+
+
+def _stack(lengths, pieces):
+    """From one mapping per length to one array per measurement, with lengths first."""
+    return {"lengths": list(lengths)} | {name: [piece[name] for piece in pieces] for name in pieces[0]}
+
+
+def _plain_setting(setting: measure.Setting) -> dict[str, float]:
+    names = ("lambda_min", "lambda_max", "step_size", "guaranteed_rate")
+    return {name: getattr(setting, name) for name in names}
+
+
+def _plain_config(config: Config) -> dict[str, Any]:
+    return dataclasses.asdict(config) | {"out": str(config.out)}
+
+
+def _plain_verdict(verdict: Verdict) -> dict[str, Any]:
+    findings = [
+        {
+            "name": finding.name,
+            "estimate": measure.plain(finding.estimate.value),
+            "interval": measure.plain(finding.estimate[1:]),
+            "band": measure.plain(finding.band),
+            "passed": finding.passed,
+        }
+        for finding in verdict.findings
+    ]
+    return {"name": verdict.name, "claim": verdict.claim, "status": verdict.status, "findings": findings}
+
+
+def table(report: Report) -> Table:
+    """The verdicts as a table for the terminal."""
+    result = Table(title="Does training converge as the prefix grows?", title_justify="left")
+    for column in ("verdict", "finding", "estimate [95 % interval]", "band", ""):
+        result.add_column(column)
+    for verdict in report.verdicts:
+        colour = _COLOURS[verdict.status]
+        for index, finding in enumerate(verdict.findings):
+            first = index == 0
+            result.add_row(
+                verdict.name if first else "",
+                finding.name,
+                f"{finding.estimate.value:.3g} [{finding.estimate.low:.3g}, {finding.estimate.high:.3g}]",
+                f"{finding.band[0]:g} to {finding.band[1]:g}",
+                f"[{colour}]{verdict.status}[/]" if first else "",
+                end_section=index == len(verdict.findings) - 1,
+            )
+    return result
+
+
+def main(config: Config) -> int:
+    """Run, print the table of verdicts and where to look, and return 1 when a verdict failed, else 0."""
+    console = Console()
+    report = verify(config, show_progress=console.is_terminal)
+    setting = report.results["setting"]
+    console.print(table(report))
+    console.print(
+        f"lambda_min(H*) = {setting['lambda_min']:.4g}, lambda_max(H*) = {setting['lambda_max']:.4g}, "
+        f"step size {setting['step_size']:.4g}, {config.steps} steps, {config.seeds} seeds"
+    )
+    console.print(
+        f"Numbers: {report.folder / 'results.json'}. Plots: {report.folder}/*.png and *.pdf.", highlight=False
+    )
+    return 0 if report.passed else 1
