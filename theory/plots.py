@@ -202,8 +202,9 @@ def requirement(results: dict[str, Any]) -> Figure:
     for index, (axes, vary) in enumerate(zip(panels, names, strict=True)):
         _smallest(axes, results, vary)
         finding = _finding(results, "requirement", index + 1)
-        known = finding is not None and finding["estimate"] is not None
-        axes.set(xlabel=names[vary], title=f"{growths[vary]}: {finding['estimate']:.2f}" if known else growths[vary])
+        estimate = None if finding is None else finding["estimate"]
+        title = growths[vary] if estimate is None else f"{growths[vary]}: {estimate:.2f}"
+        axes.set(xlabel=names[vary], title=title)
     panels[0].set_ylabel("smallest M that keeps the bound")
     text = "Prefix length that the guarantee needs (dots grow with the number of seeds)"
     figure.suptitle(_title(results, text, "requirement"), fontsize=10)

@@ -82,11 +82,11 @@ def test_very_negative_logits_are_not_lost_to_padding():
 
 
 def test_one_compilation_serves_lengths_between_powers_of_two():
-    x = inputs(3, 5)
-    finite_ntk(*prefix(514, 5), x)
+    (W, a), x = prefix(1024, 5), inputs(3, 5)
+    finite_ntk(W[:514], a[:514], x)
     before = kernels._streamed_ntk._cache_size()
-    for M in (600, 802, 1024):
-        finite_ntk(*prefix(M, 5), x)
+    for M in (801, 1024):
+        finite_ntk(W[:M], a[:M], x)
     assert kernels._streamed_ntk._cache_size() == before
 
 

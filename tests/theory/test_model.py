@@ -13,7 +13,7 @@ def normal(seed, *shape):
 
 
 @settings(max_examples=8, deadline=None)
-@given(M=st.integers(1, 9), d=st.integers(1, 5), n=st.integers(1, 4), seed=st.integers(0, 1000))
+@given(M=st.sampled_from([1, 2, 9]), d=st.sampled_from([1, 4]), n=st.sampled_from([1, 3]), seed=st.integers(0, 1000))
 def test_model_equals_numpy(M, d, n, seed):
     W, a, x = normal(seed, M, d), jax.numpy.sign(normal(seed + 1, M)), normal(seed + 2, n, d)
     np.testing.assert_allclose(stylized_model(W, a, x), oracle.model(W, a, x), rtol=2e-5, atol=2e-6)
