@@ -65,8 +65,7 @@ def main(config: DemoConfig) -> dict[str, Any]:
     rows = summary.by_method(results)
     results = {**results, "summary": rows, "verify": verified.results, "seconds": round(time.perf_counter() - began, 1)}
     write_json(out / "results.json", results)
-    table = summary.table(rows)
-    console.print(_for_terminal(table, _data_line(results)))
+    console.print(_for_terminal(summary.brief(rows), _data_line(results)))
     page = report(results, out)
     console.print(
         f"\nTook {results['seconds']:.0f} s. Look at [bold]{page}[/bold]; every number is in {out}/results.json."
@@ -104,12 +103,10 @@ def report(results: dict[str, Any], out: Path) -> Path:
             "Does training converge as the prefix grows?",
             text=f"{held} of {len(verdicts)} verdicts on the convergence theorem hold on the quick ladder.",
             table=Table(
-                ["verdict", "claim", "finding", "estimate", "95 % interval", "band", "result"],
+                ["finding", "estimate", "95 % interval", "band", "verdict"],
                 [
                     [
-                        verdict["name"],
-                        verdict["claim"],
-                        finding["name"],
+                        f"{verdict['name']}: {finding['name']}",
                         _number(finding["estimate"]),
                         " to ".join(_number(bound) for bound in finding["interval"]),
                         " to ".join(_number(bound) for bound in finding["band"]),

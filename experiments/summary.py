@@ -40,18 +40,8 @@ def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows as text."""
-    columns = [
-        "method",
-        "held-out accuracy",
-        "95 % interval",
-        "trained, adapter",
-        "trained, head",
-        "step size",
-        "steps",
-        "s/step",
-        "s",
-    ]
+    """The rows as text, for a page."""
+    columns = ["method", "held-out accuracy", "95 % interval", "trained", "in the head", "step size", "steps", "s/step"]
     return Table(
         columns,
         [
@@ -63,7 +53,23 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
                 f"{row['head_parameters']:,}",
                 f"{row['step_size']:g}",
                 f"{row['steps']:,}",
-                f"{row['seconds_per_step']:.3f}",
+                f"{row['seconds_per_step']:.2g}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def brief(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows as text that fits a terminal of 80 columns."""
+    return Table(
+        ["method", "accuracy [95 % interval]", "trained", "in the head", "s"],
+        [
+            [
+                row["method"],
+                f"{row['accuracy']:.3f} [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]",
+                f"{row['adapter_parameters']:,}",
+                f"{row['head_parameters']:,}",
                 f"{row['seconds']:.0f}",
             ]
             for row in rows
