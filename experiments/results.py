@@ -9,7 +9,9 @@ from typing import Any
 
 import theory
 from experiments import RESULTS, readme, step_sizes, summary, vision
-from ntkprefix.runs import write_json
+from ntkprefix.runs import write_bytes, write_json
+
+PICTURES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def make_step_sizes() -> None:
@@ -29,9 +31,11 @@ def make_vision() -> None:
 
 
 def make_verify() -> None:
-    """`verify.json`, the full ladder; its pieces and plots go to runs/verify."""
+    """`verify.json`, the full ladder, and the README's pictures; pieces and all plots go to runs/verify."""
     report = theory.verify(theory.Config(out=Path("runs") / "verify"), show_progress=True)
     write_json(RESULTS / "verify.json", report.results)
+    for name in ("kernel.png", "curve.png"):
+        write_bytes(PICTURES / name, (report.folder / name).read_bytes())
 
 
 # In this order: vision takes the step sizes.
