@@ -90,8 +90,8 @@ def report(results: dict[str, Any], out: Path) -> Path:
                 f"{_data_line(results)} The pretrained weights are frozen. NTK-Attention adds an infinitely long "
                 f"prefix to each of 12 layers as a trained state Z, k per head: {ntk['adapter_parameters']:,} numbers, "
                 f"as many as {equal_tokens:g} prefix tokens per layer. P-Tuning v2 trains 10 prefix tokens "
-                f"per layer. All methods see the same images in the same order; each one's step size was chosen from "
-                f"one list on held-back training digits."
+                f"per layer. Both take the same steps on the same images, linear probing more; each one's step size "
+                f"was chosen from one list on held-back training digits."
             ),
             table=summary.table(rows),
             figures=[

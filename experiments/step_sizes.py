@@ -51,7 +51,7 @@ def main(config: StepSizesConfig) -> dict[str, Any]:
 
 
 def held_back(data: ImageData, rows: int) -> ImageData:
-    """The training images alone, the last `rows` of them as test images; the loader has shuffled them."""
+    """The training images alone, the last `rows` of them as test images, in the order in which they were written."""
     return replace(
         data,
         x_train=data.x_train[:-rows],

@@ -100,7 +100,7 @@ def window(local_window_size: Any) -> tuple[int, int] | None:
     """
     if local_window_size is None:
         return None
-    pair = (local_window_size,) * 2 if isinstance(local_window_size, int) else tuple(local_window_size)
+    pair = tuple(local_window_size) if isinstance(local_window_size, (tuple, list)) else (local_window_size,) * 2
     if len(pair) != 2 or not all(isinstance(side, (int, np.integer)) for side in pair):
         raise TypeError(f"attention: expected local_window_size as int or (left, right), got {local_window_size!r}.")
     if min(pair) < 0:
@@ -130,7 +130,7 @@ def prefix(prefix: Any, query: Any, key: Any, value: Any) -> None:
         ValueError: sizes that do not match, or, with JAX's `jax_debug_nans` on, NaN in it.
     """
     kind = type(prefix).__name__
-    if not (hasattr(prefix, "partial") and hasattr(prefix, "shape")):
+    if isinstance(prefix, type) or not (hasattr(prefix, "partial") and hasattr(prefix, "shape")):
         raise TypeError(f"attention: expected a prefix (TokenPrefix, FeaturePrefix, MeasurePrefix, ...), got {kind}.")
     rows, heads, width, value_width, per_query_head = prefix.shape()
     batch, _, query_heads, query_width = query.shape
@@ -184,7 +184,7 @@ def fit_together(kind: str, axes: Mapping[str, str], named: Mapping[str, Any]) -
         raise ValueError(f"{kind}: expected a leading B axis on every array or on none, got {_shapes(present)}.")
 
 
-def positive_scale(scale: float | None, width: int) -> float:
+def positive_scale(scale: Any, width: int) -> Any:
     """The logit scale beta of a feature state, 1/sqrt(H) if None.
 
     Raises:
@@ -192,7 +192,7 @@ def positive_scale(scale: float | None, width: int) -> float:
     """
     if scale is None:
         return width**-0.5
-    if not scale > 0:
+    if not isinstance(scale, jax.core.Tracer) and not scale > 0:
         raise ValueError(f"FeaturePrefix: expected a scale above 0, got {scale}.")
     return scale
 

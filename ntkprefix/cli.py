@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Example:
         >>> from ntkprefix.cli import main
-        >>> main(["--help"])
+        >>> main(["--help"])  # doctest: +ELLIPSIS
         usage: ntkprefix <command> [options]
         ...
         0
@@ -48,7 +48,7 @@ def _run(name: str, options: list[str]) -> int:
         module = importlib.import_module(module_name)
         config = tyro.cli(module.Config, args=options, prog=f"ntkprefix {name}", description=summary)
         return module.main(config)
-    except (ImportError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         # Missing extras and unusable settings or files: the message says what to do, a traceback would bury it.
         print(f"ntkprefix {name}: {error}", file=sys.stderr)
         return 2

@@ -58,7 +58,8 @@ class Elu:
 
     def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... H"], Float[Array, ...]]:
         """Features and a log scale of zero."""
-        return jax.nn.elu(x) + 1, jnp.zeros(x.shape[:-1], x.dtype)
+        # elu(x) + 1 would cancel for x << 0, where the feature is e^x.
+        return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0))), jnp.zeros(x.shape[:-1], x.dtype)
 
 
 @jax.tree_util.register_static

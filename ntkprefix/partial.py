@@ -6,6 +6,7 @@ Softmax attention is a ratio of two sums over keys, so any split of the keys int
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from ntkprefix._pytree import Leaf, pytree
 
-# exp of it is finite in float32. It only ever bounds the weight of a group whose sums are still zero.
+# exp of it is finite in float32. It only ever bounds the weight of a group without a denominator.
 _LARGEST_EXPONENT = 80.0
 
 
@@ -49,7 +50,7 @@ class Partial:
 def merge(*partials: Partial) -> Partial:
     r"""Attention over the union of disjoint groups of keys.
 
-    Every group is rescaled to the largest `log_scale` among those that hold anything, and the sums are added:
+    Every group is rescaled to the largest `log_scale` among those with a denominator, and the sums are added:
 
     $$ num = \sum_g num_g\, e^{s_g - s}, \qquad den = \sum_g den_g\, e^{s_g - s}, \qquad s = \max_g s_g. $$
 
@@ -82,8 +83,10 @@ def merge(*partials: Partial) -> Partial:
 
 
 def _merge_two(a: Partial, b: Partial) -> Partial:
-    scale_a, scale_b = (jnp.where(_holds_anything(p), p.log_scale, -jnp.inf) for p in (a, b))
-    scale = jax.lax.stop_gradient(jnp.maximum(scale_a, scale_b))
+    # A group without a denominator (an additive memory, or a state that is still zero) must not set the scale: the
+    # denominators of the others would underflow against it. Alone with its like, it does.
+    weighted, anything = (_largest([a, b], where) for where in (_has_denominator, _holds_anything))
+    scale = jax.lax.stop_gradient(jnp.where(jnp.isfinite(weighted), weighted, anything))
     # With nothing in either, any finite reference does; -inf would make -inf - -inf below.
     reference = jnp.where(jnp.isfinite(scale), scale, 0.0)
     weight_a, weight_b = (jnp.exp(jnp.minimum(p.log_scale - reference, _LARGEST_EXPONENT)) for p in (a, b))
@@ -92,6 +95,15 @@ def _merge_two(a: Partial, b: Partial) -> Partial:
         den=a.den * weight_a + b.den * weight_b,
         log_scale=scale,
     )
+
+
+def _largest(partials: list[Partial], where: Callable[[Partial], Array]) -> Float[Array, "B T N"]:
+    scales = [jnp.where(where(partial), partial.log_scale, -jnp.inf) for partial in partials]
+    return jnp.maximum(*scales)
+
+
+def _has_denominator(partial: Partial) -> Bool[Array, "B T N"]:
+    return partial.den != 0
 
 
 def _holds_anything(partial: Partial) -> Bool[Array, "B T N"]:

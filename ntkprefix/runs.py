@@ -92,7 +92,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         content = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected JSON, but it does not parse ({error}). Delete it to start afresh."
         ) from error

@@ -316,6 +316,38 @@ def test_a_no_op_state_changes_nothing_and_learns(log_scale):
     assert (gradient.k != 0).all()
 
 
+@pytest.mark.parametrize("log_sum_exp", [-120.0, -60.0, 60.0])
+def test_an_additive_memory_never_silences_the_input(log_sum_exp):
+    # Where the memory's scale is far above the input's, the input's denominator must not underflow against it.
+    bias = jnp.full((1, 1, T, S), log_sum_exp)
+    memory = FeaturePrefix(1e-30 * jnp.ones((K, H, HV)), jnp.zeros((K, H)))
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), memory)
+    share = oracle.per_kv_head(oracle.elu_features(double.Z, double.k), N // K)
+    expected = oracle.attention(QUERY, KEY, VALUE, prefix=share, bias=np.asarray(bias))
+    ours = attention(QUERY, KEY, VALUE, prefix=memory, bias=bias)
+    if log_sum_exp > -100:
+        np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-6)
+    gradient = jax.grad(lambda p: jnp.sum(attention(QUERY, KEY, VALUE, prefix=p, bias=bias)))(memory)
+    assert ours.any(axis=-1).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((ours, gradient)))
+
+
+def test_no_queries_and_no_rows():
+    assert attention(QUERY[:, :0], KEY, VALUE, prefix=tokens()).shape == (B, 0, N, HV)
+    assert attention(QUERY[:0], KEY[:0], VALUE[:0], prefix=state()).shape == (0, T, N, HV)
+
+
+def test_a_prefix_is_not_rounded_to_the_querys_float16():
+    query, key = jnp.full((1, 1, 1, 4), 1e-4, jnp.float16), jnp.zeros((1, 0, 1, 4), jnp.float16)
+    prefix = TokenPrefix(jnp.full((1, 1, 4), 7e4), jnp.ones((1, 1, 4)))
+    assert attention(query, key, key, prefix=prefix).tolist() == [[[[1.0] * 4]]]
+    # 200,000 tokens of relative weight e^-18 each: together 0.3 of one heavy token's neighbour
+    light = TokenPrefix(jnp.zeros((200_000, 1, 4), jnp.float16), jnp.ones((200_000, 1, 4), jnp.float16))
+    one = jnp.ones((1, 1, 1, 4), jnp.float16)
+    out = attention(one * 3, one * 3, 0 * one, prefix=light)
+    np.testing.assert_allclose(np.asarray(out, np.float32), 2e5 / (2e5 + np.exp(18)), rtol=2e-3)
+
+
 def test_an_additive_memory_stays_outside_the_normaliser():
     memory = FeaturePrefix(normal(K, H, HV), jnp.zeros((K, H)))
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), memory)

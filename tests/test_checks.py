@@ -66,6 +66,8 @@ ERRORS = {
         "one size of axis rank",
     ),
     "scale of features": (call(*INPUT, prefix=STATE, scale=-1.0), ValueError, "a scale above 0, got -1.0"),
+    "integer scale of features": (call(*INPUT, prefix=STATE, scale=-1), ValueError, "a scale above 0, got -1"),
+    "a prefix's class": (with_prefix(TokenPrefix), TypeError, "expected a prefix .*, got type"),
     "unknown map": (lambda: feature_map("relu"), ValueError, "unknown name 'relu'; expected one of elu, taylor, favor"),
     "missing option": (lambda: feature_map("taylor"), ValueError, "expected degree; got no options"),
     "unknown option": (lambda: feature_map("elu", degree=2), ValueError, "expected no options; got degree"),

@@ -97,3 +97,5 @@ def test_elu():
     phi, log_scale = feature_map("elu")(jnp.array([[-2.0, 0.0, 3.0]]))
     np.testing.assert_allclose(phi, [[math.exp(-2), 1, 4]], rtol=1e-6)
     assert not log_scale.any()
+    far = feature_map("elu")(jnp.array([[-20.0, -60.0]]))[0]
+    np.testing.assert_allclose(far, [[math.exp(-20), math.exp(-60)]], rtol=1e-5)

@@ -56,6 +56,18 @@ def test_appending_and_subtracting_documents(name):
     np.testing.assert_allclose(out(whole - second), out(first), atol=2e-4)
 
 
+@pytest.mark.parametrize("name", MAPS)
+def test_appending_to_nothing_is_building(name):
+    # features of keys this long are e^-300 and less: a zero state's scale of 0 must not swallow them
+    keys, values = normal(30, 2, 6, scale=15.0), normal(30, 2, 5)
+    built = FeaturePrefix.from_tokens(keys, values, feature_map=MAPS[name], recentre=False)
+    empty = FeaturePrefix.from_tokens(keys[:0], values[:0], feature_map=MAPS[name], recentre=False)
+    query = QUERY * 0.1
+    for same in (empty.append(keys, values), empty + built, built + empty):
+        np.testing.assert_allclose(out(same, query), out(built, query), rtol=1e-4, atol=1e-5)
+    assert np.isfinite((empty + empty).Z).all()
+
+
 def test_a_state_of_a_hundred_thousand_tokens_needs_memory_for_a_chunk():
     def build(keys, values):
         return FeaturePrefix.from_tokens(keys, values, feature_map=MAPS["taylor"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -64,27 +65,38 @@ def make_data(
     if data == "digits":
         inputs, labels = _digits(n + n_test, d, projection, seed)
     elif data in ("sphere", "gaussian"):
-        inputs = jax.random.normal(input_key, (n + n_test, d)) / math.sqrt(d)
-        inputs = inputs / jnp.linalg.norm(inputs, axis=1, keepdims=True) if data == "sphere" else inputs
+        inputs = _random_inputs(input_key, n + n_test, d, unit_norm=data == "sphere")
     else:
         raise ValueError(f"data must be 'sphere', 'gaussian' or 'digits', got {data!r}.")
     x, x_test = inputs[:n], inputs[n:]
     return Data(x, target_scale * _targets(targets, target_key, x, labels), x_test)
 
 
+@partial(jax.jit, static_argnames=("count", "d", "unit_norm"))
+def _random_inputs(key, count, d, *, unit_norm):
+    inputs = jax.random.normal(key, (count, d)) / math.sqrt(d)
+    return inputs / jnp.linalg.norm(inputs, axis=1, keepdims=True) if unit_norm else inputs
+
+
 def _targets(kind, key, x, labels):
     n, d = x.shape
     if kind == "gaussian":
-        return jax.random.normal(key, (n, d)) / math.sqrt(d)
+        return _random_inputs(key, n, d, unit_norm=False)
     if kind == "teacher":
-        # A of entries N(0, 4) turns a unit input by about two radians: smooth, but not linear.
-        return jnp.sin(jnp.matmul(x, 2 * jax.random.normal(key, (d, d)))) / math.sqrt(d / 2)
+        return _teacher(key, x)
     if kind != "labels":
         raise ValueError(f"targets must be 'gaussian', 'teacher' or 'labels', got {kind!r}.")
     if labels is None or d < 2:
         raise ValueError(f"targets='labels' need data='digits' and d of at least 2, got d={d}.")
     centred = np.eye(d)[labels[:n] % d] - 1 / d
     return jnp.asarray(centred / np.linalg.norm(centred, axis=1, keepdims=True), x.dtype)
+
+
+@jax.jit
+def _teacher(key, x):
+    d = x.shape[1]
+    # A of entries N(0, 4) turns a unit input by about two radians: smooth, but not linear.
+    return jnp.sin(jnp.matmul(x, 2 * jax.random.normal(key, (d, d)))) / math.sqrt(d / 2)
 
 
 def _digits(count, d, projection, seed):

@@ -7,9 +7,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 
+@jax.jit
 def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """Attend from each input to a prefix that serves as keys and, with signs, as values.
 
@@ -94,7 +96,7 @@ def _draw(key, root, M, d):
 def _covariance(d: int, sigma: float, covariance: Float[Array, "d d"] | None) -> Float[Array, "d d"]:
     """Sigma as a matrix, from whichever of the two ways to give it was used."""
     if covariance is None:
-        return _positive(sigma) ** 2 * jnp.eye(d)
+        return jnp.asarray(_positive(sigma) ** 2 * np.eye(d), dtype=float)
     if sigma != 1.0:
         raise ValueError(f"sigma={sigma} and a covariance were both given; leave one out.")
     if covariance.shape != (d, d):

@@ -71,6 +71,8 @@ def exponentials(
 def weighted_sum(weights: Float[Array, "B K G T S"], value: Float[Array, "*B S K Hv"]) -> Float[Array, "B K G T Hv"]:
     """Values summed with weights, accumulated in the weights' type; values may lack the B axis."""
     lead = "B" if value.ndim == 4 else ""
+    if value.dtype == jnp.float16:
+        value = value.astype(weights.dtype)  # weights below e^-17 are zero in float16, and many of them add up
     return jnp.einsum(
         f"BKGTS,{lead}SKH->BKGTH", weights.astype(value.dtype), value, preferred_element_type=weights.dtype
     )
@@ -92,4 +94,5 @@ def group_heads(array: Array, kv_heads: int) -> Array:
 
 def _join_heads(array: Array) -> Array:
     moved = jnp.moveaxis(array, 3, 1)
-    return moved.reshape(*moved.shape[:2], -1, *moved.shape[4:])
+    batch, length, kv_heads, group, *rest = moved.shape
+    return moved.reshape(batch, length, kv_heads * group, *rest)

@@ -78,8 +78,9 @@ class FeaturePrefix:
             keys: p, [M, K, H]; with a leading B axis, one prefix per row.
             values: u, [M, K, Hv].
             feature_map: phi.
-            recentre: move the keys' mean into the log scale. It changes nothing in exact arithmetic and shrinks the
-                radius rho that the error grows with.
+            recentre: move the keys' mean into the log scale. Exact for the exponential, so it only shrinks the radius
+                rho that an approximation's error grows with. Elu features approximate nothing and change with it:
+                `recentre=False` gives the paper's Z and k.
             centre: a centre to use instead of the mean: give another state's to make the two addable.
             scale: beta; 1/sqrt(H) if None. `attention` must be called with the same.
 
@@ -156,8 +157,7 @@ class FeaturePrefix:
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
         """The share of the whole prefix, however long it is."""
         batch, length, heads, width = query.shape
-        if isinstance(scale, float):
-            checks.positive_scale(scale, width)
+        checks.positive_scale(scale, width)
         checks.feature_count(self.feature_map, width, self.k.shape[-1])
         dtype = accumulator(query.dtype, self.Z.dtype)
         state_heads = self.Z.shape[-3]
@@ -182,8 +182,12 @@ class FeaturePrefix:
             jnp.zeros(state.k.shape[:-1], state.k.dtype) if state.log_scale is None else state.log_scale
             for state in (self, other)
         )
-        scale = jnp.maximum(scale_a, scale_b)
-        weight_a, weight_b = jnp.exp(scale_a - scale), jnp.exp(scale_b - scale)
+        # A state that holds nothing must not set the scale: the other would underflow against it.
+        holds_a, holds_b = (jnp.any(state.k != 0, -1) | jnp.any(state.Z != 0, (-2, -1)) for state in (self, other))
+        larger = jnp.maximum(jnp.where(holds_a, scale_a, -jnp.inf), jnp.where(holds_b, scale_b, -jnp.inf))
+        scale = jnp.where(jnp.isfinite(larger), larger, 0.0)
+        weight_a = jnp.where(holds_a, jnp.exp(scale_a - scale), 0.0)
+        weight_b = jnp.where(holds_b, jnp.exp(scale_b - scale), 0.0)
         return dataclasses.replace(
             self,
             Z=self.Z * weight_a[..., None, None] + sign * other.Z * weight_b[..., None, None],

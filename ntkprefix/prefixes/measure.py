@@ -116,6 +116,7 @@ class MeasurePrefix:
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
         """The share of the C clouds."""
         rows = "B" if self.mean.ndim == 4 else ""
+        query = query.astype(accumulator(query.dtype, self.mean.dtype))
         logits = dense.grouped_logits(query, self.mean, scale)
         dtype = logits.dtype
         beta = jnp.asarray(scale, dtype)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntkprefix import checks
+from ntkprefix._dtypes import accumulator
 from ntkprefix._pytree import Leaf, pytree
 from ntkprefix.kernels import dense
 from ntkprefix.partial import Partial
@@ -54,6 +55,8 @@ class TokenPrefix:
 
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
         """The share of the M tokens."""
+        if query.dtype != self.keys.dtype:  # not down to the query's type: a trained key may not fit float16
+            query = query.astype(accumulator(query.dtype, self.keys.dtype))
         logits = dense.grouped_logits(query, self.keys, scale)
         if self.log_weights is not None:
             weights = jnp.moveaxis(self.log_weights, -2, -1)  # [.., K, M]
