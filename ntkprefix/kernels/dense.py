@@ -89,7 +89,7 @@ def group_heads(array: Array, kv_heads: int) -> Array:
     """[b, 1 or N, t, s] -> [b, 1 or K, 1 or G, t, s], without copying a broadcast axis."""
     if array.shape[1] == 1:
         return array[:, :, None]
-    return array.reshape(array.shape[0], kv_heads, -1, *array.shape[2:])
+    return array.reshape(array.shape[0], kv_heads, array.shape[1] // kv_heads, *array.shape[2:])
 
 
 def _join_heads(array: Array) -> Array:

@@ -173,7 +173,9 @@ class FeaturePrefix:
             shift = self.log_scale.astype(dtype)
             log_scale = log_scale + shift.reshape(-1, 1, state_heads, 1)
         return Partial(
-            num.reshape(batch, length, heads, -1), den.reshape(query.shape[:3]), log_scale.reshape(query.shape[:3])
+            num.reshape(*query.shape[:3], self.Z.shape[-1]),
+            den.reshape(query.shape[:3]),
+            log_scale.reshape(query.shape[:3]),
         )
 
     def _combine(self, other: FeaturePrefix, *, sign: int) -> FeaturePrefix:

@@ -121,7 +121,7 @@ class MeasurePrefix:
         dtype = logits.dtype
         beta = jnp.asarray(scale, dtype)
         batch, length, _, width = query.shape
-        grouped = query.astype(dtype).reshape(batch, length, self.mean.shape[-2], -1, width)
+        grouped = query.astype(dtype).reshape(batch, length, logits.shape[1], logits.shape[2], width)
         tilt = beta * jnp.einsum(f"BTKGH,{rows}CKHJ->BKGTCJ", grouped, self.factor.astype(dtype))
         log_weight = jnp.moveaxis(self.log_weight.astype(dtype), -2, -1)  # [.., K, C]
         log_weight = log_weight.reshape(-1, log_weight.shape[-2], 1, 1, log_weight.shape[-1])
