@@ -95,7 +95,7 @@ def report(results: dict[str, Any], out: Path) -> Path:
             ),
             table=summary.table(rows),
             figures=[
-                Figure(accuracy, "Accuracy on images that played no part in training or in any choice of settings."),
+                Figure(accuracy, "Accuracy on images that played no part in training or in the choice of step sizes."),
                 Figure(loss, "Training loss. Linear probing trains on features computed once, for more passes."),
             ],
         ),

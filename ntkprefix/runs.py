@@ -64,7 +64,11 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file whole or not at all (see `write_json`)."""
+    """Write a file whole or not at all (see `write_json`).
+
+    Raises:
+        OSError: the file cannot be written; what was there before is untouched.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -54,7 +54,7 @@ class FeatureAdapter:
 
 @jax.custom_jvp
 def nonnegative(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """max(x, 0) with the derivative of the identity: a projection, whose gradient is alive at and below zero.
+    """max(x, 0) with the derivative of the identity: a clip, whose gradient is alive at and below zero.
 
     A softplus would also keep k positive, but could not start at k = 0, where the model is exactly the pretrained one.
     """
