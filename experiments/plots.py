@@ -9,7 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = {"head only": "#7a7a7a", "P-Tuning v2": "#E69F00", "NTK-Attention": "#0072B2"}
+COLOURS = {
+    "head only": "#7a7a7a",
+    "P-Tuning v2, 10 tokens": "#E69F00",
+    "P-Tuning v2, 32 tokens": "#D55E00",
+    "NTK-Attention": "#0072B2",
+}
 
 
 def loss_curves(runs: list[dict[str, Any]], path: Path) -> Path:

@@ -58,9 +58,8 @@ def vision() -> str:
             *lines,
             "",
             f"The state of NTK-Attention is the size of {tokens:g} prefix tokens per layer: it is the smaller one only "
-            f"for prefixes that are longer. Step sizes were chosen on training digits alone; how the log scale is "
-            f"calibrated was chosen between three ways with these test digits in view. "
-            f"Remade by `python -m experiments.results vision`.",
+            f"for prefixes that are longer. Starts and step sizes were chosen by one rule, on training digits "
+            f"held back (`experiments/tuning.py`). Remade by `python -m experiments.results vision`.",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""Remake the committed result files, all or by name: `python -m experiments.results [step_sizes] [vision] [verify]`."""
+"""Remake the committed result files, all or by name: `python -m experiments.results [tuning] [vision] [verify]`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import theory
-from experiments import RESULTS, readme, step_sizes, summary, vision
+from experiments import RESULTS, readme, summary, tuning, vision
 from ntkprefix.runs import write_bytes, write_json
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
 
 
-def make_step_sizes() -> None:
-    """`step_sizes.json`."""
-    write_json(RESULTS / "step_sizes.json", step_sizes.main(step_sizes.StepSizesConfig()))
+def make_tuning() -> None:
+    """`tuning.json`."""
+    write_json(RESULTS / "tuning.json", tuning.main(tuning.TuningConfig()))
 
 
 def make_vision() -> None:
@@ -38,8 +38,8 @@ def make_verify() -> None:
         write_bytes(PICTURES / name, (report.folder / name).read_bytes())
 
 
-# In this order: vision takes the step sizes.
-MAKERS: dict[str, Callable[[], Any]] = {"step_sizes": make_step_sizes, "vision": make_vision, "verify": make_verify}
+# In this order: vision takes what tuning chose.
+MAKERS: dict[str, Callable[[], Any]] = {"tuning": make_tuning, "vision": make_vision, "verify": make_verify}
 
 
 def main(names: list[str]) -> None:

@@ -12,7 +12,7 @@ from theory import intervals
 
 
 def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per method: mean accuracy and its 95 % interval.
+    """One row per method that finished a run: mean accuracy and its 95 % interval.
 
     With one seed the interval is Wilson's, over the held-out images. With more it is Student's over seeds, which says
     how much the result depends on the order of the data and the random start, on this one test set.
@@ -29,6 +29,7 @@ def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "interval": [estimate.low, estimate.high],
                 "adapter_parameters": runs[0]["adapter_parameters"],
                 "head_parameters": runs[0]["head_parameters"],
+                "start": runs[0]["start"],
                 "step_size": runs[0]["step_size"],
                 "seconds": float(np.mean([run["seconds"] for run in runs])),
                 "seconds_per_step": float(np.mean([run["seconds_per_step"] for run in runs])),
@@ -41,9 +42,8 @@ def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as text, for a page."""
-    columns = ["method", "held-out accuracy", "95 % interval", "trained", "in the head", "step size", "steps", "s/step"]
     return Table(
-        columns,
+        ["method", "held-out accuracy", "95 % interval", "trained", "in the head", "step size", "steps", "s/step"],
         [
             [
                 row["method"],

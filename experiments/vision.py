@@ -1,15 +1,15 @@
 """Adapt a pretrained vision transformer to images: head only, P-Tuning v2 and NTK-Attention side by side.
 
-Every method trains on the same images from the same frozen weights, with the step size that `experiments.step_sizes`
-chose for it on a part of the training digits. P-Tuning v2 and NTK-Attention take the same steps in the same order;
-linear probing, whose features are computed once, takes more, and so is the stronger baseline.
+Every method trains on the same images from the same frozen weights, with the start and the step size that
+`experiments.tuning` chose for it on a part of the training digits. P-Tuning v2 and NTK-Attention take the same steps in
+the same order; linear probing, whose features are computed once, takes more, and so is the stronger baseline.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,15 +19,17 @@ import numpy as np
 from experiments import RESULTS
 from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, TokenAdapter, count
 from ntkprefix.classify import Classifier, head_loss
-from ntkprefix.images import ImageData, load_images
+from ntkprefix.images import ImageData, load_images, stratified
 from ntkprefix.models import ViT, load_dinov2
 from ntkprefix.runs import environment, progress, read_json
 from ntkprefix.train import TrainConfig, train
 
-METHODS: dict[str, Adapter] = {
-    "head only": HeadAdapter(),
-    "P-Tuning v2": TokenAdapter(length=10),
-    "NTK-Attention": FeatureAdapter(),
+# Of every method, the starts that it may choose from. 32 tokens are as many numbers as a state of Z and k.
+METHODS: dict[str, dict[str, Adapter]] = {
+    "head only": {"zero": HeadAdapter()},
+    "P-Tuning v2, 10 tokens": {"zero": TokenAdapter(length=10), "mean": TokenAdapter(length=10, start="mean")},
+    "P-Tuning v2, 32 tokens": {"zero": TokenAdapter(length=32), "mean": TokenAdapter(length=32, start="mean")},
+    "NTK-Attention": {"harmonic": FeatureAdapter(), "mean": FeatureAdapter(calibration="mean")},
 }
 _CALIBRATION_IMAGES = 64
 
@@ -61,19 +63,23 @@ def main(config: VisionConfig) -> dict[str, Any]:
     """Run all methods on all seeds, with progress.
 
     Returns:
-        Configuration, environment, a description of the data, and one entry per run.
+        Configuration, environment, a description of the data, one entry per run, and the runs that failed.
     """
     data = subset(load_images(config.data, size=config.size), config)
     model = load_dinov2()
-    step_sizes = read_json(RESULTS / "step_sizes.json")["chosen"]
-    runs = []
+    chosen = read_json(RESULTS / "tuning.json")["chosen"]
+    runs, failures = [], []
     with progress() as bar:
         for seed in config.seeds:
             for method in METHODS:
-                schedule = training(config, method, step_sizes[method], seed)
+                this = {"method": method, "seed": seed, **chosen[method]}
+                schedule = training(config, method, this["step_size"], seed)
                 task = bar.add_task(method, total=None)
-                run = fit(model, METHODS[method], data, schedule, watch=partial(_show, bar, task, method))
-                runs.append({"method": method, "seed": seed, "step_size": step_sizes[method], **run})
+                watch = partial(_show, bar, task, method)
+                try:
+                    runs.append({**this, **fit(model, METHODS[method][this["start"]], data, schedule, watch=watch)})
+                except FloatingPointError as error:
+                    failures.append({**this, "failure": str(error)})
     return {
         "config": asdict(config),
         "environment": environment(),
@@ -85,25 +91,30 @@ def main(config: VisionConfig) -> dict[str, Any]:
             "classes": list(data.class_names),
         },
         "runs": runs,
+        "failures": failures,
     }
 
 
 def subset(data: ImageData, config: VisionConfig) -> ImageData:
-    """At most as many images as asked for, drawn with a fixed seed."""
-    random = np.random.default_rng(0)
+    """At most as many images as asked for, each class in proportion, drawn and ordered with a fixed seed."""
     train, test = (
-        np.sort(random.permutation(len(x))[:most])
-        for x, most in ((data.x_train, config.train_images), (data.x_test, config.test_images))
+        stratified(labels, min(most, len(labels)), seed=0)
+        for labels, most in ((data.y_train, config.train_images), (data.y_test, config.test_images))
     )
-    return ImageData(
+    chosen = replace(
+        data,
         x_train=data.x_train[train],
         y_train=data.y_train[train],
         x_test=data.x_test[test],
         y_test=data.y_test[test],
-        class_names=data.class_names,
-        name=data.name,
-        notes=data.notes,
     )
+    return shuffled(chosen, np.random.default_rng(0))
+
+
+def shuffled(data: ImageData, random: np.random.Generator) -> ImageData:
+    """The training images in random order: the first of them calibrate, and folders come sorted by class."""
+    order = random.permutation(len(data.x_train))
+    return replace(data, x_train=data.x_train[order], y_train=data.y_train[order])
 
 
 def training(config: VisionConfig, method: str, step_size: float, seed: int) -> TrainConfig:
@@ -151,7 +162,9 @@ def fit(
         result = result._replace(params={**params, "head": result.params})
     else:
         images = (data.x_train, data.y_train)
-        result = train(classifier.loss, params, classifier.frozen, images, config, on_step=on_step)
+        result = train(
+            classifier.loss, params, classifier.frozen, images, config, project=classifier.project, on_step=on_step
+        )
     predicted = classifier.predict(result.params, data.x_test, on_batch=lambda done: watch("testing", done, rows))
     return {
         "accuracy": float(np.mean(predicted == data.y_test)),
@@ -165,4 +178,4 @@ def fit(
 
 
 def _show(bar: Any, task: Any, method: str, stage: str, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total, description=f"{method:<14} {stage:<12}")
+    bar.update(task, completed=done, total=total, description=f"{method:<22} {stage:<12}")

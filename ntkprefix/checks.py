@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -242,6 +242,16 @@ def at_least(least: int, kind: str, **counts: Any) -> None:
             raise TypeError(f"{kind}: expected an integer {name}, got {type(count).__name__}.")
         if count < least:
             raise ValueError(f"{kind}: expected {name} of at least {least}, got {count}.")
+
+
+def one_of(kind: str, name: str, value: Any, known: Sequence[str]) -> None:
+    """An option among names.
+
+    Raises:
+        ValueError: another name.
+    """
+    if value not in known:
+        raise ValueError(f"{kind}: unknown {name} {value!r}; expected one of {', '.join(known)}.")
 
 
 def rank_fits(rank: int, width: int) -> None:

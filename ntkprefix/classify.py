@@ -55,6 +55,10 @@ class Classifier:
         tokens = model(normalise(images), prefixes=self._adapter.prefixes(params["adapter"]))
         return jnp.concatenate([tokens[:, 0], jnp.mean(tokens[:, 1:], axis=1)], axis=-1)
 
+    def project(self, params: PyTree) -> PyTree:
+        """The nearest parameters that the adapter allows."""
+        return {**params, "adapter": self._adapter.project(params["adapter"])}
+
     def loss(
         self, params: PyTree, frozen: PyTree, images: UInt8[Array, "B h w 3"], labels: Int[Array, " B"]
     ) -> Float[Array, ""]:

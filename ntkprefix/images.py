@@ -121,7 +121,7 @@ def _digits(size: int, seed: int) -> ImageData:
         raise ImportError("The digits come with scikit-learn: pip install scikit-learn") from error
     grey, labels = load_digits(return_X_y=True)
     pixels = np.rint(grey.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # stored as 0 to 16
-    test = _stratified(labels, _DIGITS_TEST, seed)
+    test = stratified(labels, _DIGITS_TEST, seed)
     images, labels = _fit_all(pixels, size, "digits"), labels.astype(np.int32)
     return ImageData(
         x_train=images[~test],
@@ -190,7 +190,7 @@ def _folder(path: Path, size: int, seed: int, test_share: float) -> ImageData:
     else:
         names = _class_names(path)
         files, labels = _listing(path, names)
-        held = _stratified(labels, round(test_share * len(files)), seed)
+        held = stratified(labels, round(test_share * len(files)), seed)
         train, test = ((files[chosen], labels[chosen]) for chosen in (~held, held))
         notes = f"{test_share:.0%} held out, stratified split with seed {seed}"
         _check_every_class(path, names, train[1], test[1])
@@ -237,17 +237,17 @@ def _check_every_class(path: Path, names: list[str], train: np.ndarray, test: np
             )
 
 
-def _stratified(labels: np.ndarray, test: int, seed: int) -> np.ndarray:
-    """Which of the examples are for testing: `test` of them, each class in proportion."""
+def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Which of the examples are chosen: `count` of them, each class in proportion."""
     classes, counts = np.unique(labels, return_counts=True)
-    quota = counts * test / len(labels)
+    quota = counts * count / len(labels)
     chosen = np.floor(quota).astype(int)
     # Largest remainders get what rounding down left over.
-    chosen[np.argsort(chosen - quota, kind="stable")[: test - chosen.sum()]] += 1
+    chosen[np.argsort(chosen - quota, kind="stable")[: count - chosen.sum()]] += 1
     random = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)
-    for label, count in zip(classes, chosen, strict=True):
-        held[random.permutation(np.flatnonzero(labels == label))[:count]] = True
+    for label, share in zip(classes, chosen, strict=True):
+        held[random.permutation(np.flatnonzero(labels == label))[:share]] = True
     return held
 
 

@@ -90,6 +90,7 @@ def train(
     data: Sequence[np.ndarray],
     config: TrainConfig,
     *,
+    project: Callable[[PyTree], PyTree] | None = None,
     on_step: Callable[[int, float], Any] | None = None,
 ) -> TrainResult:
     """Minimise a loss over `params`.
@@ -103,6 +104,8 @@ def train(
         frozen: pytree handed to `loss` as it is.
         data: arrays with one leading axis of rows; a batch is the same rows of each.
         config: how to train.
+        project: maps parameters to the nearest allowed ones, after every step. Pass the same object each time, not a
+            fresh lambda, or every call compiles again.
         on_step: called after every step with the number of steps done and the loss.
 
     Returns:
@@ -130,7 +133,7 @@ def train(
     state = optimiser.init(params)
     losses, began = [], time.perf_counter()
     for number, (step_size, batch) in enumerate(zip(step_sizes, _batches(data, config), strict=True), start=1):
-        params, state, value = _step(loss, optimiser, params, state, frozen, step_size, batch)
+        params, state, value = _step(loss, optimiser, project, params, state, frozen, step_size, batch)
         losses.append(float(value))
         if not np.isfinite(losses[-1]):
             raise FloatingPointError(
@@ -150,12 +153,13 @@ def _optimiser(weight_decay: float, clip: float) -> optax.GradientTransformation
     return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(1.0, weight_decay=weight_decay))
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
-def _step(loss, optimiser, params, state, frozen, step_size, batch):
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def _step(loss, optimiser, project, params, state, frozen, step_size, batch):
     value, gradient = jax.value_and_grad(loss)(params, frozen, *batch)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers, which strict rules forbid
         updates, state = optimiser.update(gradient, state, params)
-    return optax.apply_updates(params, jax.tree.map(lambda update: step_size * update, updates)), state, value
+    params = optax.apply_updates(params, jax.tree.map(lambda update: step_size * update, updates))
+    return params if project is None else project(params), state, value
 
 
 def _batches(data: Sequence[np.ndarray], config: TrainConfig) -> Iterator[tuple[np.ndarray, ...]]:

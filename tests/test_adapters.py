@@ -107,6 +107,41 @@ def test_prediction_does_not_depend_on_the_batch(model):
     np.testing.assert_array_equal(classifier.all_features(params, many)[-24:], classifier.all_features(params, IMAGES))
 
 
+def test_training_ends_every_step_at_allowed_parameters(model):
+    classifier, params = initial(model, FeatureAdapter())
+    config = TrainConfig(epochs=3, batch_size=8, learning_rate=0.1)
+    data = (IMAGES, LABELS)
+    free = train(classifier.loss, params, classifier.frozen, data, config).params["adapter"]
+    kept = train(classifier.loss, params, classifier.frozen, data, config, project=classifier.project).params["adapter"]
+    assert (free["k"] < -0.01).any()
+    assert (kept["k"] >= 0).all()
+    assert (kept["k"] > 0).any()
+
+
+def test_starts_are_at_the_models_own_keys_and_scale(model):
+    statistics = model.attention_statistics(normalise(jnp.asarray(IMAGES)))
+    tokens = TokenAdapter(length=5, start="mean", deviation=0.0).init(jax.random.key(0), statistics)
+    assert tokens["keys"].shape == (LAYERS, 5, HEADS, WIDTH)
+    for token in range(5):
+        np.testing.assert_array_equal(tokens["keys"][:, token], statistics.key_mean)
+        np.testing.assert_array_equal(tokens["values"][:, token], statistics.value_mean)
+    scale = FeatureAdapter(calibration="mean").init(jax.random.key(0), statistics)["log_scale"]
+    np.testing.assert_allclose(scale, statistics.log_sum_exp - np.log(WIDTH), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: TokenAdapter(start="text"), "unknown start 'text'; expected one of zero, mean"),
+        (lambda: FeatureAdapter(calibration="max"), "unknown calibration 'max'; expected one of harmonic, mean"),
+    ],
+)
+def test_unknown_starts_are_errors(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_no_tokens_is_an_error():
     with pytest.raises(ValueError, match="length of at least 1, got 0"):

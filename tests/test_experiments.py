@@ -1,16 +1,18 @@
 """The experiments' own arithmetic, and that documents say what the result files say."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from experiments import RESULTS, notebooks, readme, step_sizes, summary, vision
+from experiments import RESULTS, notebooks, readme, summary, tuning, vision
 from experiments.plots import smooth
-from ntkprefix.images import load_images
+from ntkprefix.images import ImageData, load_images
 from ntkprefix.runs import read_json
 
 
 def a_run(method, seed, accuracy):
-    sizes = {"adapter_parameters": 5, "head_parameters": 2, "steps": 10, "step_size": 0.1}
+    sizes = {"adapter_parameters": 5, "head_parameters": 2, "steps": 10, "start": "zero", "step_size": 0.1}
     return {"method": method, "seed": seed, "accuracy": accuracy, "seconds": 3.0, "seconds_per_step": 0.3, **sizes}
 
 
@@ -40,9 +42,28 @@ def test_smoothing_keeps_length_and_constants():
 
 def test_held_back_images_are_training_images_and_disjoint():
     data = load_images("digits", size=14)
-    split = step_sizes.held_back(data, 200)
+    split = tuning.held_back(data, 200)
     assert len(split.x_train) == 800
-    np.testing.assert_array_equal(np.concatenate([split.x_train, split.x_test]), data.x_train)
+    parts = np.concatenate([split.x_train, split.x_test]).reshape(1000, -1)
+    whole = data.x_train.reshape(1000, -1)
+    np.testing.assert_array_equal(parts[np.lexsort(parts.T)], whole[np.lexsort(whole.T)])
+
+
+def test_parts_of_sorted_data_have_every_class_in_proportion():
+    # as a folder is read: class by class
+    labels = np.repeat(np.arange(4, dtype=np.int32), [40, 40, 80, 240])
+    pixels = np.broadcast_to(labels[:, None, None, None], (400, 1, 1, 3)).astype(np.uint8)
+    data = ImageData(
+        x_train=pixels, y_train=labels, x_test=pixels, y_test=labels, class_names=tuple("abcd"), name="", notes=""
+    )
+    chosen = vision.subset(data, vision.VisionConfig(train_images=200, test_images=100))
+    np.testing.assert_array_equal(np.bincount(chosen.y_train), [20, 20, 40, 120])
+    np.testing.assert_array_equal(np.bincount(chosen.y_test), [10, 10, 20, 60])
+    np.testing.assert_array_equal(chosen.x_train[:, 0, 0, 0], chosen.y_train)  # images and labels moved together
+    assert (np.bincount(chosen.y_train[:64], minlength=4) > 0).all()  # the calibration images
+    split = tuning.held_back(chosen, 50)
+    np.testing.assert_array_equal(np.bincount(split.y_test), [5, 5, 10, 30])
+    np.testing.assert_array_equal(split.x_train[:, 0, 0, 0], split.y_train)
 
 
 def test_subset_is_the_same_every_time_and_no_larger_than_asked():
@@ -53,14 +74,14 @@ def test_subset_is_the_same_every_time_and_no_larger_than_asked():
     assert (len(first.x_train), len(first.x_test)) == (50, 797)
 
 
-def test_chosen_step_sizes_are_the_best_of_the_list():
-    results = read_json(RESULTS / "step_sizes.json")
+def test_what_was_chosen_is_the_best_of_what_was_tried():
+    results = read_json(RESULTS / "tuning.json")
     assert set(results["chosen"]) == set(vision.METHODS)
     for method, chosen in results["chosen"].items():
-        tried = [run for run in results["runs"] if run["method"] == method]
-        assert sorted(run["step_size"] for run in tried) == sorted(results["config"]["step_sizes"])
-        best = max(run["accuracy"] or 0 for run in tried)
-        assert best in [run["accuracy"] for run in tried if run["step_size"] == chosen]
+        tried = {(run["start"], run["step_size"]): run for run in results["runs"] if run["method"] == method}
+        assert set(tried) == set(itertools.product(vision.METHODS[method], results["config"]["step_sizes"]))
+        best = max(run["accuracy"] or 0 for run in tried.values())
+        assert tried[chosen["start"], chosen["step_size"]]["accuracy"] == best
 
 
 def test_the_readme_says_what_the_result_files_say():

@@ -62,6 +62,17 @@ def test_a_diverging_loss_stops_with_its_step():
         train(explosive, {"w": jnp.zeros(())}, None, (X,), TrainConfig(epochs=1, batch_size=8))
 
 
+def _within_one(params):
+    return jax.tree.map(lambda leaf: jnp.clip(leaf, -1, 1), params)
+
+
+def test_a_projection_ends_every_step():
+    config = TrainConfig(epochs=20, batch_size=8, learning_rate=0.5)
+    assert train(squares, START, 1.0, (X, 3 * X + 2), config).params["w"] > 2
+    result = train(squares, START, 1.0, (X, 3 * X + 2), config, project=_within_one)
+    assert float(result.params["w"]) == float(result.params["b"]) == 1.0
+
+
 def test_progress_is_reported_every_step():
     seen = []
     train(squares, START, 1.0, (X, X), TrainConfig(batch_size=8, epochs=1), on_step=lambda *args: seen.append(args))

@@ -31,6 +31,10 @@ class Adapter(Protocol):
         """What a model takes as `prefixes=`: a prefix stacked over layers, or None."""
         ...
 
+    def project(self, params: PyTree) -> PyTree:
+        """The nearest parameters that are allowed, which a training step ends with; most adapters allow all."""
+        ...
+
 
 def count(params: PyTree) -> int:
     """How many numbers a pytree of parameters holds.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ntkprefix import checks
 from ntkprefix.feature_maps import Elu, FeatureMap
 from ntkprefix.models.statistics import AttentionStatistics
 from ntkprefix.prefixes import FeaturePrefix
@@ -18,30 +20,41 @@ from ntkprefix.prefixes import FeaturePrefix
 class FeatureAdapter:
     r"""A trained feature state per head: L N (R (Hv + 1) + 1) parameters, however long a prefix it stands for.
 
-    It starts as a no-op, Z = k = 0, with live gradients for both, and on the input's own scale: the log scale of each
-    head starts at the log of the input's harmonic mean mass on the calibration batch, less log R, so that with k = 1
-    the prefix weighs about as much as the input, averaged over queries, in every layer. Without a scale a state weighs
-    e^{-28} in some layers of a real model, and at the mean log-sum-exp it outweighs some queries' input by e^{28}.
+    It starts as a no-op, Z = k = 0, with live gradients for both, and on the input's own scale, so that with k = 1 the
+    prefix weighs about as much as the input in every layer. Without a scale a state weighs e^{-28} in some layers of a
+    real model.
 
     Attributes:
         feature_map: phi.
+        calibration: what each head's log scale starts at, less log R, on the calibration batch: `harmonic`, the log of
+            the input's harmonic mean mass, at which the prefix weighs as much as the input on average over queries;
+            `mean`, the input's mean log-sum-exp, at which it does for a typical query, and can outweigh the input of
+            some by e^{28}.
         train_scale: whether each head's log scale is trained too.
+
+    Raises:
+        ValueError: an unknown calibration.
 
     Source: NTK-Attention (arXiv 2406.14036). The paper's code passes k through an absolute value, whose derivative at
     its start is zero, and has no scale.
     """
 
     feature_map: FeatureMap = dataclasses.field(default_factory=Elu)
+    calibration: Literal["harmonic", "mean"] = "harmonic"
     train_scale: bool = True
+
+    def __post_init__(self):
+        checks.one_of("FeatureAdapter", "calibration", self.calibration, ("harmonic", "mean"))
 
     def init(self, key: PRNGKeyArray, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
         """`Z` [L, N, R, Hv], `k` [L, N, R] and `log_scale` [L, N]; nothing in it is random."""
         layers, heads = statistics.log_harmonic_mass.shape
         features = self.feature_map.size(statistics.key_mean.shape[-1])
+        own_scale = {"harmonic": statistics.log_harmonic_mass, "mean": statistics.log_sum_exp}[self.calibration]
         return {
             "Z": jnp.zeros((layers, heads, features, statistics.value_mean.shape[-1])),
             "k": jnp.zeros((layers, heads, features)),
-            "log_scale": statistics.log_harmonic_mass - math.log(features),
+            "log_scale": own_scale - math.log(features),
         }
 
     def prefixes(self, params: PyTree) -> FeaturePrefix:
@@ -50,6 +63,10 @@ class FeatureAdapter:
         if not self.train_scale:
             log_scale = jax.lax.stop_gradient(log_scale)
         return FeaturePrefix(params["Z"], nonnegative(params["k"]), self.feature_map, log_scale)
+
+    def project(self, params: PyTree) -> PyTree:
+        """With k >= 0: under the clip alone an optimiser could carry k so far below zero that it never came back."""
+        return {**params, "k": jnp.maximum(params["k"], 0)}
 
 
 @jax.custom_jvp

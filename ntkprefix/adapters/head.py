@@ -21,3 +21,7 @@ class HeadAdapter:
     def prefixes(self, params: PyTree) -> Any:  # noqa: ARG002
         """No prefix."""
         return None
+
+    def project(self, params: PyTree) -> PyTree:
+        """All are allowed."""
+        return params

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,28 +20,38 @@ class TokenAdapter:
 
     Attributes:
         length: M, at least 1.
-        deviation: standard deviation of the random start.
+        start: what the tokens are drawn around: zero, or the layer's own mean key and value on the calibration batch,
+            where a token has about as much weight as one of the input's.
+        deviation: standard deviation of the draw.
 
     Raises:
         TypeError: a length that is not an integer.
-        ValueError: a length below 1.
+        ValueError: a length below 1, an unknown start.
 
     Source: P-Tuning v2 (arXiv 2110.07602), without reparametrisation.
     """
 
     length: int = 10
+    start: Literal["zero", "mean"] = "zero"
     deviation: float = 0.02
 
     def __post_init__(self):
         checks.at_least(1, "TokenAdapter", length=self.length)
+        checks.one_of("TokenAdapter", "start", self.start, ("zero", "mean"))
 
     def init(self, key: PRNGKeyArray, statistics: AttentionStatistics) -> PyTree:
-        """Small Gaussian keys and values, `keys` and `values`, [L, M, K, H]."""
+        """Gaussian `keys` [L, M, K, H] and `values` [L, M, K, Hv]."""
         layers, heads, width = statistics.key_mean.shape
         shape = (2, layers, self.length, heads, width)
         keys, values = self.deviation * jax.random.normal(key, shape, jnp.float32)
+        if self.start == "mean":
+            keys, values = keys + statistics.key_mean[:, None], values + statistics.value_mean[:, None]
         return {"keys": keys, "values": values}
 
     def prefixes(self, params: PyTree) -> TokenPrefix:
         """The tokens of every layer."""
         return TokenPrefix(params["keys"], params["values"])
+
+    def project(self, params: PyTree) -> PyTree:
+        """All are allowed."""
+        return params
