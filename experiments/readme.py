@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import benchmarks
 from experiments import RESULTS
 from ntkprefix.runs import read_json, write_bytes
 
@@ -24,13 +25,39 @@ def render(text: str) -> str:
     Raises:
         ValueError: a table's markers are missing.
     """
-    parts: dict[str, Callable[[], str]] = {"vision": vision, "verify": verify}
+    parts: dict[str, Callable[[], str]] = {"cost": cost, "vision": vision, "verify": verify}
     for name, make in parts.items():
         found = re.search(rf"<!-- {name}: [^\n]*-->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
         if not found:
             raise ValueError(f"README.md: expected the markers of the table {name!r}.")
         text = f"{text[: found.start(1)]}{make()}\n{text[found.end(1) :]}"
     return text
+
+
+def cost() -> str:
+    """What a prefix costs in attention, as tokens and as a state."""
+    results = read_json(benchmarks.RESULTS / "prefix_cost.json")
+    config, where = results["config"], results["environment"]
+    lines = [
+        "| prefix | M | numbers stored | Mflop | working MB | time, relative to no prefix |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        lines.append(
+            f"| {row['prefix']} | {row['M']:,} | {row['numbers']:,} | {row['flops'] / 1e6:,.0f} "
+            f"| {row['working_bytes'] / 1e6:,.1f} | {row['relative_time']:.2f} |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{config['queries']} queries and keys, {config['heads']} heads of {config['width']}, forward, float32; "
+            f"flops and memory as the compiler counts them, time as a median of ratios in {config['rounds']} rounds "
+            f"({where['processor']}, {where['cores']} cores). A state is compared with an exact prefix for its cost "
+            f"alone: how far its output is from the exact one is what `taylor_error_bound` is about. "
+            f"Remade by `python -m benchmarks.prefix_cost`.",
+        ]
+    )
 
 
 def vision() -> str:

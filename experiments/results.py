@@ -1,4 +1,4 @@
-"""Remake the committed result files, all or by name: `python -m experiments.results [tuning] [vision] [verify]`."""
+"""Remake the committed result files, all or by name: `python -m experiments.results [cost] [tuning] [vision] ...`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import theory
+from benchmarks import prefix_cost
 from experiments import RESULTS, readme, summary, tuning, vision
 from ntkprefix.runs import write_bytes, write_json
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
+
+
+def make_cost() -> None:
+    """`benchmarks/results/prefix_cost.json`."""
+    prefix_cost.main(prefix_cost.CostConfig())
 
 
 def make_tuning() -> None:
@@ -39,7 +45,12 @@ def make_verify() -> None:
 
 
 # In this order: vision takes what tuning chose.
-MAKERS: dict[str, Callable[[], Any]] = {"tuning": make_tuning, "vision": make_vision, "verify": make_verify}
+MAKERS: dict[str, Callable[[], Any]] = {
+    "cost": make_cost,
+    "tuning": make_tuning,
+    "vision": make_vision,
+    "verify": make_verify,
+}
 
 
 def main(names: list[str]) -> None:
