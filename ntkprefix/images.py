@@ -294,7 +294,9 @@ def _folder(path: Path, size: int, seed: int, test_share: float) -> ImageData:
 def _class_names(folder: Path) -> list[str]:
     names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not names:
-        raise ValueError(f"{folder}: expected one folder of images per class, found no folders.")
+        archives = [child.name for child in sorted(folder.glob("*.npz"))]
+        hint = f" Give the file {archives[0]} in it?" if archives else ""
+        raise ValueError(f"{folder}: expected one folder of images per class, found no folders.{hint}")
     _check_number_of_classes(folder, len(names))
     return names
 

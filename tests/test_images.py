@@ -429,6 +429,12 @@ def test_folder_errors(case, tmp_path, monkeypatch):
     assert str(tmp_path) in str(error.value)
 
 
+def test_the_folder_of_an_archive(tmp_path):
+    npz(tmp_path)
+    with pytest.raises(ValueError, match=r"found no folders. Give the file set\.npz in it\?"):
+        load_images(tmp_path, size=8)
+
+
 def test_test_folder_with_another_class(tmp_path):
     classes(tmp_path / "train", {"cat": 1})
     classes(tmp_path / "test", {"cow": 1})
