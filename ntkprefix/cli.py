@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import importlib.util
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import jax
 import tyro
 
-# Name of a command: its module, which offers `Config`, a dataclass, and `main(config) -> int`, the exit status; and
-# what the command does. Only the module of the command that runs is imported.
+from ntkprefix._version import __version__
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+        module: offers `Config`, a dataclass, and `main(config) -> int`, the exit status. It is imported when the
+            command runs, and only then.
+        summary: what the command does.
+        needs: packages beyond ntkprefix's own dependencies, by the names they are imported under.
+        install: the shell command that installs them.
+    """
+
+    module: str
+    summary: str
+    needs: tuple[str, ...]
+    install: str
+
+
 COMMANDS = {
-    "verify": ("theory.verify", "check the convergence theorem over a ladder of prefix lengths"),
+    "verify": Command(
+        module="theory.verify",
+        summary="check the convergence theorem over a ladder of prefix lengths",
+        needs=("frozendict", "matplotlib", "neural_tangents", "optax", "scipy"),
+        install='pip install "ntkprefix[theory]" && pip install --no-deps neural-tangents',
+    ),
 }
+
+# Missing packages, unusable settings and files, numbers or arrays too large for the machine: the message says what to
+# do, and a traceback would bury it. Anything else is a mistake of ours, whose traceback is worth having.
+_EXPECTED = (ImportError, OSError, ValueError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; those of the process when absent.
 
     Returns:
-        Exit status: 0 for success, 1 when what was checked does not hold, 2 when the command could not run.
+        Exit status: 0 for success, 1 when what was checked does not hold, 2 when the command could not run, 130 when
+        it was interrupted.
+
+    Raises:
+        SystemExit: with status 2, the command has no such option, or its settings are out of range; with 0, its help
+            was asked for.
 
     Example:
         >>> from ntkprefix.cli import main
@@ -32,33 +69,80 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return guard("ntkprefix", lambda: _dispatch(arguments))
+
+
+def guard(program: str, work: Callable[[], int]) -> int:
+    """Do a program's work, with what its user can cause told in one message on stderr instead of a traceback.
+
+    Args:
+        program: named at the start of the message.
+        work: returns the exit status.
+
+    Returns:
+        What `work` returned; 2 when it could not run; 130 when it was interrupted.
+
+    Example:
+        >>> from ntkprefix.cli import guard
+        >>> guard("demo", lambda: 0)
+        0
+    """
+    try:
+        status = work()
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as shells have it
+    except BrokenPipeError:
+        # The reader, `head` perhaps, has seen enough. Python flushes stdout once more as it ends: let that succeed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _EXPECTED as error:
+        print(f"{program}: {str(error) or type(error).__name__}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"ntkprefix {__version__}")
+        return 0
     name, *options = arguments
     if name not in COMMANDS:
-        print(f"ntkprefix: no command {name!r}.\n\n{_usage()}", file=sys.stderr)
+        near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"ntkprefix: no command {name!r}.{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    return _run(name, options)
+    # The message of an error names the command.
+    return guard(f"ntkprefix {name}", lambda: _run(name, options))
 
 
 def _run(name: str, options: list[str]) -> int:
-    module_name, summary = COMMANDS[name]
-    try:
-        module = importlib.import_module(module_name)
-        config = tyro.cli(module.Config, args=options, prog=f"ntkprefix {name}", description=summary)
-        return module.main(config)
-    except (ImportError, OSError, ValueError) as error:
-        # Missing extras and unusable settings or files: the message says what to do, a traceback would bury it.
-        print(f"ntkprefix {name}: {error}", file=sys.stderr)
-        return 2
+    command = COMMANDS[name]
+    # Looked for before anything runs: plots are drawn last, after what may be an hour of computing.
+    missing = [package for package in command.needs if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(f"needs {', '.join(missing)}, not installed. Install what is missing: {command.install}")
+    module = importlib.import_module(command.module)
+    config = tyro.cli(module.Config, args=options, prog=f"ntkprefix {name}", description=command.summary)
+    return module.main(config)
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = ["usage: ntkprefix <command> [options]", "", "commands:"]
-    lines += [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
-    return "\n".join([*lines, "", "ntkprefix <command> --help lists a command's options."])
+    return "\n".join(
+        [
+            "usage: ntkprefix <command> [options]",
+            "",
+            "commands:",
+            *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
+            "",
+            "ntkprefix <command> --help  lists a command's options",
+            "ntkprefix --version         shows the version",
+        ]
+    )
 
 
 if __name__ == "__main__":

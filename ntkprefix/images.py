@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-import zlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 from PIL import Image, ImageOps
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# Pillow goes by a file's content, not its name, and for some formats (EPS) it starts other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test", "class_names")
 _DIGITS_TEST = 797
-# The most that one array of a file, or of the result, may take.
+# The most that the arrays of a file, or of one part of the result, may take.
 _LARGEST_BYTES = 4 * 2**30
+# ImageNet-21k has 21,841. A head has a column per class, so a label out of a damaged file would fill the memory.
+_MOST_CLASSES = 30_000
+_LISTED = 10
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,10 +54,14 @@ class ImageData:
 def load_images(source: str | Path, *, size: int, seed: int = 0, test_share: float = 0.2) -> ImageData:
     """Load images, resized on their shorter side and cropped at the centre to `size` x `size`.
 
+    Every class of the test images must have training images. Photographs are turned upright as their EXIF data say,
+    transparent parts become white, of an animation the first frame counts, and 16 bits a channel become 8. Files are
+    treated as untrusted: nothing is unpickled, and what would fill the memory is refused.
+
     Args:
         source: "digits" (scikit-learn's handwritten digits); a `.npz` file with uint8 `x_train` and `x_test`
-            [N, h, w, 3] or [N, h, w], integer `y_train` and `y_test`, perhaps `class_names`; or a folder with
-            `train/<class>/` and `test/<class>/`, or `<class>/` alone, which is split here.
+            [N, h, w, 3] or [N, h, w], integer `y_train` and `y_test`, perhaps `class_names`, text without repeats; or
+            a folder with `train/<class>/` and `test/<class>/`, or `<class>/` alone, which is split here.
         size: side of the images returned, in pixels.
         seed: of the split, where one is made; it is stratified by class.
         test_share: share of a `<class>/` folder's images that become the test set.
@@ -62,6 +71,7 @@ def load_images(source: str | Path, *, size: int, seed: int = 0, test_share: flo
 
     Raises:
         FileNotFoundError: there is no such file or folder.
+        OSError: a folder cannot be read.
         TypeError: arrays in a `.npz` have the wrong dtype.
         ValueError: a size or share out of range, or a file that is not what is described above; the message names it.
 
@@ -114,6 +124,42 @@ def normalise(images: UInt8[Array, "*B h w 3"]) -> Float[Array, "*B h w 3"]:
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
+def stratified(labels: Int[np.ndarray, " N"], count: int, seed: int) -> Bool[np.ndarray, " N"]:
+    """Choose examples at random, each class in proportion to its size.
+
+    A class's share is rounded down; what is left over goes to the classes that lost most by it, one each.
+
+    Args:
+        labels: class numbers, [N].
+        count: how many to choose, 0 to N.
+        seed: of the choice within the classes.
+
+    Returns:
+        True for the chosen, [N]; it keeps the order of the examples.
+
+    Raises:
+        ValueError: fewer than `count` examples, or a negative `count`.
+
+    Example:
+        >>> import numpy as np
+        >>> from ntkprefix.images import stratified
+        >>> labels = np.array([0, 1, 0, 1, 0, 0, 0, 1, 0])
+        >>> chosen = stratified(labels, 3, seed=0)
+        >>> sorted(labels[chosen].tolist())
+        [0, 0, 1]
+    """
+    if not 0 <= count <= len(labels):
+        raise ValueError(f"stratified: expected a count from 0 to {len(labels)}, the number of labels, got {count}.")
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares, lost = np.divmod(sizes * count, max(len(labels), 1))
+    shares[np.argsort(-lost, kind="stable")[: count - shares.sum()]] += 1
+    random = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), bool)
+    for label, share in zip(classes, shares, strict=True):
+        chosen[random.permutation(np.flatnonzero(labels == label))[:share]] = True
+    return chosen
+
+
 def _digits(size: int, seed: int) -> ImageData:
     try:
         from sklearn.datasets import load_digits
@@ -136,40 +182,76 @@ def _digits(size: int, seed: int) -> ImageData:
 
 def _npz(path: Path, size: int) -> ImageData:
     arrays = _read_npz(path)
-    missing = [name for name in ("x_train", "y_train", "x_test", "y_test") if name not in arrays]
+    missing = [name for name in _ARRAYS if name not in arrays and name != "class_names"]
     if missing:
         raise ValueError(f"{path}: expected x_train, y_train, x_test and y_test; {', '.join(missing)} not found.")
-    parts: dict[str, Any] = {}
     for part in ("train", "test"):
-        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        _check_pair(path, part, images, labels)
-        parts |= {f"x_{part}": _fit_all(images, size, str(path)), f"y_{part}": labels.astype(np.int32)}
+        _check_pair(path, part, arrays[f"x_{part}"], arrays[f"y_{part}"])
     highest = max(int(arrays["y_train"].max()), int(arrays["y_test"].max()))
-    names = tuple(map(str, np.atleast_1d(arrays.get("class_names", np.arange(highest + 1)))))
-    if highest >= len(names):
-        raise ValueError(f"{path}: expected labels below {len(names)}, the number of class_names, got {highest}.")
-    return ImageData(**parts, class_names=names, name=path.stem, notes="the file's own split")
+    names = _npz_names(path, arrays.get("class_names"), highest)
+    y_train, y_test = (arrays[f"y_{part}"].astype(np.int32) for part in ("train", "test"))
+    _check_tested(path, names, y_train, y_test)
+    return ImageData(
+        x_train=_fit_all(arrays["x_train"], size, str(path)),
+        y_train=y_train,
+        x_test=_fit_all(arrays["x_test"], size, str(path)),
+        y_test=y_test,
+        class_names=names,
+        name=_printable(path.stem),
+        notes="the file's own split",
+    )
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.file_size > _LARGEST_BYTES:
-                    raise ValueError(f"{member.filename} takes {member.file_size:,} bytes, at most {_LARGEST_BYTES:,}")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            wanted = {name: members[name] for name in _ARRAYS if name in members}
+            total = sum(member.file_size for member in wanted.values())
+            if total > _LARGEST_BYTES:
+                raise ValueError(f"{', '.join(wanted)} take {total:,} bytes, at most {_LARGEST_BYTES:,} are read")
+            return {name: _read_member(archive, member) for name, member in wanted.items()}
+    # zipfile, its decompressors and NumPy's header parser raise a dozen kinds of errors on damaged files.
+    except Exception as error:
         raise ValueError(
-            f"{path}: expected plain arrays saved by numpy.savez ({error}). Object arrays are not read: they are "
-            "pickles, which can run code."
+            f"{path}: expected plain arrays saved by numpy.savez ({_said(error)}). Object arrays are "
+            "not read: they are pickles, which can run code."
         ) from error
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        # Reading to the very end makes zipfile compare the checksum.
+        if file.read(1):
+            raise ValueError(f"{member.filename} goes on after its array")
+    return array
+
+
+def _npz_names(path: Path, given: np.ndarray | None, highest: int) -> tuple[str, ...]:
+    _check_number_of_classes(path, highest + 1 if given is None else max(highest + 1, given.size))
+    if given is None:
+        return tuple(map(str, range(highest + 1)))
+    if given.dtype.kind != "U":
+        raise TypeError(f"{path}: expected class_names as text, got {given.dtype}.")
+    if given.ndim != 1:
+        raise ValueError(f"{path}: expected class_names as one list, got shape {list(given.shape)}.")
+    try:
+        names = tuple(map(_printable, given.tolist()))
+    except (ValueError, SystemError) as error:  # four bytes that are no character
+        raise ValueError(f"{path}: expected class_names as text ({error}).") from error
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise ValueError(f"{path}: expected class_names without repeats, got {_some(repeated)} more than once.")
+    if highest >= len(names):
+        raise ValueError(f"{path}: expected labels below {len(names)}, the number of class_names, got {highest}.")
+    return names
 
 
 def _check_pair(path: Path, part: str, images: np.ndarray, labels: np.ndarray) -> None:
     if images.dtype != np.uint8:
         raise TypeError(f"{path}: expected x_{part} as uint8 from 0 to 255, got {images.dtype}.")
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels.dtype.kind not in "iu":
         raise TypeError(f"{path}: expected y_{part} as integers, got {labels.dtype}.")
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape:
         raise ValueError(f"{path}: expected x_{part} as [N, h, w, 3] or [N, h, w], got shape {list(images.shape)}.")
@@ -184,8 +266,11 @@ def _folder(path: Path, size: int, seed: int, test_share: float) -> ImageData:
         names = _class_names(path / "train")
         unknown = set(_class_names(path / "test")) - set(names)
         if unknown:
-            raise ValueError(f"{path / 'test'}: expected the classes of {path / 'train'}, got also {sorted(unknown)}.")
+            raise ValueError(
+                f"{path / 'test'}: expected the classes of {path / 'train'}, got also {_some(sorted(unknown))}."
+            )
         train, test = (_listing(path / part, names) for part in ("train", "test"))
+        _check_tested(path, names, train[1], test[1])
         notes = "the folder's own split"
     else:
         names = _class_names(path)
@@ -200,8 +285,8 @@ def _folder(path: Path, size: int, seed: int, test_share: float) -> ImageData:
         y_train=y_train,
         x_test=x_test,
         y_test=y_test,
-        class_names=tuple(names),
-        name=path.resolve().name,
+        class_names=tuple(map(_printable, names)),
+        name=_printable(path.resolve().name),
         notes=notes,
     )
 
@@ -209,7 +294,10 @@ def _folder(path: Path, size: int, seed: int, test_share: float) -> ImageData:
 def _class_names(folder: Path) -> list[str]:
     names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not names:
-        raise ValueError(f"{folder}: expected one folder of images per class, found no folders.")
+        archives = [child.name for child in sorted(folder.glob("*.npz"))]
+        hint = f" Give the file {archives[0]} in it?" if archives else ""
+        raise ValueError(f"{folder}: expected one folder of images per class, found no folders.{hint}")
+    _check_number_of_classes(folder, len(names))
     return names
 
 
@@ -222,7 +310,10 @@ def _listing(folder: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
     ]
     if not pairs:
-        raise ValueError(f"{folder}: expected images ({', '.join(sorted(_SUFFIXES))}) in its folders, found none.")
+        raise ValueError(
+            f"{folder}: expected images ({', '.join(sorted(_SUFFIXES))}) in its folders, found none. They lie in "
+            "train/<class>/ and test/<class>/, or in <class>/."
+        )
     files, labels = zip(*pairs, strict=True)
     return np.array(files, dtype=object), np.array(labels, dtype=np.int32)
 
@@ -232,23 +323,39 @@ def _check_every_class(path: Path, names: list[str], train: np.ndarray, test: np
         absent = [name for label, name in enumerate(names) if label not in labels]
         if absent:
             raise ValueError(
-                f"{path}: expected images of every class in the {part} part of the split, got none of {absent}. Add "
-                "images, or change test_share."
+                f"{path}: expected images of every class in the {part} part of the split, got none of "
+                f"{_some(absent)}. Add images, or change test_share."
             )
 
 
-def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Which of the examples are chosen: `count` of them, each class in proportion."""
-    classes, counts = np.unique(labels, return_counts=True)
-    quota = counts * count / len(labels)
-    chosen = np.floor(quota).astype(int)
-    # Largest remainders get what rounding down left over.
-    chosen[np.argsort(chosen - quota, kind="stable")[: count - chosen.sum()]] += 1
-    random = np.random.default_rng(seed)
-    held = np.zeros(len(labels), bool)
-    for label, share in zip(classes, chosen, strict=True):
-        held[random.permutation(np.flatnonzero(labels == label))[:share]] = True
-    return held
+def _check_tested(path: Path, names: Sequence[str], train: np.ndarray, test: np.ndarray) -> None:
+    absent = [names[label] for label in np.setdiff1d(test, train)]
+    if absent:
+        raise ValueError(
+            f"{path}: expected training images of every class that has test images, got none of {_some(absent)}. Add "
+            "training images, or leave out the test images of these classes."
+        )
+
+
+def _check_number_of_classes(path: Path, classes: int) -> None:
+    if classes > _MOST_CLASSES:
+        raise ValueError(
+            f"{path}: expected at most {_MOST_CLASSES:,} classes, got {classes:,}. Number them from 0 without gaps."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{list(names[:_LISTED])}{more}"
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _printable(name: str) -> str:
+    """Control characters and bytes of file names that are no text are spelt out, so that any output can show them."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
 def _open_all(files: Iterable[Path], size: int) -> np.ndarray:
@@ -261,15 +368,36 @@ def _open_all(files: Iterable[Path], size: int) -> np.ndarray:
 
 def _open(file: Path, size: int) -> np.ndarray:
     try:
+        if not file.is_file():
+            raise ValueError("it is not a file, or a link to none")
         with warnings.catch_warnings():
             # Pillow's limit on pixels warns first and fails at twice as many.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                return _fit(ImageOps.exif_transpose(image), size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            with Image.open(file, formats=_FORMATS) as image:
+                return _fit(_flat(_eight_bits(image)), size)
+    # Pillow's decoders raise nearly anything on damaged files.
+    except Exception as error:
         raise ValueError(
-            f"{file}: expected an image of at most {Image.MAX_IMAGE_PIXELS:,} pixels ({error})."
+            f"{file}: expected an image of at most {Image.MAX_IMAGE_PIXELS:,} pixels ({_said(error)})."
         ) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image turned upright, with 8 bits a channel; Pillow's own conversion clips 16 bits at 255."""
+    upright = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, of unknown range; save it with 8 or 16 bits a channel")
+    return upright
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Transparent parts on white: what colour lies hidden under them is chance."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def _fit_all(pixels: np.ndarray, size: int, source: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from ntkprefix.runs import write_bytes
 
 @dataclass(frozen=True)
 class Table:
-    """A table of cells that are already text; "pass" and "fail" are coloured."""
+    """A table of cells that are already text; "pass", "fail" and "failed" are coloured."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -33,11 +33,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with text, a table and figures, in this order, each of which may be absent."""
+    """A heading with text, a table, notes on it and figures, in this order, each of which may be absent."""
 
     title: str
     text: str = ""
     table: Table | None = None
+    notes: Sequence[str] = ()
     figures: Sequence[Figure] = field(default_factory=tuple)
 
 
@@ -45,6 +46,8 @@ def write_report(
     path: str | Path, *, title: str, lead: str, sections: Sequence[Section], records: Mapping[str, Any]
 ) -> Path:
     """Write the page, whole or not at all.
+
+    All text is escaped, and the page forbids itself scripts and anything to fetch: names may come from anywhere.
 
     Args:
         path: HTML file to write.
@@ -77,6 +80,7 @@ def write_report(
             "title": section.title,
             "text": section.text,
             "table": section.table,
+            "notes": section.notes,
             "figures": [
                 {"data": base64.b64encode(Path(figure.path).read_bytes()).decode(), "caption": figure.caption}
                 for figure in section.figures
@@ -90,5 +94,6 @@ def write_report(
         sections=shown,
         records={name: json.dumps(content, indent=1) for name, content in records.items()},
     )
-    write_bytes(path, page.encode())
+    # File names need not be text.
+    write_bytes(path, page.encode(errors="backslashreplace"))
     return Path(path)

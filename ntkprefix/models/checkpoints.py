@@ -13,6 +13,8 @@ from flax import nnx
 M = TypeVar("M", bound=nnx.Module)
 
 _LISTED = 10
+# So many can be spelt out in a message about what is missing.
+_FEW_LAYERS = 1000
 
 
 class Source(NamedTuple):
@@ -85,6 +87,7 @@ def fill(
     """
     graph, state = nnx.split(nnx.eval_shape(make))
     parameters = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
+    _check_layers({ours: leaf.shape for ours, (_, leaf) in parameters.items()}, names, tensors, file)
     wanted = {ours: _wanted(names[ours], leaf.shape) for ours, (_, leaf) in parameters.items()}
     shapes = {name: shape for needed in wanted.values() for name, shape in needed.items()}
     _check(tensors, shapes, ignored, file)
@@ -114,6 +117,18 @@ def _wanted(source: Source, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]
     axes = source.axes or range(len(shape))
     theirs = tuple(size for _, size in sorted(zip(axes, shape, strict=True)))
     return dict.fromkeys(names, theirs)
+
+
+def _check_layers(
+    shapes: Mapping[str, tuple[int, ...]], names: NameMap, tensors: Mapping[str, Any], file: Path
+) -> None:
+    """Every layer has tensors of its own, so a claim of far more layers is refused before it is spelt out."""
+    layers = max((shape[0] for ours, shape in shapes.items() if _stacked(names[ours])), default=0)
+    if layers > max(len(tensors), _FEW_LAYERS):
+        raise ValueError(
+            f"{file}: expected tensors for {layers:,} layers, found {len(tensors):,} tensors in all. Is it a "
+            "checkpoint of this architecture and size?"
+        )
 
 
 def _check(tensors: Mapping[str, Any], shapes: Mapping[str, Any], ignored: Collection[str], file: Path) -> None:

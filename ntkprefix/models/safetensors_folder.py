@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,7 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: a file is not safetensors, or the index is not one; the message names it.
+        ValueError: a file is not safetensors, the index is not one, or a tensor cannot be read; the message names it.
 
     Example:
         >>> import tempfile
@@ -37,21 +38,52 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
         ...     read_folder(Path(folder))["weight"].shape
         (2, 3)
     """
-    if (folder / _SINGLE).is_file():
-        return _read(folder / _SINGLE, None)
-    if not (folder / _INDEX).is_file():
-        raise FileNotFoundError(
-            f"{folder}: expected {_SINGLE} or {_INDEX}, found neither. Pickled checkpoints (.bin, .pt) are not read: "
-            "save the model again with safetensors."
-        )
+    file = weights_file(folder)
+    if file.name == _SINGLE:
+        return _read(file, None)
     tensors = {}
-    for name, wanted in _shards(folder / _INDEX).items():
+    for name, wanted in _shards(file).items():
         tensors.update(_read(folder / name, wanted))
     return tensors
 
 
+def weights_file(folder: Path) -> Path:
+    """The file that says which tensors a model folder has: the only one, or the index of several.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    for name in (_SINGLE, _INDEX):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"{folder}: expected {_SINGLE} or {_INDEX}, found neither. Pickled checkpoints (.bin, .pt) are not read: "
+        "save the model again with safetensors."
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object that came with a model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a JSON object; the message names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: expected this file beside the weights, found none. Copy it from where the weights come from."
+        )
+    try:
+        return read_json(path)
+    except ValueError as error:
+        # read_json speaks to those who wrote the file themselves.
+        raise ValueError(
+            f"{path}: expected a JSON object ({error.__cause__ or 'found other JSON'}). Is the download complete?"
+        ) from error
+
+
 def _shards(index: Path) -> dict[str, list[str]]:
-    places = read_json(index).get("weight_map")
+    places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise ValueError(f"{index}: expected `weight_map`, an object of tensor names and file names.")
     shards: dict[str, list[str]] = {}
@@ -69,6 +101,18 @@ def _read(path: Path, wanted: Iterable[str] | None) -> dict[str, np.ndarray]:
     try:
         # The flax framework reads bfloat16 too, which the NumPy one does not everywhere.
         with safe_open(path, framework="flax") as file:
-            return {name: np.asarray(file.get_tensor(name)) for name in wanted or file.keys()}
+            names = list(file.keys())
+            return {name: _tensor(file, name, names, path) for name in (names if wanted is None else wanted)}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}). Is the download complete?") from error
+
+
+def _tensor(file: Any, name: str, names: Collection[str], path: Path) -> np.ndarray:
+    if name not in names:
+        raise ValueError(f"{path}: expected the tensor {name!r}, which {_INDEX} places here, found none.")
+    try:
+        return np.asarray(file.get_tensor(name))
+    except (AttributeError, TypeError, ValueError) as error:  # formats of 8 bits and fewer; sizes beyond NumPy's
+        raise ValueError(
+            f"{path}: the tensor {name!r} cannot be read ({error}). Save the model as float32, float16 or bfloat16."
+        ) from error

@@ -1,0 +1,166 @@
+"""The command line: help, the version, and errors of one line without a traceback."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+import ntkprefix
+from ntkprefix import cli
+from ntkprefix.cli import Command, guard, main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_usage_names_every_command(arguments, capsys):
+    assert main(arguments) == (0 if arguments else 2)
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: ntkprefix <command> [options]")
+    for name, command in cli.COMMANDS.items():
+        assert name in shown
+        assert command.summary in shown
+    assert "ntkprefix <command> --help" in shown
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ntkprefix {ntkprefix.__version__}\n"
+
+
+def test_help_of_a_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "check the convergence theorem" in shown
+    assert "--quick" in shown
+    assert "Training inputs." in shown
+
+
+@pytest.mark.parametrize(("name", "hint"), [("verfy", "'verify'"), ("--verison", "'--version'")])
+def test_a_slip_is_pointed_out(name, hint, capsys):
+    assert main([name]) == 2
+    assert f"no command {name!r}. Did you mean {hint}?" in capsys.readouterr().err
+
+
+BAD_OPTIONS = {
+    "unknown": (["--lenghts", "4"], "Unrecognized options: --lenghts"),
+    "text for a number": (["--n", "many"], "Error parsing --n"),
+    "no value": (["--n"], "--n"),
+    "no such choice": (["--data", "cats"], "invalid choice 'cats' for argument '--data'"),
+    "setting out of range": (["--sigma", "-1"], "sigma must be positive, got -1.0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options(case, capsys):
+    options, message = BAD_OPTIONS[case]
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", *options])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr()
+    assert message in " ".join(shown.err.replace("│", " ").split())
+    assert "Traceback" not in shown.err
+    assert not shown.out
+
+
+def in_a_process(program, *, stdout):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        timeout=100,
+        check=False,
+    )
+
+
+def raises(error):
+    def work():
+        raise error
+
+    return work
+
+
+EXPECTED = [
+    ImportError("what"),
+    FileNotFoundError("what"),
+    ValueError("what"),
+    FloatingPointError("what"),
+    OverflowError("what"),
+    MemoryError("what"),
+    jax.errors.JaxRuntimeError("what"),
+]
+
+
+@pytest.mark.parametrize("error", EXPECTED, ids=lambda error: type(error).__name__)
+def test_what_users_cause_is_one_line(error, capsys):
+    assert guard("program", raises(error)) == 2
+    assert capsys.readouterr().err == "program: what\n"
+
+
+def test_an_error_without_words_is_named(capsys):
+    assert guard("program", raises(MemoryError())) == 2
+    assert capsys.readouterr().err == "program: MemoryError\n"
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    with pytest.raises(KeyError):
+        guard("program", raises(KeyError("a mistake")))
+
+
+def test_interrupt_is_quiet(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "stopped", SimpleNamespace(Config=dict, main=raises_interrupt))
+    monkeypatch.setitem(cli.COMMANDS, "stop", Command("stopped", "stop", (), ""))
+    assert main(["stop"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def raises_interrupt(_):
+    raise KeyboardInterrupt
+
+
+def test_the_message_names_the_command(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    small = ["--lengths", "2", "4", "6", "--kernel-lengths", "2", "4", "6", "--steps", "2", "--quick"]
+    assert main(["verify", *small, "--out", str(tmp_path / "file" / "run")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("ntkprefix verify: ")
+    assert str(tmp_path / "file") in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", cli.COMMANDS["verify"].needs)
+def test_missing_extras_are_named_before_anything_runs(package):
+    program = f"import sys; sys.modules[{package!r}] = None; from ntkprefix.cli import main; sys.exit(main(['verify']))"
+    ended = in_a_process(program, stdout=subprocess.PIPE)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"ntkprefix verify: needs {package}, not installed. Install what is missing: "
+        'pip install "ntkprefix[theory]" && pip install --no-deps neural-tangents\n'
+    )
+    assert not ended.stdout
+
+
+def test_what_verify_needs_is_what_its_extra_installs():
+    """Every package that theory imports, and that ntkprefix itself does not bring, is looked for."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["theory"]
+    names = {re.split(r"[><=]", requirement)[0] for requirement in extra}
+    assert set(cli.COMMANDS["verify"].needs) == names | {"neural_tangents"}
+
+
+def test_a_closed_pipe_is_quiet():
+    read, write = os.pipe()
+    os.close(read)
+    ended = in_a_process("import sys; from ntkprefix.cli import main; sys.exit(main(['--help']))", stdout=write)
+    os.close(write)
+    assert ended.returncode == 1
+    assert ended.stderr == ""
