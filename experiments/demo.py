@@ -23,7 +23,7 @@ from experiments import plots, summary, vision
 from ntkprefix import checks
 from ntkprefix.cli import guard
 from ntkprefix.images import ImageData, load_images
-from ntkprefix.models import ViTConfig, load_dinov2
+from ntkprefix.models import ViT, ViTConfig, load_dinov2
 from ntkprefix.report import Figure, Section, Table, write_report
 from ntkprefix.runs import write_json
 from theory import neural_tangents_compat
@@ -84,21 +84,21 @@ def main(config: DemoConfig) -> dict[str, Any]:
     """
     console, began = Console(), time.perf_counter()
     out = config.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
-    prepare(config, out)
+    data, model = prepare(config, out)
     console.rule("1. Does training converge as the prefix grows?")
     verified = theory.verify(theory.Config(quick=True, out=out / "verify"), show_progress=True)
     console.print(verdict_table(verified))
     console.rule("2. An infinite prefix in every layer of DINOv2 ViT-S/14")
-    results = vision.main(
-        vision.VisionConfig(
-            data=_source(config),
-            size=config.size,
-            epochs=config.epochs,
-            train_images=config.train_images,
-            test_images=config.test_images,
-        )
+    compared = vision.VisionConfig(
+        data=_source(config),
+        size=config.size,
+        epochs=config.epochs,
+        train_images=config.train_images,
+        test_images=config.test_images,
     )
-    results = {**summarise(results), "verify": verified.results, "seconds": round(time.perf_counter() - began, 1)}
+    results = vision.compare(compared, data, model)
+    results |= {"summary": summary.by_method(results), "verify": verified.results}
+    results |= {"seconds": round(time.perf_counter() - began, 1)}
     write_json(out / "results.json", results)
     page = report(results, out)
     console.print(_for_terminal(_with_failures(summary.brief(results["summary"]), results), _data_line(results)))
@@ -109,11 +109,11 @@ def main(config: DemoConfig) -> dict[str, Any]:
     return results
 
 
-def prepare(config: DemoConfig, out: Path) -> ImageData:
+def prepare(config: DemoConfig, out: Path) -> tuple[ImageData, ViT]:
     """Find out whether images, weights and packages are there and fit, and make the run folder.
 
     Returns:
-        The images.
+        The images and the pretrained model.
 
     Raises:
         ImportError: a package is not installed.
@@ -121,7 +121,7 @@ def prepare(config: DemoConfig, out: Path) -> ImageData:
         ValueError: images or weights are not what they should be, or too few; the message says which and what to do.
     """
     neural_tangents_compat.load()
-    load_dinov2()
+    model = load_dinov2()
     try:
         data = load_images(_source(config), size=config.size)
     except TypeError as error:  # arrays of another dtype: the file is not what it should be
@@ -131,23 +131,7 @@ def prepare(config: DemoConfig, out: Path) -> ImageData:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{out}: cannot be made a run folder ({error.strerror}). Choose another with --out.") from error
-    return data
-
-
-def summarise(results: dict[str, Any]) -> dict[str, Any]:
-    """The runs apart from those that failed, with one row for every method that finished.
-
-    Args:
-        results: of `vision.main`, whose failed runs have a `failure` and lie among `runs` or apart as `failures`.
-
-    Returns:
-        The results with `runs` that finished, `summary`, and `failures` with method, seed and reason.
-    """
-    ended = [*results["runs"], *results.get("failures", ())]
-    finished = [run for run in ended if not run.get("failure")]
-    failures = [{name: run[name] for name in ("method", "seed", "failure")} for run in ended if run.get("failure")]
-    results = {**results, "runs": finished, "failures": failures}
-    return {**results, "summary": summary.by_method(results)}
+    return data, model
 
 
 def report(results: dict[str, Any], out: Path) -> Path:
@@ -158,7 +142,7 @@ def report(results: dict[str, Any], out: Path) -> Path:
         accuracy = plots.accuracies(rows, out / "accuracy.png")
         loss = plots.loss_curves(results["runs"], out / "loss.png")
         figures = [
-            Figure(accuracy, "Accuracy on images that played no part in training or in the choice of step sizes."),
+            Figure(accuracy, "Accuracy on images that played no part in training or in the choice of settings."),
             Figure(loss, "Training loss. Linear probing trains on features computed once, for more passes."),
         ]
     sections = [
@@ -169,8 +153,8 @@ def report(results: dict[str, Any], out: Path) -> Path:
                 f"NTK-Attention adds an infinitely long prefix to each of 12 layers as a trained state Z, k per head, "
                 f"which is as many numbers as {summary.break_even(64, 64, 64):g} prefix tokens per layer. P-Tuning v2 "
                 f"trains the prefix tokens themselves. All take the same steps on the same images, but for linear "
-                f"probing (head only), which takes more. Step sizes were chosen by one rule for all methods, on "
-                f"held-back training digits, whatever the images here."
+                f"probing (head only), which takes more. Starts and step sizes were chosen by one rule for all "
+                f"methods, on held-back training digits, whatever the images here."
             ),
             table=_with_failures(summary.table(rows), results),
             notes=[*_reasons(results), *_cautions(rows)],

@@ -60,13 +60,22 @@ class VisionConfig:
 
 
 def main(config: VisionConfig) -> dict[str, Any]:
+    """Load images and weights, and compare (see `compare`)."""
+    return compare(config, load_images(config.data, size=config.size), load_dinov2())
+
+
+def compare(config: VisionConfig, data: ImageData, model: ViT) -> dict[str, Any]:
     """Run all methods on all seeds, with progress.
 
+    Args:
+        config: what to run; its `data` and `size` are those of the images.
+        data: images, of which as many are taken as the configuration says.
+        model: the frozen transformer.
+
     Returns:
-        Configuration, environment, a description of the data, one entry per run, and the runs that failed.
+        Configuration, environment, a description of the data, one entry for every run that finished, and `failures`.
     """
-    data = subset(load_images(config.data, size=config.size), config)
-    model = load_dinov2()
+    data = subset(data, config)
     chosen = read_json(RESULTS / "tuning.json")["chosen"]
     runs, failures = [], []
     with progress() as bar:

@@ -32,7 +32,7 @@ def quick(monkeypatch):
     """Without the weights, and nothing may run."""
     monkeypatch.setattr(demo, "load_dinov2", lambda: None)
     monkeypatch.setattr(demo.theory, "verify", ran)
-    monkeypatch.setattr(vision, "main", ran)
+    monkeypatch.setattr(vision, "compare", ran)
 
 
 def ran(*_, **__):
@@ -135,8 +135,8 @@ def test_a_folder_called_digits_is_not_the_digits(quick, tmp_path, monkeypatch):
     folder = folder_with_a_bad_image(tmp_path / "digits")
     Image.new("RGB", (9, 9)).save(folder / "a" / "7.png")
     config = DemoConfig(data_dir=folder.relative_to(tmp_path), size=14)
-    assert len(prepare(config, tmp_path / "out").x_train) == 16
-    assert len(prepare(DemoConfig(size=14), tmp_path / "out").x_train) == 1000
+    assert len(prepare(config, tmp_path / "out")[0].x_train) == 16
+    assert len(prepare(DemoConfig(size=14), tmp_path / "out")[0].x_train) == 1000
 
 
 def finished(method, accuracy=0.5, steps=60):
@@ -159,9 +159,9 @@ def failed(method, reason="the loss is nan at step 3"):
     return {"method": method, "seed": 0, "step_size": 0.1, "failure": reason}
 
 
-def results_of(runs, **data):
+def results_of(runs, failures=(), **data):
     known = {"name": "set", "notes": "", "train": 100, "test": 40, "classes": ["a", "b"]}
-    return {"config": {}, "environment": {}, "data": known | data, "runs": runs}
+    return {"config": {}, "environment": {}, "data": known | data, "runs": runs, "failures": list(failures)}
 
 
 def verified(config, **_):
@@ -174,9 +174,9 @@ def verified(config, **_):
 
 def run_with(results, folder, monkeypatch):
     """Exit status, results and page of a demonstration whose second part ends with `results`."""
-    monkeypatch.setattr(demo, "prepare", lambda *_: None)
+    monkeypatch.setattr(demo, "prepare", lambda *_: (None, None))
     monkeypatch.setattr(demo.theory, "verify", verified)
-    monkeypatch.setattr(vision, "main", lambda _: results)
+    monkeypatch.setattr(vision, "compare", lambda *_: results)
     status = command(["--out", str(folder)])
     return status, read_json(folder / "results.json"), (folder / "report.html").read_text(encoding="utf-8")
 
@@ -194,16 +194,12 @@ def test_all_methods_finish(tmp_path, monkeypatch, capsys):
     assert "set: 100 training and 40 held-out images, 2 classes." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["among the runs", "apart"])
-def test_a_method_that_fails_leaves_the_others_results(apart, tmp_path, monkeypatch, capsys):
-    good, bad = [finished("head only"), finished(TOKENS)], [failed("NTK-Attention")]
-    results = {**results_of(good), "failures": bad} if apart else results_of([*good, *bad])
+def test_a_method_that_fails_leaves_the_others_results(tmp_path, monkeypatch, capsys):
+    results = results_of([finished("head only"), finished(TOKENS)], [failed("NTK-Attention")])
     status, results, page = run_with(results, tmp_path, monkeypatch)
     assert status == 1
     assert [run["method"] for run in results["runs"]] == [row["method"] for row in results["summary"]]
-    assert results["failures"] == [
-        {"method": "NTK-Attention", "seed": 0, "failure": "the loss is nan at step 3"},
-    ]
+    assert results["failures"] == [failed("NTK-Attention")]
     assert "NTK-Attention did not finish. The head alone reaches 50.0%" in page
     assert '<td>NTK-Attention</td><td class="failed">failed</td>' in page
     reason = "NTK-Attention, seed 0, failed: the loss is nan at step 3"
@@ -215,8 +211,8 @@ def test_a_method_that_fails_leaves_the_others_results(apart, tmp_path, monkeypa
 
 
 def test_when_every_method_fails_the_theorem_is_still_reported(tmp_path, monkeypatch, capsys):
-    runs = [failed(method, f"[bold]{SCRIPT}") for method in ("head only", TOKENS, "NTK-Attention")]
-    status, results, page = run_with(results_of(runs), tmp_path, monkeypatch)
+    failures = [failed(method, f"[bold]{SCRIPT}") for method in ("head only", TOKENS, "NTK-Attention")]
+    status, results, page = run_with(results_of([], failures), tmp_path, monkeypatch)
     assert status == 1
     assert results["summary"] == []
     assert len(results["failures"]) == 3
@@ -228,8 +224,8 @@ def test_when_every_method_fails_the_theorem_is_still_reported(tmp_path, monkeyp
 
 
 def test_a_failed_seed_of_a_method_that_finished_is_a_note(tmp_path, monkeypatch):
-    runs = [finished("head only"), finished("NTK-Attention", 0.7), failed("NTK-Attention") | {"seed": 1}]
-    status, results, page = run_with(results_of(runs), tmp_path, monkeypatch)
+    runs = [finished("head only"), finished("NTK-Attention", 0.7)]
+    status, results, page = run_with(results_of(runs, [failed("NTK-Attention") | {"seed": 1}]), tmp_path, monkeypatch)
     assert status == 1
     assert [row["seeds"] for row in results["summary"]] == [1, 1]
     assert "failed</td>" not in page
