@@ -50,7 +50,7 @@ def main(config: CostConfig) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(0), 3)
     shape = (1, config.queries, config.heads, config.width)
     inputs = tuple(jax.random.normal(key, shape) for key in keys)
-    cases = [("none", 0, None)]
+    cases: list[tuple[str, int, Any]] = [("none", 0, None)]
     for length in config.lengths:
         tokens = jax.random.normal(jax.random.fold_in(keys[0], length), (2, length, config.heads, config.width))
         cases += [("tokens", length, TokenPrefix(*tokens)), ("state", length, FeaturePrefix.from_tokens(*tokens))]
