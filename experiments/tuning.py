@@ -31,7 +31,7 @@ class TuningConfig:
         out: run folder; start again with the same one, at the same commit, to go on with a run that was stopped.
     """
 
-    step_sizes: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    step_sizes: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     held_back: int = 200
     vision: VisionConfig = field(default_factory=VisionConfig)
     out: Path = Path("runs/tuning")
