@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+Optimizer = Literal["gd", "momentum", "adam", "sgd"]
 
 # What a run measures unless it is told otherwise. The quick one ends within a minute on two cores.
 _FULL = {
@@ -23,9 +27,12 @@ _QUICK = {
     "kernel_seeds": 20,
     "lengths": tuple(2**k for k in range(2, 13, 2)),
     "kernel_lengths": tuple(2**k for k in range(6, 17, 2)),
-    "scaling_lengths": tuple(2**k for k in range(2, 11, 2)),
+    "scaling_lengths": (2, 8, *(2**k for k in range(4, 11, 2))),
     "scaling_max_steps": 1024,
 }
+# Beyond these a run would take weeks, or more memory than there is, and the error would come from deep inside.
+_MOST_STEPS = 100_000
+_LONGEST = 2**24
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,12 @@ class Config:
     """Targets: random, a smooth function of the inputs, or the digits' classes."""
     target_scale: float = 1.0
     """Root mean square norm of a target, about."""
-    optimizer: Literal["gd", "momentum", "adam", "sgd"] = "gd"
+    optimizer: Optimizer = "gd"
     """The guarantee covers gd alone; with the others the verdicts that rest on it do not apply."""
     step_size: float = 1.0
-    """In units of 1/lambda_max(H*); the guarantee covers steps up to 1."""
+    """In units of 1/lambda_max(H*); the guarantee covers steps up to 1, and from 2 on H* itself diverges."""
     batch_size: int = 0
-    """Inputs per step for sgd; half of them when 0."""
+    """Inputs per step for sgd; half of them when 0. Where the search has fewer inputs, all of them."""
     seed: int = 0
     """Seed of data and targets, and from which those of the prefixes derive."""
     steps: int = 0
@@ -75,7 +82,8 @@ class Config:
     kernel_lengths: tuple[int, ...] = ()
     """Prefix lengths for the kernel at the start, at least 3."""
     scaling_lengths: tuple[int, ...] = ()
-    """Prefix lengths among which the smallest one that keeps the guarantee is sought."""
+    """Prefix lengths among which the smallest one that keeps the guarantee is sought. Start at 2, the shortest prefix
+    there is: when the first of a ladder that starts higher is enough, the smallest one is not known."""
     scaling_max_steps: int = 0
     """Longest training in that search."""
     scaling_n: tuple[int, ...] = (4, 8, 12)
@@ -87,35 +95,68 @@ class Config:
 
     def __post_init__(self) -> None:
         preset = _QUICK if self.quick else _FULL
-        for name, value in preset.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, value)
+        left_open = {name: getattr(self, name) for name in preset if not getattr(self, name)}
+        for name in left_open:
+            object.__setattr__(self, name, preset[name])
+        # Not a field: it is no setting, and neither results nor the command line should show it.
+        object.__setattr__(self, "_left_open", left_open)
         self._check()
 
     def _check(self) -> None:
         if self.batch_size < 0 or self.batch_size > self.n:
             raise ValueError(f"batch_size must be within 0..n={self.n}, got {self.batch_size}.")
-        for name in ("n", "d", "n_test", "sigma", "target_scale", "step_size", "steps", "scaling_max_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("n", "d", "n_test", "sigma", "steps", "scaling_max_steps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
+        for name in ("step_size", "target_scale"):
+            # Further out, float32 rounds updates and losses to nothing or to infinity.
+            if not 1e-6 <= getattr(self, name) <= 1e6:
+                raise ValueError(f"{name} must be within 1e-6..1e6, got {getattr(self, name)}.")
+        for name in ("steps", "scaling_max_steps"):
+            if getattr(self, name) > _MOST_STEPS:
+                raise ValueError(f"{name} must be at most {_MOST_STEPS}, got {getattr(self, name)}.")
         for name in ("seeds", "kernel_seeds"):
             if getattr(self, name) < 5:
                 raise ValueError(
                     f"{name} must be at least 5 for an interval that means something, got {getattr(self, name)}."
                 )
-        for name in ("lengths", "kernel_lengths", "scaling_lengths"):
-            lengths = getattr(self, name)
-            if len(lengths) < 3 or list(lengths) != sorted(set(lengths)) or any(M < 2 or M % 2 for M in lengths):
-                raise ValueError(f"{name} must be at least 3 even prefix lengths, increasing; got {lengths}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be within 0..2^32 - 1, got {self.seed}.")
+        self._check_ladders()
+        if self.optimizer not in get_args(Optimizer):
+            raise ValueError(f"optimizer must be one of {', '.join(get_args(Optimizer))}; got {self.optimizer!r}.")
         if self.targets == "labels" and self.data != "digits":
             raise ValueError(f"targets='labels' need data='digits', got data={self.data!r}.")
 
+    def _check_ladders(self) -> None:
+        for name in ("lengths", "kernel_lengths", "scaling_lengths"):
+            lengths = getattr(self, name)
+            if len(lengths) < 3 or not _increasing(lengths) or any(M < 2 or M % 2 for M in lengths):
+                raise ValueError(f"{name} must be at least 3 even prefix lengths, increasing; got {lengths}.")
+            if lengths[-1] > _LONGEST:
+                raise ValueError(f"{name} must be at most 2^24 = {_LONGEST} tokens, got {lengths[-1]}.")
+        for name in ("scaling_n", "scaling_d", "scaling_sigma"):
+            values = getattr(self, name)
+            if len(values) < 2 or not _increasing(values) or not 0 < values[0] <= values[-1] < math.inf:
+                raise ValueError(f"{name} must be at least 2 positive numbers, increasing; got {values}.")
+
+    @property
+    def diverges(self) -> bool:
+        """Whether gradient descent diverges on the infinite prefix itself: from a step of 2/lambda_max(H*) on."""
+        # Less the rounding of lambda_max.
+        return self.step_size >= 2 * (1 - 1e-5)
+
     def replace(self, **changes: Any) -> Config:
-        """A copy with some settings changed.
+        """A copy with some settings changed. What was left open is filled in anew, as `quick` then says.
 
         Example:
             >>> from theory import Config
-            >>> Config(quick=True).replace(n=4).n
-            4
+            >>> short = Config(seeds=7).replace(quick=True)
+            >>> short.seeds, short.steps == Config(quick=True).steps
+            (7, True)
         """
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **(vars(self)["_left_open"] | changes))
+
+
+def _increasing(values: tuple[float, ...]) -> bool:
+    return all(before < after for before, after in itertools.pairwise(values))

@@ -109,7 +109,7 @@ def _digits(count, d, projection, seed):
     if not (count <= len(images) and 1 <= d <= images.shape[1] and projection in ("pca", "random")):
         raise ValueError(
             f"digits come as at most {len(images)} inputs of at most {images.shape[1]} dimensions, by 'pca' or "
-            f"'random' projection; got {count} inputs, d={d}, projection={projection!r}."
+            f"'random' projection; got {count} inputs, held-out ones included, d={d}, projection={projection!r}."
         )
     images = images - images.mean(axis=0)
     rng = np.random.default_rng(seed)

@@ -39,14 +39,15 @@ def predict_infinite(
         F(t; x') = H*(x', x) H*^{-1} F(t),       at convergence kernel regression with H*
 
     `neural_tangents.predict.gradient_descent_mse` solves gradient *flow*, e^{-t eta K}. Descent with H* is flow with
-    K = -log(I - eta H*)/eta at whole t, so that is the kernel it is given; there is no discretisation error.
+    K = -log(I - eta H*)/eta at whole t, so that is the kernel it is given; there is no discretisation error. Steps
+    above 1/lambda_max(H*) overshoot, which no flow does: there the powers are taken of H*'s eigenvalues.
 
     Args:
         x: training inputs, pairwise distinct, [n, d].
         y: targets, [n, d].
         x_test: held-out inputs, [n_test, d].
         steps: number of steps; None asks for convergence.
-        step_size: eta, at most 1/lambda_max(H*); not used at convergence.
+        step_size: eta, below 2/lambda_max(H*), from where on descent diverges; not used at convergence.
         sigma: standard deviation of the entries of W at the start.
         covariance: their covariance, [d, d], in place of `sigma`.
 
@@ -56,7 +57,7 @@ def predict_infinite(
 
     Raises:
         ImportError: neural_tangents is not installed.
-        ValueError: H* is singular, because inputs coincide, or the step size is absent or exceeds 1/lambda_max(H*).
+        ValueError: H* is singular, because inputs coincide, or the step size is absent or not below 2/lambda_max(H*).
 
     Example:
         >>> import jax
@@ -76,19 +77,26 @@ def predict_infinite(
         )
         kernel = infinite_ntk(x, sigma=sigma, covariance=covariance)
         cross = None if x_test is None else infinite_ntk(x_test, x, sigma=sigma, covariance=covariance)
+        spectrum = _spectrum(kernel)
+        largest = spectrum.values[-1]
         if steps is None:
-            times = None
-            _spectrum(kernel)
+            result = _flow(kernel, cross, y, None)
+        elif step_size is None or not 0 < step_size < 2 / largest:
+            raise ValueError(
+                f"step_size must be within (0, 2/lambda_max(H*)) = (0, {2 / largest:.4g}), because descent diverges "
+                f"beyond; got {step_size}."
+            )
+        elif step_size * largest <= 1 + 1e-5:
+            result = _descent_as_flow(spectrum, cross, y, steps, step_size)
         else:
-            times = step_size * jnp.arange(steps + 1, dtype=float) if step_size is not None else None
-            kernel, cross = _as_flow(kernel, cross, step_size)
-        # Its loss is a mean over all n d outputs, ours a sum: hence the step size of n d.
-        predict = neural_tangents_compat.gradient_descent_mse(kernel, y, learning_rate=y.size)
-        at_start = None if x_test is None else jnp.zeros_like(x_test)
-        result = predict(times, jnp.zeros_like(y), at_start, cross)
-        train, test = (result, None) if x_test is None else result
-        train, test = np.asarray(train), None if test is None else np.asarray(test)
+            result = _descent(spectrum, cross, y, steps, step_size)
+        train, test = (None if array is None else np.asarray(array) for array in result)
     return Prediction(jnp.asarray(train, dtype), None if test is None else jnp.asarray(test, dtype))
+
+
+class _Spectrum(NamedTuple):
+    values: np.ndarray
+    vectors: np.ndarray
 
 
 def _spectrum(kernel):
@@ -98,22 +106,38 @@ def _spectrum(kernel):
             f"H* is singular to rounding: lambda_min is {values[0]:.2e}, lambda_max {values[-1]:.2e}. "
             "Inputs must be pairwise distinct; remove repeated ones."
         )
-    return values, vectors
+    return _Spectrum(values, vectors)
 
 
-def _as_flow(kernel, cross, step_size):
-    """Kernels whose gradient flow, seen at multiples of the step size, is gradient descent with the given ones."""
-    values, vectors = _spectrum(kernel)
-    if step_size is None or not 0 < step_size * values[-1] <= 1 + 1e-5:
-        raise ValueError(
-            f"step_size must be within (0, 1/lambda_max(H*)] = (0, {1 / values[-1]:.4g}], got {step_size}."
-        )
+def _flow(kernel, cross, y, times):
+    """Gradient flow with a kernel from outputs of zero, by neural_tangents; to convergence when `times` is None."""
+    # Its loss is a mean over all n d outputs, ours a sum: hence the step size of n d.
+    predict = neural_tangents_compat.gradient_descent_mse(kernel, y, learning_rate=y.size)
+    if cross is None:
+        return predict(times, jnp.zeros_like(y), None, None), None
+    return predict(times, jnp.zeros_like(y), jnp.zeros((cross.shape[0], y.shape[1]), y.dtype), cross)
+
+
+def _descent_as_flow(spectrum, cross, y, steps, step_size):
+    """Gradient descent as flow with another kernel, seen at multiples of the step size."""
+    values, vectors = spectrum
     flow = -np.log(np.maximum(1 - step_size * values, _LEAST_FACTOR)) / step_size
-    n, _, d, _ = kernel.shape
+    n, d = y.shape
 
     def as_kernel(matrix):
         return jnp.asarray(matrix.reshape(-1, d, n, d).transpose(0, 2, 1, 3))
 
     if cross is not None:
         cross = as_kernel(np.asarray(as_matrix(cross)) @ (vectors * (flow / values)) @ vectors.T)
-    return as_kernel((vectors * flow) @ vectors.T), cross
+    return _flow(as_kernel((vectors * flow) @ vectors.T), cross, y, step_size * jnp.arange(steps + 1, dtype=float))
+
+
+def _descent(spectrum, cross, y, steps, step_size):
+    """Gradient descent mode by mode, whatever the step size."""
+    values, vectors = spectrum
+    learnt = 1 - (1 - step_size * values) ** np.arange(steps + 1)[:, None]
+    modes = learnt * (vectors.T @ np.ravel(y))
+    train = (modes @ vectors.T).reshape(-1, *y.shape)
+    if cross is None:
+        return train, None
+    return train, ((modes / values) @ vectors.T @ np.asarray(as_matrix(cross)).T).reshape(len(modes), -1, y.shape[1])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LEVEL = 0.95
+_RESAMPLES = 10_000
 # Nested sequences of numbers, as JSON has them, or arrays.
 Numbers = Sequence[Any] | np.ndarray
 
@@ -63,7 +64,9 @@ def slope_of_logs(positions: Numbers, logs: Numbers) -> Estimate:
     """Mean over seeds of the least-squares slopes of `logs`, [positions, seeds], against `positions`."""
     positions, logs = np.asarray(positions, float), np.asarray(logs, float)
     centred = positions - positions.mean()
-    return mean(centred @ logs / (centred @ centred))
+    # The log of 0 is infinite, and has no slope.
+    with np.errstate(invalid="ignore"):
+        return mean(centred @ logs / (centred @ centred))
 
 
 def share(holds: Numbers) -> Estimate:
@@ -81,3 +84,28 @@ def share(holds: Numbers) -> Estimate:
     centre = (rate + z2 / (2 * count)) / (1 + z2 / count)
     half = math.sqrt(z2 * rate * (1 - rate) / count + z2**2 / (4 * count**2)) / (1 + z2 / count)
     return Estimate(rate, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def largest_fall(holds: Numbers) -> Estimate:
+    """Largest fall of a share of seeds from one size to any larger one; 0 when it never falls.
+
+    Args:
+        holds: [sizes, seeds].
+
+    Returns:
+        The fall, with the percentile interval of resampled seeds.
+
+    Example:
+        >>> from theory.intervals import largest_fall
+        >>> largest_fall([[True, False], [True, True], [True, False]]).value
+        0.5
+    """
+    holds = np.asarray(holds, bool)
+    # The same numbers give the same interval.
+    chosen = np.random.default_rng(0).integers(holds.shape[1], size=(_RESAMPLES, holds.shape[1]))
+    low, high = np.quantile(_fall(holds[:, chosen].mean(axis=2)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(_fall(holds.mean(axis=1))), float(low), float(high))
+
+
+def _fall(shares: np.ndarray) -> Any:
+    return np.max(np.maximum.accumulate(shares, axis=0) - shares, axis=0)

@@ -22,6 +22,8 @@ from theory.verdicts import within_bound
 
 # Length at which the kernel is computed a second time, by neural_tangents.
 _AGREEMENT_M = 256
+# A kernel of this many rows takes 2 GiB in float64, and minutes for its eigenvalues.
+_MOST_ROWS = 16_384
 
 
 class Setting(NamedTuple):
@@ -43,7 +45,8 @@ def make_setting(config: Config) -> Setting:
     """Draw the data and find lambda and the step size.
 
     Raises:
-        ValueError: H* is singular to rounding, because inputs coincide or are too many for their dimension.
+        ValueError: H* is too large; overflows, because sigma or the inputs are too large; or is singular to rounding,
+            because inputs coincide or are too many for their dimension.
 
     Example:
         >>> from theory import Config
@@ -51,6 +54,11 @@ def make_setting(config: Config) -> Setting:
         >>> 0 < make_setting(Config(quick=True)).lambda_min < 1
         True
     """
+    if config.n * config.d > _MOST_ROWS:
+        raise ValueError(
+            f"the infinite-prefix kernel has n d rows, at most {_MOST_ROWS} here; got {config.n} x {config.d} = "
+            f"{config.n * config.d}. Use fewer inputs or a smaller d."
+        )
     data = make_data(
         config.n,
         config.d,
@@ -62,12 +70,18 @@ def make_setting(config: Config) -> Setting:
         seed=config.seed,
     )
     H = infinite_ntk(data.x, sigma=config.sigma)
+    where = f"at n={config.n}, d={config.d}, sigma={config.sigma:g}"
+    if not np.isfinite(H).all():
+        raise ValueError(
+            f"the infinite-prefix kernel overflows {where}: it grows as e^(sigma^2 |x|^2). Use a smaller sigma; with "
+            "unit inputs anything up to 8 is finite."
+        )
     eigenvalues = np.linalg.eigvalsh(np.asarray(as_matrix(H), np.float64))
     low, high = float(eigenvalues[0]), float(eigenvalues[-1])
     if low < 1e-6 * high:
         raise ValueError(
-            f"the infinite-prefix kernel is singular to rounding (lambda_min {low:.2e}, lambda_max {high:.2e}), so the "
-            "theorem promises nothing. Use fewer inputs, a larger d or a larger sigma."
+            f"the infinite-prefix kernel is singular to rounding {where} (lambda_min {low:.2e}, lambda_max "
+            f"{high:.2e}), so the theorem promises nothing. Use fewer inputs, a larger d or a larger sigma."
         )
     return Setting(data, H, low, high, config.step_size / high)
 
@@ -93,13 +107,15 @@ def measure_agreement(setting: Setting, config: Config) -> dict[str, Any]:
 
 
 def measure_infinite(setting: Setting, config: Config) -> dict[str, Any]:
-    """Loss at every step and held-out predictions at the last one, for an infinitely long prefix."""
+    """Loss at every step and held-out predictions at the last one, for an infinite prefix; None where it diverges."""
     x, y, x_test = setting.data
-    # Above 1/lambda_max there is no guarantee to compare with: the curve is that of the largest step which has one.
-    step_size = min(setting.step_size, 1 / setting.lambda_max)
-    result = predict_infinite(x, y, x_test, steps=config.steps, step_size=step_size, sigma=config.sigma)
+    if config.diverges:
+        # There is no curve to come close to. The verdicts that ask for one do not apply.
+        return {"loss": [None] * (config.steps + 1), "rate": None, "predictions": [None] * x_test.size}
+    result = predict_infinite(x, y, x_test, steps=config.steps, step_size=setting.step_size, sigma=config.sigma)
     loss = 0.5 * np.sum((np.asarray(result.train, np.float64) - np.asarray(y, np.float64)) ** 2, axis=(1, 2))
-    return {"loss": plain(loss), "rate": final_rate(loss), "predictions": plain(np.asarray(result.test)[-1].ravel())}
+    predictions = np.asarray(result.test)[-1].ravel()
+    return {"loss": plain(loss), "rate": plain(final_rate(loss)), "predictions": plain(predictions)}
 
 
 def measure_training(setting: Setting, config: Config, M: int, infinite: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +128,7 @@ def _measure_run(setting, config, M, key, infinite):
     x, _, x_test = setting.data
     W, a = init_stylized(key, M, config.d, config.sigma)
     run = _train(setting, config, W, a, key, config.steps)
-    loss, limit = np.asarray(run.loss, np.float64), np.asarray(infinite["loss"])
+    loss, limit = np.asarray(run.loss, np.float64), np.asarray(infinite["loss"], np.float64)
     predictions = np.asarray(stylized_model(run.W, a, x_test)).ravel()
     return {
         "loss": plain(loss[recorded_steps(config.steps)]),
@@ -121,7 +137,7 @@ def _measure_run(setting, config, M, key, infinite):
         "curve_difference": plain(np.max(np.abs(loss - limit)) / limit[0]),
         "movement": plain(np.max(np.asarray(run.movement))),
         "drift": plain(np.linalg.norm(finite_ntk(run.W, a, x) - finite_ntk(W, a, x)) / np.linalg.norm(setting.H)),
-        "prediction_error": plain(_relative(predictions, np.asarray(infinite["predictions"]))),
+        "prediction_error": plain(_relative(predictions, np.asarray(infinite["predictions"], np.float64))),
         "predictions": plain(predictions),
     }
 
@@ -130,13 +146,18 @@ def measure_requirement(config: Config) -> dict[str, Any]:
     """Smallest M of the ladder from which on the bound holds, for each seed; NaN where even the last fails."""
     setting = make_setting(config)
     # Long enough for the guarantee to demand a twentyfold smaller loss, where the limit on steps allows.
-    horizon = math.log(20) / -math.log1p(-min(setting.guaranteed_rate, 0.5))
+    horizon = math.log(20) / -math.log1p(-min(max(setting.guaranteed_rate, 1e-12), 0.5))
     # Rounded up to a power of two, so that settings share compilations.
     steps = min(config.scaling_max_steps, 1 << math.ceil(math.log2(horizon)))
-    holds = np.array([_holds(setting, config, M, steps) for M in config.scaling_lengths])
-    from_here_on = np.logical_and.accumulate(holds[::-1])[::-1]
-    smallest = np.where(from_here_on[-1], np.array(config.scaling_lengths)[from_here_on.argmax(axis=0)], np.nan)
-    demanded = (1 - setting.guaranteed_rate) ** steps
+    smallest = np.full(config.seeds, math.nan)
+    from_here_on = np.ones(config.seeds, bool)
+    for M in reversed(config.scaling_lengths):
+        from_here_on &= _holds(setting, config, M, steps)
+        smallest[from_here_on] = M
+        if not from_here_on.any():
+            # Whatever shorter prefixes do, they are not the smallest from which on it holds.
+            break
+    demanded = max(0.0, 1 - setting.guaranteed_rate) ** steps
     return {"smallest": plain(smallest), "lambda_min": setting.lambda_min, "steps": steps, "demanded": demanded}
 
 

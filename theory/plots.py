@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from theory import intervals
-from theory.verdicts import asymptotic, within_bound
+from theory.verdicts import asymptotic, smallest_sufficient, within_bound
 
 _STYLE = {
     "font.size": 9,
@@ -117,10 +117,13 @@ def guarantee(results: dict[str, Any]) -> Figure:
         lengths, ratio.mean(axis=1), color=_BLUE, marker="o", markersize=4, label=f"mean and range, {_seeds(results)}"
     )
     left.fill_between(lengths, ratio.min(axis=1), ratio.max(axis=1), color=_BLUE, alpha=0.18, linewidth=0)
-    left.axhline(results["infinite"]["rate"] / guaranteed, **_INFINITE)
+    # None where training diverges on the infinite prefix.
+    infinite = (results["infinite"]["rate"] or 0.0) / guaranteed
+    if infinite:
+        left.axhline(infinite, **_INFINITE)
     left.axhline(1.0, **(_BOUND | {"label": r"guaranteed, $\eta\lambda/2$ per step"}))
     # Short prefixes may be far from both rates, on either side: the axis is made for the long ones.
-    top = 2 * max(1.0, results["infinite"]["rate"] / guaranteed)
+    top = 2 * max(1.0, infinite)
     left.set_ylim(-top / 3, top)
     _lengths_axis(left, lengths)
     left.set(ylabel="rate of the last quarter / guaranteed rate", title="Measured over guaranteed rate")
@@ -141,14 +144,17 @@ def curves(results: dict[str, Any]) -> Figure:
         middle, low, high = _centre(loss[index], axis=0)
         left.plot(steps, middle, color=colours[index], label=f"$M =$ {_power(lengths[index])}")
         left.fill_between(steps, low, high, color=colours[index], alpha=0.15, linewidth=0)
-    infinite = np.array(results["infinite"]["loss"], float)
-    left.plot(steps, infinite[steps], **_INFINITE)
-    left.plot(steps, infinite[0] * (1 - results["setting"]["guaranteed_rate"]) ** steps, **_BOUND)
+    start, infinite = loss[0, 0, 0], np.array(results["infinite"]["loss"], float)
+    least = start
+    if np.isfinite(infinite).all():
+        left.plot(steps, infinite[steps], **_INFINITE)
+        least = infinite.min()
+    left.plot(steps, start * max(0.0, 1 - results["setting"]["guaranteed_rate"]) ** steps, **_BOUND)
     left.set_xscale("symlog", linthresh=1)
     left.set_yscale("log")
     left.set_xlim(0, steps[-1])
     # The curves of a prefix that diverges would squeeze all others.
-    left.set_ylim(max(infinite.min() / 5, infinite[0] * 1e-8), infinite[0] * 5)
+    left.set_ylim(max(least / 5, start * 1e-8), start * 5)
     left.set(
         xlabel="step t",
         ylabel=r"loss $\frac{1}{2}\sum_i \|F(x_i) - y_i\|^2$",
@@ -181,10 +187,11 @@ def prediction(results: dict[str, Any]) -> Figure:
         label = f"$M =$ {_power(training['lengths'][index])}"
         outputs = np.array(training["predictions"][index][0], float)
         right.plot(limit, outputs, marker, color=colour, markersize=3, alpha=0.6, linestyle="none", label=label)
-    ends = np.array([limit.min(), limit.max()])
-    right.plot(ends, ends, color="black", linestyle="--", linewidth=1)
-    spread = 1.6 * np.abs(limit).max()
-    right.set_ylim(-spread, spread)
+    if np.isfinite(limit).all():
+        ends = np.array([limit.min(), limit.max()])
+        right.plot(ends, ends, color="black", linestyle="--", linewidth=1)
+        spread = 1.6 * np.abs(limit).max()
+        right.set_ylim(-spread, spread)
     right.set(
         xlabel="prediction of kernel regression with $H^*$, same step",
         ylabel="prediction of the trained prefix",
@@ -213,16 +220,21 @@ def requirement(results: dict[str, Any]) -> Figure:
 
 def _smallest(axes: Axes, results: dict[str, Any], vary: str) -> None:
     settings = [setting for setting in results["requirement"] if setting["vary"] == vary]
-    values, smallest = [s["value"] for s in settings], _array([s["smallest"] for s in settings])
+    ladder, values = results["config"]["scaling_lengths"], [setting["value"] for setting in settings]
+    smallest = np.array([smallest_sufficient(setting, ladder) for setting in settings])
+    kept = _array([setting["smallest"] for setting in settings])
     _band(axes, values, smallest, _BLUE, _seeds(results))
     # Seeds coincide on a rung, so the size of a dot says how many.
     for value, seeds in zip(values, smallest, strict=True):
         rungs, counts = np.unique(seeds[np.isfinite(seeds)], return_counts=True)
         axes.scatter(np.full(len(rungs), value), rungs, s=12 * counts, color=_BLUE, alpha=0.35, linewidths=0)
-    missing = [value for value, seeds in zip(values, smallest, strict=True) if np.isnan(seeds).any()]
-    if missing:
-        beyond = np.full(len(missing), 2.0 * max(results["config"]["scaling_lengths"]))
-        axes.plot(missing, beyond, "x", color=_ORANGE, label="not found for some seeds")
+    for cases, height, marker, label in (
+        (np.isnan(kept), 2.0 * ladder[-1], "x", "above the ladder for some seeds"),
+        (np.isnan(smallest) & ~np.isnan(kept), ladder[0] / 2.0, "v", "off the ladder's lower end for some seeds"),
+    ):
+        places = [value for value, seeds in zip(values, cases, strict=True) if seeds.any()]
+        if places:
+            axes.plot(places, np.full(len(places), height), marker, color=_ORANGE, label=label)
     axes.set_yscale("log", base=2)
     axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.legend(loc="upper left", fontsize=8)
@@ -292,10 +304,17 @@ def _share(axes: Axes, lengths: list[int], holds: np.ndarray) -> None:
 
 def _lengths_axis(axes: Axes, lengths: list[int], *, log_y: bool = False) -> None:
     axes.set_xscale("log", base=2)
+    # matplotlib finds no limits by itself when every run diverged.
+    margin = (lengths[-1] / lengths[0]) ** 0.05
+    axes.set_xlim(lengths[0] / margin, lengths[-1] * margin)
     axes.xaxis.set_major_locator(LogLocator(base=4 if len(lengths) > 5 else 2, numticks=9))
     axes.set_xlabel("prefix length M (tokens)")
     if log_y:
-        axes.set_yscale("log")
+        # Nothing is there to scale when every run diverged.
+        if any(np.nanmax(_array(line.get_ydata()), initial=0) > 0 for line in axes.lines):
+            axes.set_yscale("log")
+        else:
+            axes.text(0.5, 0.5, "training diverged", transform=axes.transAxes, ha="center")
 
 
 def _ladder_colours(count: int) -> list:

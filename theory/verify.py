@@ -76,7 +76,9 @@ def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -
 
 
 def judge(measured: dict[str, Any], config: Config) -> tuple[Verdict, ...]:
-    """The seven verdicts on a run's measurements. Those that rest on gradient descent apply to it alone."""
+    """The seven verdicts on a run's measurements. Those that rest on gradient descent apply to it alone, and those that
+    compare with the infinite prefix's training only where that converges.
+    """
     kernel, training = measured["kernel"], measured["training"]
     lengths = training["lengths"]
     at_start = (
@@ -88,16 +90,35 @@ def judge(measured: dict[str, Any], config: Config) -> tuple[Verdict, ...]:
         verdicts.guarantee(training["excess"], training["rate"], measured["setting"]["guaranteed_rate"]),
         verdicts.loss_curve(lengths, training["curve_difference"]),
         verdicts.prediction(lengths, training["prediction_error"]),
-        verdicts.requirement(measured["requirement"]),
+        verdicts.requirement(measured["requirement"], config.scaling_lengths),
     )
-    applies = config.optimizer == "gd"
-    return (*at_start, *(dataclasses.replace(verdict, applies=applies) for verdict in of_descent))
+    return (*at_start, *(dataclasses.replace(verdict, outside=_outside(verdict, config)) for verdict in of_descent))
+
+
+def _outside(verdict: Verdict, config: Config) -> str:
+    """Why a verdict on training does not apply; empty when it does."""
+    if config.optimizer != "gd":
+        return f"the guarantee is about gradient descent, not {config.optimizer}"
+    if config.diverges and verdict.name in ("curve", "prediction"):
+        return (
+            f"with steps of {config.step_size:g}/lambda_max(H*), 2 or more, training diverges on the infinite prefix "
+            "itself, so that there is no limit to approach"
+        )
+    return ""
 
 
 def _measure(config: Config, bar: Any) -> dict[str, Any]:
     """All measurements, from the pieces that are there and the rest made now."""
     setting = measure.make_setting(config)
     variations = _variations(config)
+    for vary, value, varied in variations:
+        # A setting that cannot be measured should say so now, not after everything else has been.
+        try:
+            measure.make_setting(varied)
+        except ValueError as error:
+            raise ValueError(f"scaling_{vary} has {value}, but {error}") from error
+    # Version 1 compared with the curve of a smaller step where this one was above 1: those pieces are not these.
+    limit: dict[str, Any] = {"limit": "own step"} if config.step_size > 1 else {}
     task = bar.add_task("verify", total=2 + len(config.kernel_lengths) + len(config.lengths) + len(variations))
     pieces = Pieces(config.out / "pieces")
 
@@ -109,18 +130,24 @@ def _measure(config: Config, bar: Any) -> dict[str, Any]:
         return result
 
     agreement = get("agreement", (*_SETTING_FIELDS, "seeds"), partial(measure.measure_agreement, setting, config))
-    infinite = get("infinite", _TRAINING_FIELDS, partial(measure.measure_infinite, setting, config))
+    infinite = get("infinite", _TRAINING_FIELDS, partial(measure.measure_infinite, setting, config), **limit)
     kernel = [
         get(f"kernel-{M}", (*_SETTING_FIELDS, "kernel_seeds"), partial(measure.measure_kernel, setting, config, M), M=M)
         for M in config.kernel_lengths
     ]
     training = [
-        get(f"training-{M}", _TRAINING_FIELDS, partial(measure.measure_training, setting, config, M, infinite), M=M)
+        get(
+            f"training-{M}",
+            _TRAINING_FIELDS,
+            partial(measure.measure_training, setting, config, M, infinite),
+            M=M,
+            **limit,
+        )
         for M in config.lengths
     ]
     requirement = [
         get(f"requirement-{vary}-{value}", _SCALING_FIELDS, partial(measure.measure_requirement, varied), of=varied)
-        | {"vary": vary, "value": value}
+        | {"vary": vary, "value": value, "n": varied.n}
         for vary, value, varied in variations
     ]
     return {
@@ -134,9 +161,13 @@ def _measure(config: Config, bar: Any) -> dict[str, Any]:
 
 
 def _variations(config: Config) -> list[tuple[str, float, Config]]:
-    """One setting changed at a time. Only the smallest sufficient M for gradient descent is looked for."""
+    """One setting changed at a time, batches no larger than the inputs that are left."""
     values = {"n": config.scaling_n, "d": config.scaling_d, "sigma": config.scaling_sigma}
-    return [(vary, value, config.replace(**{vary: value})) for vary in values for value in values[vary]]
+    changes = [(vary, value, {vary: value}) for vary in values for value in values[vary]]
+    return [
+        (vary, value, config.replace(**change, batch_size=min(config.batch_size, change.get("n", config.n))))
+        for vary, value, change in changes
+    ]
 
 
 def _stack(lengths, pieces):
@@ -164,12 +195,18 @@ def _plain_verdict(verdict: Verdict) -> dict[str, Any]:
         }
         for finding in verdict.findings
     ]
-    return {"name": verdict.name, "claim": verdict.claim, "status": verdict.status, "findings": findings}
+    return {
+        "name": verdict.name,
+        "claim": verdict.claim,
+        "status": verdict.status,
+        "outside": verdict.outside,
+        "findings": findings,
+    }
 
 
 def table(report: Report) -> Table:
     """The verdicts as a table for the terminal."""
-    result = Table(title="Does training converge as the prefix grows?", title_justify="left")
+    result = Table(title="Does training converge as the prefix grows?", title_justify="left", caption_justify="left")
     for column in ("verdict", "finding", "estimate [95 % interval]", "band", ""):
         result.add_column(column)
     for verdict in report.verdicts:
@@ -184,6 +221,8 @@ def table(report: Report) -> Table:
                 f"[{colour}]{verdict.status}[/]" if first else "",
                 end_section=index == len(verdict.findings) - 1,
             )
+    reasons = dict.fromkeys(verdict.outside for verdict in report.verdicts if verdict.outside)
+    result.caption = "\n".join(f"Not applicable: {reason}." for reason in reasons) or None
     return result
 
 

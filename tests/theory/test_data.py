@@ -59,7 +59,7 @@ def test_the_seed_decides():
         ({"targets": "labels"}, "need data='digits'"),
         ({"data": "digits", "d": 65}, "at most 64 dimensions"),
         ({"data": "digits", "n": 1797}, "at most 1797 inputs"),
-        ({"data": "digits", "projection": "flat"}, "got 36 inputs, d=2, projection='flat'"),
+        ({"data": "digits", "projection": "flat"}, "got 36 inputs, held-out ones included, d=2, projection='flat'"),
     ],
 )
 def test_errors(unchecked, options, message):

@@ -7,7 +7,7 @@ import numpy_model as oracle
 import optax
 import pytest
 
-from theory import OPTIMIZERS, as_matrix, infinite_ntk, init_stylized, make_data, predict_infinite, train
+from theory import OPTIMIZERS, as_matrix, infinite, infinite_ntk, init_stylized, make_data, predict_infinite, train
 from theory.dynamics import _train
 
 
@@ -73,7 +73,8 @@ def kernel_spectrum(x, **options):
     return matrix, np.linalg.eigvalsh(matrix)
 
 
-@pytest.mark.parametrize("fraction", [0.3, 1.0])
+# Above 1 the outputs overshoot; below it neural_tangents computes them.
+@pytest.mark.parametrize("fraction", [0.3, 1.0, 1.4, 1.95])
 def test_infinite_prefix_equals_the_recursion(fraction):
     x, y, x_test = make_data(6, 4, 5)
     H, spectrum = kernel_spectrum(x, sigma=0.8)
@@ -87,6 +88,26 @@ def test_infinite_prefix_equals_the_recursion(fraction):
         dual = dual - step_size * (H @ dual - targets)
 
 
+@pytest.mark.parametrize("fraction", [0.2, 0.9, 1.0])
+def test_two_ways_to_the_infinite_prefix_agree(fraction, x64):
+    """neural_tangents' flow with another kernel, and powers of H*'s eigenvalues."""
+    x, y, x_test = make_data(6, 4, 5)
+    spectrum = infinite._spectrum(infinite_ntk(x, sigma=0.8))
+    options = infinite_ntk(x_test, x, sigma=0.8), y, 60, fraction / spectrum.values[-1]
+    for flow, powers in zip(
+        infinite._descent_as_flow(spectrum, *options), infinite._descent(spectrum, *options), strict=True
+    ):
+        np.testing.assert_allclose(flow, powers, rtol=1e-6, atol=1e-9)
+
+
+def test_infinite_prefix_without_held_out_inputs():
+    x, y, x_test = make_data(6, 4, 5)
+    for step_size in (0.01, 1.5 / kernel_spectrum(x)[1][-1]):
+        alone = predict_infinite(x, y, steps=5, step_size=step_size)
+        assert alone.test is None
+        np.testing.assert_array_equal(alone.train, predict_infinite(x, y, x_test, steps=5, step_size=step_size).train)
+
+
 def test_converged_infinite_prefix_is_kernel_regression():
     x, y, x_test = make_data(6, 4, 5)
     covariance = jnp.diag(jnp.array([0.5, 0.6, 0.7, 0.8]))
@@ -98,10 +119,10 @@ def test_converged_infinite_prefix_is_kernel_regression():
     np.testing.assert_allclose(prediction.train, y, rtol=1e-5)
 
 
-def test_step_sizes_beyond_the_theorem_are_refused():
+def test_step_sizes_at_which_descent_diverges_are_refused():
     x, y, _ = make_data(6, 4, 5)
-    for step_size in (10.0, 0.0, None):
-        with pytest.raises(ValueError, match=r"step_size must be within \(0, 1/lambda_max"):
+    for step_size in (10.0, 2.01 / kernel_spectrum(x)[1][-1], 0.0, float("nan"), None):
+        with pytest.raises(ValueError, match=r"step_size must be within \(0, 2/lambda_max"):
             predict_infinite(x, y, steps=3, step_size=step_size)
 
 

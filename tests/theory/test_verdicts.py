@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from theory import intervals, verdicts
+from theory import Config, intervals, verdicts
 from theory.measure import bound_excess, final_rate
 from theory.verdicts import Finding, Verdict
 
@@ -56,29 +56,117 @@ def test_guarantee():
     assert verdicts.guarantee(**(good | {"excess": [[1.0] * 5, [math.nan] * 5]}), guaranteed=0.01).status == "fail"
 
 
-def settings(vary=None, law=None):
-    """Smallest sufficient M is 16 everywhere, but follows a law in one setting."""
+def of_twenty(*counts):
+    """Which of 20 seeds hold, where so many do at each length, [lengths, seeds]."""
+    return np.arange(20) < np.array(counts)[:, None]
+
+
+SHARES = [
+    ("rises", of_twenty(0, 12, 18, 20), True),
+    ("rises by one seed", of_twenty(19, 20, 20, 20), True),
+    ("is 1 all along", of_twenty(20, 20, 20, 20), True),
+    ("is 1 but for one unlucky seed", of_twenty(20, 20, 19, 20), True),
+    ("falls, to a share that is enough by itself", of_twenty(20, 19, 18, 17), False),
+    ("falls and recovers", of_twenty(20, 14, 20, 20), False),
+]
+
+
+@pytest.mark.parametrize(("holds", "passes"), [case[1:] for case in SHARES], ids=[case[0] for case in SHARES])
+def test_shares_must_rise(holds, passes):
+    rate = np.full(holds.shape, 0.05)
+    for verdict in (
+        verdicts.smallest_eigenvalue(np.where(holds, 0.9, 0.5)),
+        verdicts.guarantee(np.where(holds, 1.0, math.nan), rate, guaranteed=0.01),
+    ):
+        assert verdict.findings[0].passed
+        assert verdict.findings[1].passed == passes, verdict.findings[1]
+        assert verdict.status == ("pass" if passes else "fail")
+
+
+LADDER = [2, 4, 16, 256, 4096]
+
+
+def settings(vary=None, law=None, otherwise=16.0):
+    """Smallest sufficient M is the same everywhere, but follows a law in one setting."""
     grid = {"n": (4, 8, 16), "d": (4, 8, 16), "sigma": (0.5, 0.7, 1.0)}
     return [
-        {"vary": name, "value": value, "smallest": [law(value) if name == vary else 16.0] * 5}
+        {
+            "vary": name,
+            "value": value,
+            "n": value if name == "n" else 8,
+            "smallest": [law(value) if name == vary else otherwise] * 5,
+        }
         for name, values in grid.items()
         for value in values
     ]
 
 
-def test_requirement():
-    assert verdicts.requirement(settings()).status == "pass"
-    assert verdicts.requirement(settings("n", lambda n: n**2)).status == "pass"
-    assert verdicts.requirement(settings("d", lambda d: d**6)).status == "fail"
-    assert verdicts.requirement(settings("sigma", lambda sigma: math.exp(20 * sigma))).status == "fail"
-    assert verdicts.requirement(settings("n", lambda n: math.nan if n == 16 else 16.0)).status == "fail"
+@pytest.mark.parametrize(
+    ("vary", "law", "status"),
+    [
+        (None, None, "pass"),
+        ("n", lambda n: n**1.5, "pass"),
+        ("d", lambda d: 4 * d, "pass"),
+        ("sigma", lambda sigma: 16 * math.exp(4 * sigma**2), "pass"),
+        ("n", lambda n: n**3, "fail"),
+        ("d", lambda d: d**2.5, "fail"),
+        ("sigma", lambda sigma: 16 * math.exp(10 * sigma), "fail"),
+        ("n", lambda n: math.nan if n == 16 else 16.0, "fail"),
+    ],
+)
+def test_requirement(vary, law, status):
+    verdict = verdicts.requirement(settings(vary, law), LADDER)
+    assert verdict.status == status, verdict.findings
+
+
+def test_a_ladder_that_starts_too_high_resolves_nothing():
+    at_the_first_rung = settings(otherwise=64.0)
+    verdict = verdicts.requirement(at_the_first_rung, [64, 128, 256])
+    assert not any(finding.passed for finding in verdict.findings)
+    assert verdict.findings[0].estimate.value == 0
+    # On a ladder with shorter prefixes, which fail, the same numbers are known.
+    assert verdicts.requirement(at_the_first_rung, [32, 64, 128, 256]).status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("n", "smallest", "ladder", "known"),
+    [
+        (2, 2.0, [2, 4, 8], 2.0),  # nothing is shorter
+        (7, 8.0, [8, 16, 32], 8.0),  # 6 tokens cannot fit 7 targets
+        (6, 8.0, [8, 16, 32], math.nan),  # 6 might do
+        (8, 2.0, [2, 4, 16], 16.0),  # 2 and 4 tokens did not train long enough to be found out
+        (8, math.nan, [2, 4, 16], math.nan),
+        (64, 4.0, [2, 4, 16], math.nan),
+    ],
+)
+def test_smallest_sufficient_length(n, smallest, ladder, known):
+    found = verdicts.smallest_sufficient({"n": n, "smallest": [smallest]}, ladder)
+    np.testing.assert_array_equal(found, [known])
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("vary", ["n", "d", "sigma"])
+def test_every_growth_can_fail_on_the_shipped_ladders(vary, quick):
+    config = Config(quick=quick)
+    ladder, values = config.scaling_lengths, np.array(getattr(config, f"scaling_{vary}"), float)
+    positions = values if vary == "sigma" else np.log(values)
+    steepest = np.where(positions > positions.mean(), ladder[-1], ladder[0])
+    planted = [
+        {"vary": vary, "value": value, "n": int(value) if vary == "n" else config.n, "smallest": [float(M)] * 5}
+        for value, M in zip(values, steepest, strict=True)
+    ]
+    others = [setting for setting in settings(otherwise=64.0) if setting["vary"] != vary]
+    growths = {finding.name: finding for finding in verdicts.requirement(planted + others, ladder).findings[1:]}
+    finding = next(finding for name, finding in growths.items() if name.endswith(vary))
+    assert finding.estimate.value > finding.band[1], finding
+    assert [other.passed for other in growths.values()].count(False) == 1
 
 
 def test_status():
     inside, outside = (Finding("f", intervals.Estimate(0.5, 0.4, high), (0.0, 1.0)) for high in (0.6, 1.1))
     assert Verdict("v", "c", (inside,)).status == "pass"
     assert Verdict("v", "c", (inside, outside)).status == "fail"
-    assert Verdict("v", "c", (inside, outside), applies=False).status == "not applicable"
+    assert Verdict("v", "c", (inside, outside), outside="reason").status == "not applicable"
 
 
 def test_bound_excess_looks_at_every_step():
@@ -106,6 +194,13 @@ def test_intervals_cover_as_they_say():
     assert abs(np.mean([m.low <= 0 <= m.high for m in means]) - 0.95) < 0.02
     shares = [intervals.share(rng.random(12) < 0.7) for _ in range(2000)]
     assert 0.92 < np.mean([s.low <= 0.7 <= s.high for s in shares]) < 0.99
+
+
+def test_largest_fall():
+    fall = intervals.largest_fall(of_twenty(10, 18, 14, 20))
+    assert fall.value == pytest.approx(0.2)
+    assert 0 < fall.low < 0.2 < fall.high < 0.5
+    assert intervals.largest_fall(of_twenty(3, 3, 17)) == (0, 0, 0)
 
 
 def test_slopes_are_fitted_to_long_prefixes():
