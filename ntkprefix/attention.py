@@ -48,7 +48,7 @@ def attention(
         bias: added to the input's logits; broadcastable to [B, N, T, S].
         mask: True where the input may be seen; broadcastable to [B, N, T, S].
         is_causal: hide keys after the query's position.
-        scale: beta; 1/sqrt(H) if None. Feature prefixes need it above 0.
+        scale: beta; 1/sqrt(H) if None; may be traced. Feature prefixes need it above 0 and as they were built with.
         query_seq_lengths: queries at or beyond it, [B], see nothing of the input.
         key_value_seq_lengths: keys at or beyond it, [B], are hidden.
         local_window_size: (left, right): positions seen on either side of the query's own; an int for both.
@@ -60,10 +60,11 @@ def attention(
         [B, T, N, Hv], in the query's dtype.
 
     Raises:
-        TypeError: dtypes that are not floating point or not one, a mask that is not boolean, something that is no
-            prefix.
-        ValueError: shapes that do not match, head counts that do not divide, unknown options; with JAX's
-            `jax_debug_nans` switched on, NaN in the prefix.
+        TypeError: dtypes that are not floating point or not one, a mask that is not boolean, options of another type,
+            something that is no prefix.
+        ValueError: shapes that do not match, head counts that do not divide, unknown options, a scale that is not
+            finite or not the one that a feature prefix was built with; with JAX's `jax_debug_nans` switched on, NaN in
+            the prefix.
 
     Example:
         >>> import jax
@@ -93,9 +94,10 @@ def attention(
             lengths[name] = jnp.asarray(array)
             checks.lengths(name, lengths[name], batch)
     checks.offset(query_offset, batch)
+    checks.flag("is_causal", is_causal)
+    beta = checks.scale("attention", scale, width)
     if prefix is not None:
         checks.prefix(prefix, query, key, value)
-    beta = width**-0.5 if scale is None else scale
     share = IMPLEMENTATIONS[checks.implementation(implementation)](
         query,
         key,

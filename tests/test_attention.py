@@ -258,6 +258,23 @@ def test_transformations_agree(prefix_name):
 
 
 @pytest.mark.parametrize("prefix_name", PREFIXES)
+def test_a_traced_scale(prefix_name):
+    prefix = PREFIXES[prefix_name]()
+    share, weights = as_oracle(prefix), np.asarray(normal(B, T, N, HV))
+    attended = jax.jit(lambda scale: attention(QUERY, KEY, VALUE, prefix=prefix, scale=scale))
+
+    def expected(scale):
+        return oracle.attention(QUERY, KEY, VALUE, prefix=share, scale=scale)
+
+    for scale in (0.2, 0.5):
+        np.testing.assert_allclose(attended(scale), expected(scale), rtol=2e-5, atol=2e-6)
+    assert attended._cache_size() == 1
+    gradient = jax.grad(lambda scale: jnp.vdot(jnp.asarray(weights), attended(scale)))(0.3)
+    by_differences = np.vdot(weights, expected(0.3 + 1e-5) - expected(0.3 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(gradient, by_differences, rtol=2e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix_name", PREFIXES)
 def test_gradients_equal_finite_differences_of_the_oracle(prefix_name):
     prefix = PREFIXES[prefix_name]()
     leaves, structure = jax.tree.flatten((QUERY, KEY, VALUE, prefix))

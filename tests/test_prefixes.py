@@ -23,11 +23,11 @@ def normal(*shape, scale=1.0):
 QUERY = normal(2, 4, 4, 6)
 
 
-def out(prefix, query=QUERY):
+def out(prefix, query=QUERY, scale=None):
     """The prefix's own output: attention with no input keys."""
     batch, _, _, width = query.shape
     empty = jnp.zeros((batch, 0, 2, width)), jnp.zeros((batch, 0, 2, 5))
-    return attention(query, *empty, prefix=prefix)
+    return attention(query, *empty, prefix=prefix, scale=scale)
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -54,6 +54,74 @@ def test_appending_and_subtracting_documents(name):
     for same in (first + second, second + first, first.append(keys[60:], values[60:])):
         np.testing.assert_allclose(out(same), out(whole), atol=2e-5)
     np.testing.assert_allclose(out(whole - second), out(first), atol=2e-4)
+
+
+def test_a_state_remembers_its_scale():
+    keys, values = normal(30, 2, 6), normal(30, 2, 5)
+    state = FeaturePrefix.from_tokens(keys, values, feature_map=MAPS["taylor"], scale=0.25)
+    longer = state.append(keys, values)  # at 0.25, without being told
+    twice = FeaturePrefix.from_tokens(
+        jnp.concatenate([keys, keys]), jnp.concatenate([values, values]), feature_map=MAPS["taylor"], scale=0.25
+    )
+    np.testing.assert_allclose(out(longer, scale=0.25), out(twice, scale=0.25), atol=2e-5)
+    np.testing.assert_allclose(out(longer - state, scale=0.25), out(state, scale=0.25), atol=2e-4)
+    # a number in float32 is the same number; a trained state has none, and takes the other's when added
+    np.testing.assert_allclose(out(state, scale=jnp.float32(0.25)), out(state, scale=0.25))
+    trained = FeaturePrefix(state.Z, state.k, MAPS["taylor"], state.log_scale, state.centre)
+    assert (state.scale, longer.scale, (trained + state).scale, trained.scale) == (0.25, 0.25, 0.25, None)
+    assert out(trained, scale=0.7).shape == out(trained).shape
+
+
+def test_a_remembered_scale_passes_through_transformations():
+    keys, values = normal(3, 30, 2, 6), normal(3, 30, 2, 5)
+
+    @jax.jit
+    def per_layer(keys, values):
+        return jax.vmap(lambda k, v: FeaturePrefix.from_tokens(k, v, scale=0.25))(keys, values)
+
+    stacked = per_layer(keys, values)
+    assert stacked.scale == per_layer(keys + 1, values).scale == 0.25
+    assert per_layer._cache_size() == 1
+    scanned = jax.lax.scan(lambda _, p: (None, out(p, scale=0.25)), None, stacked)[1]
+    layers = [FeaturePrefix.from_tokens(keys[i], values[i], scale=0.25) for i in range(3)]
+    np.testing.assert_allclose(scanned, jnp.stack([out(layer, scale=0.25) for layer in layers]), atol=1e-5)
+    gradient = jax.grad(lambda p: jnp.sum(out(p, scale=0.25) ** 2))(layers[0])
+    assert gradient.scale == 0.25
+    with pytest.raises(ValueError, match="which the state was built with"):
+        jax.jit(out)(layers[0])
+    # appended to inside a loop, a state keeps its structure
+    whole = jax.lax.scan(lambda state, kv: (state.append(*kv), None), layers[0], (keys[1:], values[1:]))[0]
+    at_once = FeaturePrefix.from_tokens(
+        keys.reshape(90, 2, 6), values.reshape(90, 2, 5), centre=layers[0].centre, scale=0.25
+    )
+    np.testing.assert_allclose(out(whole, scale=0.25), out(at_once, scale=0.25), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_traced_scale(name):
+    keys, values = normal(30, 2, 6, scale=0.5), normal(30, 2, 5)
+    inputs = QUERY, normal(2, 3, 2, 6), normal(2, 3, 2, 5)
+
+    @jax.jit
+    def attended(scale):
+        state = FeaturePrefix.from_tokens(keys, values, feature_map=MAPS[name], scale=scale)
+        assert state.scale is None
+        state = state.append(keys[:7], values[:7], scale=scale)
+        return attention(*inputs, prefix=state, scale=scale)
+
+    def expected(scale):
+        state = FeaturePrefix.from_tokens(keys, values, feature_map=MAPS[name], scale=scale)
+        return np.asarray(attention(*inputs, prefix=state.append(keys[:7], values[:7]), scale=scale), np.float64)
+
+    for scale in (0.3, 0.7):
+        np.testing.assert_allclose(attended(scale), expected(scale), atol=2e-6)
+    assert attended._cache_size() == 1
+    slope = jax.jvp(attended, (0.5,), (1.0,))[1]
+    by_differences = (expected(0.5 + 1e-2) - expected(0.5 - 1e-2)) / 2e-2
+    np.testing.assert_allclose(slope, by_differences, atol=2e-3 * np.abs(by_differences).max())
+    weights = normal(*slope.shape)
+    gradient = jax.grad(lambda scale: jnp.vdot(weights, attended(scale)))(0.5)
+    np.testing.assert_allclose(gradient, jnp.vdot(weights, slope), rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", MAPS)
