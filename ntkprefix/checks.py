@@ -240,8 +240,8 @@ def scale_of_state(built: float | None, scale: Any) -> None:
     met = known_scale(scale)
     if built is not None and met is not None and not math.isclose(built, met, rel_tol=1e-6):
         raise ValueError(
-            f"FeaturePrefix: expected scale {built:.7g}, which the state was built with, got {met:.7g}. Build the state "
-            f"with `from_tokens(..., scale={met:.7g})`."
+            f"FeaturePrefix: expected scale {built:.7g}, which the state was built with, got {met:.7g}. Build the "
+            f"state with `from_tokens(..., scale={met:.7g})`."
         )
 
 

@@ -1,6 +1,7 @@
 """Attention in float64 NumPy, one query at a time. It shares no code with what it checks."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -107,6 +108,24 @@ def taylor_features(keys, values, degree):
         return weights @ values[:, kv], weights.sum(), beta * centre[kv] @ q
 
     return share
+
+
+def taylor_exactly(query, keys, values, degree):
+    """One query [H] at scale 1, keys [M, H], values [M]: the truncated exponentials in rational arithmetic.
+
+    Returns the log of the denominator (None where it is not positive), the output, and by how much more the terms of
+    the denominator's polynomials add up to in absolute value.
+    """
+    query, keys, values = (np.vectorize(Fraction, otypes=[object])(np.asarray(x, float)) for x in (query, keys, values))
+    terms = [Fraction(1, math.factorial(j)) for j in range(degree + 1)]
+    weights = [sum(c * x**j for j, c in enumerate(terms)) for x in keys @ query]
+    absolute = sum(c * x**j for x in abs(keys) @ abs(query) for j, c in enumerate(terms))
+    den = sum(weights)
+    if den <= 0:
+        return None, math.nan, math.inf
+    bits = den.numerator.bit_length() - den.denominator.bit_length()
+    log_den = math.log(den / Fraction(2) ** bits) + bits * math.log(2)
+    return log_den, float(weights @ values / den), float(absolute / den)
 
 
 def per_kv_head(share, groups):
