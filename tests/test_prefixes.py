@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 
 from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map
@@ -236,3 +237,74 @@ def test_more_clusters_than_distinct_points():
     keys = jnp.ones((4, 1, 6))
     prefix = MeasurePrefix.from_tokens(keys, normal(4, 1, 5), components=3, rank=1)
     assert sorted(np.isneginf(np.asarray(prefix.log_weight)).ravel().tolist()) == [False, True, True]
+
+
+DEGENERATE = {  # keys [M, 2, 4] and a number of clusters
+    "more clusters than tokens": (normal(3, 2, 4), 5),
+    "one token": (normal(1, 2, 4), 1),
+    "one token and empty clusters": (normal(1, 2, 4), 3),
+    "all at one point": (jnp.full((7, 2, 4), 1.37), 3),
+    "all at the origin": (jnp.zeros((5, 2, 4)), 2),
+    "each point four times": (jnp.repeat(normal(3, 2, 4), 4, axis=0), 5),
+    "on a line": (normal(9, 2, 1) * normal(1, 2, 4), 2),
+    "equal variances": (jnp.concatenate([jnp.eye(4), -jnp.eye(4)])[:, None].repeat(2, axis=1), 1),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+@pytest.mark.parametrize("rank", [0, 1, 4])
+def test_fitting_degenerate_clusters_has_finite_gradients(name, rank):
+    keys, components = DEGENERATE[name]
+    values, query = normal(len(keys), 2, 5), normal(1, 3, 2, 4)
+
+    def loss(keys, values):
+        prefix = MeasurePrefix.from_tokens(keys, values, components=components, rank=rank)
+        return jnp.sum(out(prefix, query) ** 2)
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(keys, values)
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert gradients[1].any()
+    # no rounding error in a cluster that is a point is taken for a direction that it spreads in
+    assert all(np.abs(gradient).max() < 1e3 for gradient in gradients)
+
+
+@pytest.mark.parametrize("rank", [0, 2, 4])
+def test_gradients_of_fitting_equal_finite_differences(rank, x64):
+    # of the float64 formulas, with the clusters and the directions of each held where they are
+    rng = np.random.default_rng(8)
+    keys, values, query = (
+        rng.standard_normal((25, 1, 4)),
+        rng.standard_normal((25, 1, 5)),
+        rng.standard_normal((1, 3, 1, 4)),
+    )
+    moves = rng.standard_normal(keys.shape), rng.standard_normal(values.shape)
+    nothing = np.zeros((1, 0, 1, 4)), np.zeros((1, 0, 1, 5))
+    options = {"components": 3, "iterations": 10}
+    weights = rng.standard_normal((1, 3, 1, 5))
+
+    def loss(keys, values):
+        prefix = MeasurePrefix.from_tokens(keys, values, rank=rank, **options)
+        return jnp.vdot(weights, attention(jnp.asarray(query), *map(jnp.asarray, nothing), prefix=prefix))
+
+    centres = np.asarray(MeasurePrefix.from_tokens(jnp.asarray(keys), jnp.asarray(values), **options).mean)[:, 0]
+    labels = np.argmin(((keys - centres[None, :, :]) ** 2).sum(axis=-1), axis=1)
+    assert min(np.bincount(labels, minlength=3)) > 4
+    directions = [np.linalg.eigh(np.cov(keys[labels == c, 0].T, bias=True))[1][:, 4 - rank :] for c in range(3)]
+
+    def expected(step):
+        moved_keys, moved_values = keys[:, 0] + step * moves[0][:, 0], values[:, 0] + step * moves[1][:, 0]
+        moments = []
+        for c in range(3):
+            p, u, d = moved_keys[labels == c], moved_values[labels == c], directions[c]
+            p_spread, u_spread = p - p.mean(axis=0), u - u.mean(axis=0)
+            variances = np.diag(np.diag(d.T @ p_spread.T @ p_spread @ d)) / len(p)
+            covariance, cross = d @ variances @ d.T, u_spread.T @ p_spread / len(p) @ d @ d.T
+            moments.append((np.log(len(p)), p.mean(axis=0), covariance, u.mean(axis=0), cross))
+        share = oracle.measure(*(np.stack(moment)[:, None] for moment in zip(*moments, strict=True)))
+        return np.vdot(weights, oracle.attention(query, *nothing, prefix=share))
+
+    np.testing.assert_allclose(loss(jnp.asarray(keys), jnp.asarray(values)), expected(0), rtol=1e-10)
+    gradients = jax.grad(loss, argnums=(0, 1))(jnp.asarray(keys), jnp.asarray(values))
+    slope = sum(np.vdot(gradient, move) for gradient, move in zip(gradients, moves, strict=True))
+    np.testing.assert_allclose(slope, (expected(1e-5) - expected(-1e-5)) / 2e-5, rtol=1e-6)
