@@ -24,8 +24,16 @@ def visible_keys(b, t, n, S, *, mask=None, is_causal=False, q_len=None, kv_len=N
     return see
 
 
-def attention(query, key, value, *, prefix=None, bias=None, mask=None, scale=None, **visibility):
-    """`prefix(b, n, q, beta)` returns (numerator [Hv], denominator, log scale) in float64."""
+def attention(query, key, value, **options):
+    """The output [B, T, N, Hv]; options as in `attention_and_residual`."""
+    return attention_and_residual(query, key, value, **options)[0]
+
+
+def attention_and_residual(query, key, value, *, prefix=None, bias=None, mask=None, scale=None, **visibility):
+    """Output [B, T, N, Hv] and log-sum-exp [B, T, N].
+
+    `prefix(b, n, q, beta)` returns (numerator [Hv], denominator, log scale) in float64.
+    """
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     B, T, N, H = query.shape
     S, K, Hv = key.shape[1], key.shape[2], value.shape[-1]
@@ -34,7 +42,7 @@ def attention(query, key, value, *, prefix=None, bias=None, mask=None, scale=Non
         mask = np.broadcast_to(mask, (B, N, T, S))
     if bias is not None:
         bias = np.broadcast_to(np.asarray(bias, np.float64), (B, N, T, S))
-    out = np.zeros((B, T, N, Hv))
+    out, residual = np.zeros((B, T, N, Hv)), np.full((B, T, N), -np.inf)
     for b, t, n in np.ndindex(B, T, N):
         q, kv = query[b, t, n], n // (N // K)
         logits = beta * key[b, :, kv] @ q + (0 if bias is None else bias[b, n, t])
@@ -48,8 +56,10 @@ def attention(query, key, value, *, prefix=None, bias=None, mask=None, scale=Non
         if groups:
             top = max(g[2] for g in groups)
             num = sum(g[0] * math.exp(g[2] - top) for g in groups)
-            out[b, t, n] = num / sum(g[1] * math.exp(g[2] - top) for g in groups)
-    return out
+            den = sum(g[1] * math.exp(g[2] - top) for g in groups)
+            out[b, t, n] = num / den
+            residual[b, t, n] = math.log(den) + top if den > 0 else math.nan
+    return out, residual
 
 
 def tokens(keys, values, log_weights=None):

@@ -7,7 +7,7 @@ import oracle
 import pytest
 from conftest import SHARED
 
-from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map
+from ntkprefix import FeaturePrefix, MeasurePrefix, Partial, TokenPrefix, attention, feature_map, merge
 
 B, T, S, N, K, H, HV = 2, 5, 7, 4, 2, 8, 6
 RNG = np.random.default_rng(0)
@@ -96,11 +96,25 @@ def test_without_a_prefix_equals_jax(name, dtype, relaxed):
     np.testing.assert_allclose(np.asarray(ours, np.float32), np.asarray(theirs, np.float32), atol=tolerance)
 
 
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "query lengths"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_residual_without_a_prefix_equals_jax(name, dtype, relaxed):
+    query, key, value = (x.astype(dtype) for x in (QUERY, KEY, normal(B, S, K, H)))
+    out, ours = attention(query, key, value, return_residual=True, **OPTIONS[name])
+    theirs = jax.nn.dot_product_attention(query, key, value, return_residual=True, **OPTIONS[name])[1]
+    assert ours.shape == theirs.shape == (B, T, N)
+    assert ours.dtype == jnp.float32  # theirs is rounded to the key's
+    np.testing.assert_allclose(ours, theirs.astype(jnp.float32), rtol=2e-6 if dtype == jnp.float32 else 1e-2, atol=2e-6)
+    np.testing.assert_array_equal(out, attention(query, key, value, **OPTIONS[name]))
+
+
 def test_without_a_batch_axis_equals_jax(relaxed):
     value = normal(S, K, H)
     ours = attention(QUERY[0], KEY[0], value, mask=MASK[0], is_causal=True)
-    theirs = jax.nn.dot_product_attention(QUERY[0], KEY[0], value, mask=MASK[0], is_causal=True)
+    options = {"mask": MASK[0], "is_causal": True, "return_residual": True}
+    theirs, residual = jax.nn.dot_product_attention(QUERY[0], KEY[0], value, **options)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    np.testing.assert_allclose(attention(QUERY[0], KEY[0], value, **options)[1], residual, rtol=2e-6)
 
 
 PREFIXES = {
@@ -127,6 +141,62 @@ def test_equals_the_oracle(prefix_name, name):
     }
     expected = oracle.attention(QUERY, KEY, VALUE, prefix=as_oracle(prefix), **options)
     np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("prefix_name", PREFIXES)
+def test_the_residual_and_its_gradient_equal_the_oracles(prefix_name):
+    # one row sees nothing of the input: without a prefix its residual is -inf
+    prefix, mask = PREFIXES[prefix_name](), MASK.at[0, :, 2].set(False)
+    leaves, structure = jax.tree.flatten((QUERY, KEY, prefix))
+    tangents = [normal(*leaf.shape) for leaf in leaves]
+    weights = np.asarray(normal(B, T, N))
+
+    def expected(step):
+        moved = [
+            np.asarray(x, np.float64) + step * np.asarray(v, np.float64) for x, v in zip(leaves, tangents, strict=True)
+        ]
+        query, key, prefix = jax.tree.unflatten(structure, moved)
+        return oracle.attention_and_residual(query, key, VALUE, prefix=as_oracle(prefix), mask=np.asarray(mask))[1]
+
+    @jax.jit
+    def residual(query, key, prefix):
+        return attention(query, key, VALUE, prefix=prefix, mask=mask, return_residual=True)[1]
+
+    ours = residual(QUERY, KEY, prefix)
+    assert np.isneginf(expected(0)).any() == (prefix_name in ("none", "no tokens"))
+    np.testing.assert_allclose(ours, expected(0), rtol=2e-6, atol=2e-6)
+    visible = np.isfinite(expected(0))
+
+    def loss(query, key, prefix):
+        return jnp.sum(jnp.where(visible, residual(query, key, prefix), 0.0) * jnp.asarray(weights))
+
+    gradients = jax.tree.leaves(jax.grad(loss, argnums=(0, 1, 2))(QUERY, KEY, prefix))
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    slope = sum(np.vdot(np.asarray(g, np.float64), np.asarray(v)) for g, v in zip(gradients, tangents, strict=True))
+    up, down = (np.where(visible, expected(step), 0) for step in (1e-5, -1e-5))
+    np.testing.assert_allclose(slope, np.vdot(weights, (up - down) / 2e-5), rtol=2e-4)
+
+
+def test_a_residual_merges_with_more_keys():
+    first, second = slice(0, 4), slice(4, S)
+    halves = [
+        attention(QUERY, KEY[:, keys], VALUE[:, keys], mask=MASK[..., keys], return_residual=True)
+        for keys in (first, second)
+    ]
+    shares = [Partial(out, jnp.ones_like(residual), residual) for out, residual in halves]
+    whole, residual = attention(QUERY, KEY, VALUE, mask=MASK, return_residual=True)
+    np.testing.assert_allclose(merge(*shares).normalise(), whole, atol=2e-6)
+    np.testing.assert_allclose(merge(*shares).log_mass(), residual, rtol=2e-6)
+
+
+def test_the_residual_where_there_is_no_logarithm():
+    nothing = KEY[:, :0], VALUE[:, :0]
+    negative = FeaturePrefix(normal(K, H, HV), -jnp.ones((K, H)))
+    assert jnp.isnan(attention(QUERY, *nothing, prefix=negative, return_residual=True)[1]).all()
+    memory = FeaturePrefix(normal(K, H, HV), jnp.zeros((K, H)))  # outside the normaliser: adds no mass
+    assert (attention(QUERY, *nothing, prefix=memory, return_residual=True)[1] == -jnp.inf).all()
+    ours, plain = (attention(QUERY, KEY, VALUE, prefix=p, return_residual=True)[1] for p in (memory, None))
+    np.testing.assert_array_equal(ours, plain)
 
 
 def test_taylor_state_equals_the_truncated_exponential():

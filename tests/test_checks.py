@@ -54,6 +54,7 @@ ERRORS = {
     "causal as a number": (call(*INPUT, is_causal=1), TypeError, "is_causal to be True or False, got 1"),
     "causal as an array": (call(*INPUT, is_causal=Z((), bool)), TypeError, "is_causal .*, got an array of bool"),
     "causal in words": (call(*INPUT, is_causal="no"), TypeError, "is_causal to be True or False, got 'no'"),
+    "residual as a number": (call(*INPUT, return_residual=1), TypeError, "return_residual to be True or False, got 1"),
     "scale in words": (call(*INPUT, scale="a"), TypeError, "attention: expected a number as scale, got 'a'"),
     "boolean scale": (call(*INPUT, scale=True), TypeError, "a number as scale, got True"),
     "complex scale": (call(*INPUT, scale=1j), TypeError, "a number as scale, got 1j"),
