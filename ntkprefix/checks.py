@@ -304,6 +304,30 @@ def rank_fits(rank: int, width: int) -> None:
         raise ValueError(f"MeasurePrefix: expected a rank of at most the head width H = {width}, got {rank}.")
 
 
+def non_negative(function: str, **numbers: float) -> None:
+    """Radii, degrees and bounds.
+
+    Raises:
+        ValueError: a negative number or NaN.
+    """
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise ValueError(f"{function}: expected {name} >= 0, got {number}.")
+
+
+def reachable(radius: float, tolerance: float) -> None:
+    """What `taylor_degree` is asked for.
+
+    Raises:
+        ValueError: a radius or tolerance for which there is no degree.
+    """
+    non_negative("taylor_degree", radius=radius)
+    if math.isinf(radius):
+        raise ValueError(f"taylor_degree: expected a finite radius, got {radius}.")
+    if not tolerance > 0:
+        raise ValueError(f"taylor_degree: expected a tolerance above 0, got {tolerance}.")
+
+
 def feature_options(name: str, options: Mapping[str, Any], expected: Mapping[str, tuple[str, ...]]) -> None:
     """The name of a feature map and its options.
 

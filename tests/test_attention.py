@@ -427,15 +427,80 @@ def test_an_additive_memory_never_silences_the_input(log_sum_exp):
     assert np.isfinite(ours).all()
 
 
-def test_no_queries_and_no_rows():
-    assert attention(QUERY[:, :0], KEY, VALUE, prefix=tokens()).shape == (B, 0, N, HV)
-    assert attention(QUERY[:0], KEY[:0], VALUE[:0], prefix=state()).shape == (0, T, N, HV)
+@pytest.mark.parametrize("prefix_name", PREFIXES)
+def test_no_queries_and_no_rows(prefix_name):
+    prefix = PREFIXES[prefix_name]()
+
+    def loss(query, key, value, prefix):
+        out, residual = attention(query, key, value, prefix=prefix, is_causal=True, return_residual=True)
+        assert out.shape == (*query.shape[:-1], HV)
+        assert residual.shape == query.shape[:-1]
+        return out.sum() + residual.sum()
+
+    inputs = [(QUERY[:, :0], KEY, VALUE)]
+    if prefix is None or prefix.shape().rows is None:
+        inputs.append((QUERY[:0], KEY[:0], VALUE[:0]))
+    for arrays in inputs:
+        gradients = jax.grad(loss, argnums=(0, 1, 2, 3))(*arrays, prefix)
+        assert not any(leaf.any() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("window", [(2**31 - 1, 2**31 - 1), (2**40, 0), 2**62])
+def test_a_window_beyond_every_key_hides_none(window):
+    for offset in (0, 10):
+        options = {"query_offset": offset, "is_causal": True}
+        ours = attention(QUERY, KEY, VALUE, local_window_size=window, **options)
+        np.testing.assert_array_equal(ours, attention(QUERY, KEY, VALUE, **options))
+
+
+@pytest.mark.parametrize("prefix_name", ["tokens per row", "measure per row", "features per row"])
+def test_layers_of_a_prefix_per_row_vmap_and_scan(prefix_name):
+    build = {"tokens per row": tokens, "measure per row": clouds, "features per row": state}[prefix_name]
+    layers = [jax.tree.map(lambda *rows: jnp.stack(rows), *(build() for _ in range(B))) for _ in range(3)]
+    one_by_one = jnp.stack([attention(QUERY, KEY, VALUE, prefix=layer) for layer in layers])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    mapped = jax.vmap(lambda p: attention(QUERY, KEY, VALUE, prefix=p))(stacked)
+    scanned = jax.lax.scan(lambda _, p: (None, attention(QUERY, KEY, VALUE, prefix=p)), None, stacked)[1]
+    np.testing.assert_allclose(mapped, one_by_one, atol=2e-6)
+    np.testing.assert_allclose(scanned, one_by_one, atol=2e-6)
+    # and every row by itself, over the batch of inputs and prefixes together
+    rows = jax.vmap(lambda q, k, v, p: attention(q, k, v, prefix=p))(QUERY, KEY, VALUE, layers[0])
+    np.testing.assert_allclose(rows, one_by_one[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("prefix_name", [name for name in PREFIXES if name != "none"])
+def test_a_float64_prefix_of_a_float32_model(prefix_name, x64):
+    prefix = jax.tree.map(lambda x: x.astype(jnp.float64), PREFIXES[prefix_name]())
+    ours = attention(QUERY, KEY, VALUE, prefix=prefix)
+    assert ours.dtype == jnp.float32
+    expected = oracle.attention(QUERY, KEY, VALUE, prefix=as_oracle(prefix))
+    np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("prefix_name", PREFIXES)
+def test_gradients_in_half_precision(prefix_name, dtype):
+    prefix, weights = PREFIXES[prefix_name](), normal(B, T, N, HV)
+
+    def loss(query, key, value, prefix):
+        return jnp.sum(weights * attention(query, key, value, prefix=prefix, is_causal=True).astype(jnp.float32))
+
+    rounded = [x.astype(dtype) for x in (QUERY, KEY, VALUE)]
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+    ours, single = gradients(*rounded, prefix), gradients(*(x.astype(jnp.float32) for x in rounded), prefix)
+    assert [x.dtype for x in ours[:3]] == [dtype] * 3
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(single), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03 * max(1.0, np.abs(b).max(initial=0.0)))
 
 
 def test_a_prefix_is_not_rounded_to_the_querys_float16():
     query, key = jnp.full((1, 1, 1, 4), 1e-4, jnp.float16), jnp.zeros((1, 0, 1, 4), jnp.float16)
     prefix = TokenPrefix(jnp.full((1, 1, 4), 7e4), jnp.ones((1, 1, 4)))
     assert attention(query, key, key, prefix=prefix).tolist() == [[[[1.0] * 4]]]
+    large = TokenPrefix(jnp.zeros((1, 1, 4), jnp.float16), jnp.full((1, 1, 4), 7e4))  # so do a value
+    light_query = jnp.zeros((1, 1, 1, 4), jnp.float16)
+    out = attention(light_query, light_query, light_query, prefix=large)
+    assert out.tolist() == [[[[35008.0] * 4]]]  # 35,000 in float16
     # 200,000 tokens of relative weight e^-18 each: together 0.3 of one heavy token's neighbour
     light = TokenPrefix(jnp.zeros((200_000, 1, 4), jnp.float16), jnp.ones((200_000, 1, 4), jnp.float16))
     one = jnp.ones((1, 1, 1, 4), jnp.float16)

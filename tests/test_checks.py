@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map, taylor_error_bound
-from ntkprefix.bounds import taylor_degree
+from ntkprefix.bounds import taylor_degree, taylor_weight_error
 
 Z = jnp.zeros
 QUERY, KEY, VALUE = Z((2, 3, 4, 8)), Z((2, 5, 2, 8)), Z((2, 5, 2, 6))
@@ -193,6 +193,9 @@ ERRORS = {
     "negative radius": (lambda: taylor_error_bound(-1.0, 2), ValueError, "radius >= 0, got -1.0"),
     "NaN radius": (lambda: taylor_error_bound(float("nan"), 2), ValueError, "radius >= 0, got nan"),
     "negative bound degree": (lambda: taylor_error_bound(1.0, -2), ValueError, "degree >= 0, got -2"),
+    "negative value bound": (lambda: taylor_error_bound(1.0, 2, -1.0), ValueError, "value_bound >= 0, got -1.0"),
+    "negative radius of a weight": (lambda: taylor_weight_error(-1.0, 2), ValueError, "taylor_weight_error: .* radius"),
+    "infinite radius": (lambda: taylor_degree(float("inf"), 0.1), ValueError, "a finite radius, got inf"),
     "no tolerance": (lambda: taylor_degree(1.0, 0.0), ValueError, "tolerance above 0"),
 }
 

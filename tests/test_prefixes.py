@@ -233,6 +233,26 @@ def test_kmeans_finds_separated_groups_and_lowers_the_distortion():
     assert distortion[0] >= distortion[1] >= distortion[2]
 
 
+def test_kmeans_tells_near_groups_apart_far_from_the_origin():
+    # Keys have large means in real models; |x|^2 = 3e8 leaves no digit for a distance of 1 in float32.
+    rng = np.random.default_rng(3)
+    groups = rng.permutation(8)[:5, None] * np.array([[1.0, -1.0, 0.5]])
+    points = 1e4 + np.repeat(groups, 20, axis=0) + 0.01 * rng.standard_normal((100, 3))
+    centres, labels = kmeans(jax.random.key(0), jnp.asarray(points, jnp.float32), 5)
+    assert [len(set(np.asarray(labels[i * 20 : (i + 1) * 20]))) for i in range(5)] == [1] * 5
+    assert len(set(np.asarray(labels))) == 5
+    np.testing.assert_allclose(centres[np.asarray(labels)[::20]], 1e4 + groups, atol=0.02)
+
+
+def test_states_of_two_dtypes_add_in_the_wider():
+    keys, values = normal(30, 2, 6), normal(30, 2, 5)
+    state = FeaturePrefix.from_tokens(keys, values, recentre=False)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)
+    both = rounded + state
+    assert both.Z.dtype == both.k.dtype == both.log_scale.dtype == jnp.float32
+    np.testing.assert_allclose(out(both), out(state), atol=0.05)
+
+
 def test_more_clusters_than_distinct_points():
     keys = jnp.ones((4, 1, 6))
     prefix = MeasurePrefix.from_tokens(keys, normal(4, 1, 5), components=3, rank=1)

@@ -210,8 +210,9 @@ class FeaturePrefix:
 
     def _combine(self, other: FeaturePrefix, *, sign: int) -> FeaturePrefix:
         checks.addable(self, other)
+        dtype = accumulator(self.Z.dtype, other.Z.dtype)
         scale_a, scale_b = (
-            jnp.zeros(state.k.shape[:-1], state.k.dtype) if state.log_scale is None else state.log_scale
+            jnp.zeros(state.k.shape[:-1], dtype) if state.log_scale is None else state.log_scale.astype(dtype)
             for state in (self, other)
         )
         # A state that holds nothing must not set the scale: the other would underflow against it.
@@ -222,8 +223,9 @@ class FeaturePrefix:
         weight_b = jnp.where(holds_b, jnp.exp(scale_b - scale), 0.0)
         return dataclasses.replace(
             self,
-            Z=self.Z * weight_a[..., None, None] + sign * other.Z * weight_b[..., None, None],
-            k=self.k * weight_a[..., None] + sign * other.k * weight_b[..., None],
+            Z=self.Z.astype(dtype) * weight_a[..., None, None]
+            + sign * other.Z.astype(dtype) * weight_b[..., None, None],
+            k=self.k.astype(dtype) * weight_a[..., None] + sign * other.k.astype(dtype) * weight_b[..., None],
             log_scale=scale,
             scale=other.scale if self.scale is None else self.scale,
         )
