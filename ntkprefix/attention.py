@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -9,6 +11,46 @@ from ntkprefix import checks
 from ntkprefix.kernels import IMPLEMENTATIONS
 from ntkprefix.partial import merge
 from ntkprefix.prefixes import Prefix
+
+
+@overload
+def attention(
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S K H"],
+    value: Float[Array, "*B S K Hv"],
+    *,
+    prefix: Prefix | None = ...,
+    bias: Float[Array, ...] | None = ...,
+    mask: Bool[Array, ...] | None = ...,
+    is_causal: bool = ...,
+    scale: float | Float[Array, ""] | None = ...,
+    query_seq_lengths: Int[Array, B] | None = ...,
+    key_value_seq_lengths: Int[Array, B] | None = ...,
+    local_window_size: int | tuple[int, int] | None = ...,
+    query_offset: int | Int[Array, ""] | Int[Array, B] = ...,
+    implementation: str | None = ...,
+    return_residual: Literal[False] = ...,
+) -> Float[Array, "*B T N Hv"]: ...
+
+
+@overload
+def attention(
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S K H"],
+    value: Float[Array, "*B S K Hv"],
+    *,
+    prefix: Prefix | None = ...,
+    bias: Float[Array, ...] | None = ...,
+    mask: Bool[Array, ...] | None = ...,
+    is_causal: bool = ...,
+    scale: float | Float[Array, ""] | None = ...,
+    query_seq_lengths: Int[Array, B] | None = ...,
+    key_value_seq_lengths: Int[Array, B] | None = ...,
+    local_window_size: int | tuple[int, int] | None = ...,
+    query_offset: int | Int[Array, ""] | Int[Array, B] = ...,
+    implementation: str | None = ...,
+    return_residual: Literal[True],
+) -> tuple[Float[Array, "*B T N Hv"], Float[Array, "*B T N"]]: ...
 
 
 def attention(
@@ -26,7 +68,8 @@ def attention(
     local_window_size: int | tuple[int, int] | None = None,
     query_offset: int | Int[Array, ""] | Int[Array, B] = 0,
     implementation: str | None = None,
-) -> Float[Array, "*B T N Hv"]:
+    return_residual: bool = False,
+) -> Float[Array, "*B T N Hv"] | tuple[Float[Array, "*B T N Hv"], Float[Array, "*B T N"]]:
     r"""Attention over a prefix and the input, normalised together.
 
     $$ out(q) = \frac{\sum_r e^{\beta q \cdot p_r} u_r + \sum_s e^{\beta q \cdot k_s + bias} v_s}
@@ -48,22 +91,26 @@ def attention(
         bias: added to the input's logits; broadcastable to [B, N, T, S].
         mask: True where the input may be seen; broadcastable to [B, N, T, S].
         is_causal: hide keys after the query's position.
-        scale: beta; 1/sqrt(H) if None. Feature prefixes need it above 0.
+        scale: beta; 1/sqrt(H) if None; may be traced. Feature prefixes need it above 0 and as they were built with.
         query_seq_lengths: queries at or beyond it, [B], see nothing of the input.
         key_value_seq_lengths: keys at or beyond it, [B], are hidden.
         local_window_size: (left, right): positions seen on either side of the query's own; an int for both.
         query_offset: position of the first query among the keys, for causality and window: 0 as in JAX, S - T when
             decoding or in chunked prefill. A number or [B]; may be traced.
         implementation: None for the best there is, or a name from `ntkprefix.kernels.IMPLEMENTATIONS`.
+        return_residual: return the log-sum-exp too, by which other keys' attention can be merged with this.
 
     Returns:
-        [B, T, N, Hv], in the query's dtype.
+        [B, T, N, Hv], in the query's dtype. With `return_residual` a pair, its second the natural logarithm of the
+        denominator, prefix and input together, [B, T, N], in float32 or wider: -inf where no key has any weight, NaN
+        where a feature prefix makes the denominator negative. Unlike `jax.nn`'s it has gradients, and is not rounded.
 
     Raises:
-        TypeError: dtypes that are not floating point or not one, a mask that is not boolean, something that is no
-            prefix.
-        ValueError: shapes that do not match, head counts that do not divide, unknown options; with JAX's
-            `jax_debug_nans` switched on, NaN in the prefix.
+        TypeError: dtypes that are not floating point or not one, a mask that is not boolean, options of another type,
+            something that is no prefix.
+        ValueError: shapes that do not match, head counts that do not divide, unknown options, a scale that is not
+            finite or not the one that a feature prefix was built with; with JAX's `jax_debug_nans` switched on, NaN in
+            the prefix.
 
     Example:
         >>> import jax
@@ -93,9 +140,11 @@ def attention(
             lengths[name] = jnp.asarray(array)
             checks.lengths(name, lengths[name], batch)
     checks.offset(query_offset, batch)
+    checks.flag("is_causal", is_causal)
+    checks.flag("return_residual", return_residual)
+    beta = checks.scale("attention", scale, width)
     if prefix is not None:
         checks.prefix(prefix, query, key, value)
-    beta = width**-0.5 if scale is None else scale
     share = IMPLEMENTATIONS[checks.implementation(implementation)](
         query,
         key,
@@ -110,4 +159,8 @@ def attention(
     if prefix is not None:
         share = merge(share, prefix.partial(query, beta))
     out = share.normalise().astype(query.dtype)
-    return out if batched else out[0]
+    out = out if batched else out[0]
+    if not return_residual:
+        return out
+    residual = share.log_mass()
+    return out, residual if batched else residual[0]

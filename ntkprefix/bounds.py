@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from ntkprefix import checks
+
 
 def taylor_error_bound(radius: float, degree: int, value_bound: float = 1.0) -> float:
     r"""A-priori error of attention through a prefix state of `feature_map("taylor", degree=p)`.
@@ -36,7 +38,7 @@ def taylor_error_bound(radius: float, degree: int, value_bound: float = 1.0) -> 
     Source: Lagrange's remainder and a total-variation bound. It makes the polynomial method of arXiv 2406.14036
     explicit: degree O(rho + log M) gives an error of at most M^{-c}.
     """
-    _non_negative("value_bound", value_bound)
+    checks.non_negative("taylor_error_bound", radius=radius, degree=degree, value_bound=value_bound)
     eps = taylor_weight_error(radius, degree)
     return math.inf if eps >= 1 else 2 * eps / (1 - eps) * value_bound
 
@@ -62,8 +64,7 @@ def taylor_weight_error(radius: float, degree: int) -> float:
         >>> round(taylor_weight_error(1.0, 2), 4)
         0.453
     """
-    _non_negative("radius", radius)
-    _non_negative("degree", degree)
+    checks.non_negative("taylor_weight_error", radius=radius, degree=degree)
     if radius == 0:
         return 0.0
     log_eps = radius + (degree + 1) * math.log(radius) - math.lgamma(degree + 2)
@@ -81,22 +82,15 @@ def taylor_degree(radius: float, tolerance: float) -> int:
         The degree p; it grows like rho + log(1/tolerance).
 
     Raises:
-        ValueError: a negative radius, or a tolerance that is not above 0.
+        ValueError: a negative or infinite radius, or a tolerance that is not above 0.
 
     Example:
         >>> from ntkprefix.bounds import taylor_degree
         >>> taylor_degree(1.0, 1e-3)
         7
     """
-    _non_negative("radius", radius)
-    if not tolerance > 0:
-        raise ValueError(f"taylor_degree: expected a tolerance above 0, got {tolerance}.")
+    checks.reachable(radius, tolerance)
     degree = 0
     while taylor_error_bound(radius, degree) > tolerance:
         degree += 1
     return degree
-
-
-def _non_negative(name: str, value: float) -> None:
-    if not value >= 0:
-        raise ValueError(f"taylor_error_bound: expected {name} >= 0, got {value}.")

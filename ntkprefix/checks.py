@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,11 +85,21 @@ def offset(query_offset: Any, batch: int) -> None:
         TypeError: not an integer.
         ValueError: neither a scalar nor of shape [B].
     """
-    array = jnp.asarray(query_offset)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"attention: expected an integer query_offset, got {array.dtype}.")
-    if array.shape not in ((), (batch,)):
-        raise ValueError(f"attention: expected query_offset to be a scalar or [B] = [{batch}], got {array.shape}.")
+    if not _is_integer(query_offset):
+        raise TypeError(f"attention: expected an integer query_offset, got {_described(query_offset)}.")
+    shape = jnp.shape(query_offset)
+    if shape not in ((), (batch,)):
+        raise ValueError(f"attention: expected query_offset to be a scalar or [B] = [{batch}], got shape {shape}.")
+
+
+def flag(name: str, value: Any) -> None:
+    """An option that is on or off, and known when compiling.
+
+    Raises:
+        TypeError: not a bool.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"attention: expected {name} to be True or False, got {_described(value)}.")
 
 
 def window(local_window_size: Any) -> tuple[int, int] | None:
@@ -101,7 +112,7 @@ def window(local_window_size: Any) -> tuple[int, int] | None:
     if local_window_size is None:
         return None
     pair = tuple(local_window_size) if isinstance(local_window_size, (tuple, list)) else (local_window_size,) * 2
-    if len(pair) != 2 or not all(isinstance(side, (int, np.integer)) for side in pair):
+    if len(pair) != 2 or not all(_is_int(side) for side in pair):
         raise TypeError(f"attention: expected local_window_size as int or (left, right), got {local_window_size!r}.")
     if min(pair) < 0:
         raise ValueError(f"attention: expected window sides of at least 0, got {pair}.")
@@ -184,17 +195,54 @@ def fit_together(kind: str, axes: Mapping[str, str], named: Mapping[str, Any]) -
         raise ValueError(f"{kind}: expected a leading B axis on every array or on none, got {_shapes(present)}.")
 
 
-def positive_scale(scale: Any, width: int) -> Any:
-    """The logit scale beta of a feature state, 1/sqrt(H) if None.
+def scale(function: str, scale: Any, width: int) -> Any:
+    """The logit scale beta, 1/sqrt(H) if None.
 
     Raises:
-        ValueError: not above 0: features need its square root.
+        TypeError: not a real number.
+        ValueError: an array that is not a scalar, NaN or infinity.
     """
     if scale is None:
         return width**-0.5
-    if not isinstance(scale, jax.core.Tracer) and not scale > 0:
-        raise ValueError(f"FeaturePrefix: expected a scale above 0, got {scale}.")
+    if not _is_real(scale):
+        raise TypeError(f"{function}: expected a number as scale, got {_described(scale)}.")
+    if jnp.shape(scale) != ():
+        raise ValueError(f"{function}: expected a scalar scale, got shape {jnp.shape(scale)}.")
+    if not isinstance(scale, jax.core.Tracer) and not math.isfinite(float(scale)):
+        raise ValueError(f"{function}: expected a finite scale, got {scale}.")
     return scale
+
+
+def positive_scale(beta: Any, width: int) -> Any:
+    """The logit scale beta of a feature state, 1/sqrt(H) if None.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: not a scalar, not finite, or not above 0: features need its square root.
+    """
+    beta = scale("FeaturePrefix", beta, width)
+    if not isinstance(beta, jax.core.Tracer) and not beta > 0:
+        raise ValueError(f"FeaturePrefix: expected a scale above 0, got {beta}.")
+    return beta
+
+
+def known_scale(scale: Any) -> float | None:
+    """The scale as a number for a state to remember; None where it is traced."""
+    return None if isinstance(scale, jax.core.Tracer) else float(scale)
+
+
+def scale_of_state(built: float | None, scale: Any) -> None:
+    """The scale that a state meets against the one that it was built with, as far as both are known.
+
+    Raises:
+        ValueError: they differ by more than float32's rounding.
+    """
+    met = known_scale(scale)
+    if built is not None and met is not None and not math.isclose(built, met, rel_tol=1e-6):
+        raise ValueError(
+            f"FeaturePrefix: expected scale {built:.7g}, which the state was built with, got {met:.7g}. Build the "
+            f"state with `from_tokens(..., scale={met:.7g})`."
+        )
 
 
 def feature_count(feature_map: Any, width: int, found: int) -> None:
@@ -215,7 +263,7 @@ def addable(a: Any, b: Any) -> None:
 
     Raises:
         TypeError: the second is no feature state.
-        ValueError: other feature maps, shapes or centres.
+        ValueError: other feature maps, shapes, scales or centres.
     """
     if type(b) is not type(a):
         raise TypeError(f"{type(a).__name__}: can add or subtract only its own kind, got {type(b).__name__}.")
@@ -223,6 +271,8 @@ def addable(a: Any, b: Any) -> None:
         raise ValueError(f"FeaturePrefix: expected one feature map, got {a.feature_map} and {b.feature_map}.")
     if a.Z.shape != b.Z.shape:
         raise ValueError(f"FeaturePrefix: expected states of one shape, got Z {a.Z.shape} and {b.Z.shape}.")
+    if b.scale is not None:
+        scale_of_state(a.scale, b.scale)
     if (a.centre is None) != (b.centre is None) or _known_to_differ(a.centre, b.centre):
         raise ValueError(
             "FeaturePrefix: states recentred on different points cannot be added. Build the second with "
@@ -238,7 +288,7 @@ def at_least(least: int, kind: str, **counts: Any) -> None:
         ValueError: below `least`.
     """
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+        if not _is_int(count):
             raise TypeError(f"{kind}: expected an integer {name}, got {type(count).__name__}.")
         if count < least:
             raise ValueError(f"{kind}: expected {name} of at least {least}, got {count}.")
@@ -262,6 +312,30 @@ def rank_fits(rank: int, width: int) -> None:
     """
     if rank > width:
         raise ValueError(f"MeasurePrefix: expected a rank of at most the head width H = {width}, got {rank}.")
+
+
+def non_negative(function: str, **numbers: float) -> None:
+    """Radii, degrees and bounds.
+
+    Raises:
+        ValueError: a negative number or NaN.
+    """
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise ValueError(f"{function}: expected {name} >= 0, got {number}.")
+
+
+def reachable(radius: float, tolerance: float) -> None:
+    """What `taylor_degree` is asked for.
+
+    Raises:
+        ValueError: a radius or tolerance for which there is no degree.
+    """
+    non_negative("taylor_degree", radius=radius)
+    if math.isinf(radius):
+        raise ValueError(f"taylor_degree: expected a finite radius, got {radius}.")
+    if not tolerance > 0:
+        raise ValueError(f"taylor_degree: expected a tolerance above 0, got {tolerance}.")
 
 
 def feature_options(name: str, options: Mapping[str, Any], expected: Mapping[str, tuple[str, ...]]) -> None:
@@ -288,6 +362,22 @@ def not_too_many_features(degree: int, width: int, size: int, most: int) -> None
             f"feature_map('taylor', degree={degree}) has {size:,} features at head width {width}; expected at most "
             f"{most:,}. Use a lower degree."
         )
+
+
+def _is_int(x: Any) -> bool:
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+
+
+def _is_integer(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.integer) if hasattr(x, "dtype") else _is_int(x)
+
+
+def _is_real(x: Any) -> bool:
+    return _is_integer(x) or (jnp.issubdtype(x.dtype, jnp.floating) if hasattr(x, "dtype") else isinstance(x, float))
+
+
+def _described(x: Any) -> str:
+    return f"an array of {x.dtype}" if hasattr(x, "dtype") else repr(x)
 
 
 def _known_to_differ(a: Any, b: Any) -> bool:

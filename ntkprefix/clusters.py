@@ -33,6 +33,9 @@ def kmeans(
 
     Source: k-means++ (Arthur and Vassilvitskii, 2007); Lloyd (1982).
     """
+    # Distances come from |c|^2 - 2 x.c, in which keys with a large common part would lose them to rounding.
+    mean = jnp.mean(points, axis=0)
+    points = points - mean[None, :]
 
     def lloyd_step(_, centres):
         labels = nearest(points, centres)
@@ -41,7 +44,7 @@ def kmeans(
         return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], centres)
 
     centres = jax.lax.fori_loop(0, iterations, lloyd_step, _spread_start(key, points, components))
-    return centres, nearest(points, centres)
+    return centres + mean[None, :], nearest(points, centres)
 
 
 def nearest(points: Float[Array, "M H"], centres: Float[Array, "C H"]) -> Int[Array, M]:

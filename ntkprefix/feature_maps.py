@@ -68,6 +68,11 @@ class Taylor:
     r"""All monomials up to degree p, so that phi(q).phi(k) = sum_{j<=p} (q.k)^j / j!: R = binom(H+p, p).
 
     The polynomial method of the paper's theory (and of arXiv 2302.13214); `taylor_error_bound` bounds its error.
+
+    The features of one x span the range 1 : r^p, r = max|x|. They are scaled to lie around 1, from r^{-p/2} to r^{p/2},
+    as far as sums of products of features have room, so that terms which matter neither overflow nor vanish: in float32
+    the constant term survives up to r^p = 8e28 in query and keys, or 1e51 in one of them. (The gradient of a state is
+    of the size of the query's features, and overflows at r^p = 1e38.)
     """
 
     degree: int
@@ -82,16 +87,20 @@ class Taylor:
         return math.comb(width + self.degree, self.degree)
 
     def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, ...]]:
-        """Monomials of (1, x) / r of exact degree p, with r = max(1, max|x|); the factor r^p is the log scale."""
+        """Monomials of (1, x) / c of exact degree p, with c = sqrt(r) for large x; the factor c^p is the log scale."""
         size = self.size(x.shape[-1])
         checks.not_too_many_features(self.degree, x.shape[-1], size, MAX_FEATURES)
         indices, weights = _monomials(x.shape[-1], self.degree)
-        largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(x), axis=-1, initial=1.0), 1.0))
-        extended = jnp.concatenate([jnp.ones_like(x[..., :1]), x], axis=-1) / largest[..., None]
+        radius = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, initial=0.0))
+        # Features up to (radius / c)^p: 3/8 of the exponents for the query's, as much for the keys', the rest for sums.
+        most = 2.0 ** (float(jnp.finfo(x.dtype).maxexp) * 0.375 / max(self.degree, 1))
+        large, small = jnp.maximum(radius, 1.0), jnp.where(radius > 0, radius, 1.0)
+        divisor = jnp.maximum(jnp.sqrt(large), large / most) * jnp.clip(small * most, 1 / most, 1.0)
+        extended = jnp.concatenate([jnp.ones_like(x[..., :1]), x], axis=-1) / divisor[..., None]
         phi = jnp.broadcast_to(jnp.asarray(weights, x.dtype), (*x.shape[:-1], size))
         for column in indices.T:
             phi = phi * extended[..., column]
-        return phi, self.degree * jnp.log(largest)
+        return phi, self.degree * jnp.log(divisor)
 
 
 @jax.tree_util.register_static

@@ -6,17 +6,18 @@ Softmax attention is a ratio of two sums over keys, so any split of the keys int
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from functools import reduce
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from ntkprefix._dtypes import accumulator
 from ntkprefix._pytree import Leaf, pytree
 
-# exp of it is finite in float32. It only ever bounds the weight of a group without a denominator.
-_LARGEST_EXPONENT = 80.0
+# Denominators between its inverse and it are near enough to 1 for their log scale to stand for their mass.
+_ORDINARY = 2.0**30
 
 
 @pytree
@@ -39,12 +40,16 @@ class Partial:
     def normalise(self) -> Float[Array, "B T N Hv"]:
         """The attention output `num / den`; zero where no key has any weight, where softmax is undefined."""
         empty = self.den == 0
-        # Both branches of a `where` are differentiated: the division must be finite in the one not taken too.
-        return jnp.where(empty[..., None], 0.0, self.num / jnp.where(empty, 1.0, self.den)[..., None])
+        # Both branches of a `where` are differentiated: the division must be finite in the one not taken too. And a
+        # quotient's derivative divides by den^2, which den = 1e-20 takes out of float32: divide by the size first.
+        size = jax.lax.stop_gradient(jnp.where(empty, 1.0, jnp.abs(self.den)))
+        den = jnp.where(empty, 1.0, self.den / size)
+        return jnp.where(empty[..., None], 0.0, self.num / size[..., None] / den[..., None])
 
     def log_mass(self) -> Float[Array, "B T N"]:
-        """Natural logarithm of the denominator, the group's log-sum-exp; NaN where `den` is negative."""
-        return jnp.log(self.den) + self.log_scale
+        """Natural logarithm of the denominator, the group's log-sum-exp; -inf where it is 0, NaN where negative."""
+        empty = self.den == 0
+        return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, self.den)) + self.log_scale)
 
 
 def merge(*partials: Partial) -> Partial:
@@ -54,9 +59,9 @@ def merge(*partials: Partial) -> Partial:
 
     $$ num = \sum_g num_g\, e^{s_g - s}, \qquad den = \sum_g den_g\, e^{s_g - s}, \qquad s = \max_g s_g. $$
 
-    It is commutative and associative up to rounding, and overflows for no finite input: logits of 1e4 are fine. A
-    group whose sums are all zero (a state that starts as a no-op) leaves the others untouched to the last bit, and
-    still receives its gradient.
+    (A group whose `den` is far from 1 counts with its log mass there.) It is commutative and associative up to
+    rounding, and overflows for no finite input: logits of 1e4 are fine. A group whose sums are all zero (a state that
+    starts as a no-op) leaves the others untouched to the last bit, and still receives its gradient.
 
     Args:
         *partials: at least one, all of the same [B, T, N] and Hv.
@@ -83,13 +88,18 @@ def merge(*partials: Partial) -> Partial:
 
 
 def _merge_two(a: Partial, b: Partial) -> Partial:
+    dtype = accumulator(*(leaf.dtype for leaf in jax.tree.leaves((a, b))))
+    a, b = jax.tree.map(lambda leaf: leaf.astype(dtype), (a, b))
     # A group without a denominator (an additive memory, or a state that is still zero) must not set the scale: the
     # denominators of the others would underflow against it. Alone with its like, it does.
-    weighted, anything = (_largest([a, b], where) for where in (_has_denominator, _holds_anything))
+    weighted = jnp.maximum(_scale_of_denominator(a), _scale_of_denominator(b))
+    anything = jnp.maximum(_scale_of_anything(a), _scale_of_anything(b))
     scale = jax.lax.stop_gradient(jnp.where(jnp.isfinite(weighted), weighted, anything))
     # With nothing in either, any finite reference does; -inf would make -inf - -inf below.
     reference = jnp.where(jnp.isfinite(scale), scale, 0.0)
-    weight_a, weight_b = (jnp.exp(jnp.minimum(p.log_scale - reference, _LARGEST_EXPONENT)) for p in (a, b))
+    # The bound is met only by a group without a denominator: the others' is in the reference.
+    largest = math.log(float(jnp.finfo(dtype).max)) - 1
+    weight_a, weight_b = (jnp.exp(jnp.minimum(p.log_scale - reference, largest)) for p in (a, b))
     return Partial(
         num=a.num * weight_a[..., None] + b.num * weight_b[..., None],
         den=a.den * weight_a + b.den * weight_b,
@@ -97,14 +107,14 @@ def _merge_two(a: Partial, b: Partial) -> Partial:
     )
 
 
-def _largest(partials: list[Partial], where: Callable[[Partial], Array]) -> Float[Array, "B T N"]:
-    scales = [jnp.where(where(partial), partial.log_scale, -jnp.inf) for partial in partials]
-    return jnp.maximum(*scales)
+def _scale_of_denominator(partial: Partial) -> Float[Array, "B T N"]:
+    size = jax.lax.stop_gradient(jnp.abs(partial.den))
+    # A denominator of 1e-37 with a log scale of 85 has a mass of 1, and must not silence another group's 1.
+    extreme = (size < 1 / _ORDINARY) | (size > _ORDINARY)
+    shift = jnp.where(extreme, jnp.log(jnp.where(size > 0, size, 1.0)), 0.0)
+    return jnp.where(size > 0, partial.log_scale + shift, -jnp.inf)
 
 
-def _has_denominator(partial: Partial) -> Bool[Array, "B T N"]:
-    return partial.den != 0
-
-
-def _holds_anything(partial: Partial) -> Bool[Array, "B T N"]:
-    return (partial.den != 0) | jnp.any(partial.num != 0, axis=-1)
+def _scale_of_anything(partial: Partial) -> Float[Array, "B T N"]:
+    holds = (partial.den != 0) | jnp.any(partial.num != 0, axis=-1)
+    return jnp.where(holds, partial.log_scale, -jnp.inf)

@@ -1,6 +1,7 @@
 """Attention in float64 NumPy, one query at a time. It shares no code with what it checks."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -23,8 +24,16 @@ def visible_keys(b, t, n, S, *, mask=None, is_causal=False, q_len=None, kv_len=N
     return see
 
 
-def attention(query, key, value, *, prefix=None, bias=None, mask=None, scale=None, **visibility):
-    """`prefix(b, n, q, beta)` returns (numerator [Hv], denominator, log scale) in float64."""
+def attention(query, key, value, **options):
+    """The output [B, T, N, Hv]; options as in `attention_and_residual`."""
+    return attention_and_residual(query, key, value, **options)[0]
+
+
+def attention_and_residual(query, key, value, *, prefix=None, bias=None, mask=None, scale=None, **visibility):
+    """Output [B, T, N, Hv] and log-sum-exp [B, T, N].
+
+    `prefix(b, n, q, beta)` returns (numerator [Hv], denominator, log scale) in float64.
+    """
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     B, T, N, H = query.shape
     S, K, Hv = key.shape[1], key.shape[2], value.shape[-1]
@@ -33,7 +42,7 @@ def attention(query, key, value, *, prefix=None, bias=None, mask=None, scale=Non
         mask = np.broadcast_to(mask, (B, N, T, S))
     if bias is not None:
         bias = np.broadcast_to(np.asarray(bias, np.float64), (B, N, T, S))
-    out = np.zeros((B, T, N, Hv))
+    out, residual = np.zeros((B, T, N, Hv)), np.full((B, T, N), -np.inf)
     for b, t, n in np.ndindex(B, T, N):
         q, kv = query[b, t, n], n // (N // K)
         logits = beta * key[b, :, kv] @ q + (0 if bias is None else bias[b, n, t])
@@ -47,8 +56,10 @@ def attention(query, key, value, *, prefix=None, bias=None, mask=None, scale=Non
         if groups:
             top = max(g[2] for g in groups)
             num = sum(g[0] * math.exp(g[2] - top) for g in groups)
-            out[b, t, n] = num / sum(g[1] * math.exp(g[2] - top) for g in groups)
-    return out
+            den = sum(g[1] * math.exp(g[2] - top) for g in groups)
+            out[b, t, n] = num / den
+            residual[b, t, n] = math.log(den) + top if den > 0 else math.nan
+    return out, residual
 
 
 def tokens(keys, values, log_weights=None):
@@ -107,6 +118,24 @@ def taylor_features(keys, values, degree):
         return weights @ values[:, kv], weights.sum(), beta * centre[kv] @ q
 
     return share
+
+
+def taylor_exactly(query, keys, values, degree):
+    """One query [H] at scale 1, keys [M, H], values [M]: the truncated exponentials in rational arithmetic.
+
+    Returns the log of the denominator (None where it is not positive), the output, and by how much more the terms of
+    the denominator's polynomials add up to in absolute value.
+    """
+    query, keys, values = (np.vectorize(Fraction, otypes=[object])(np.asarray(x, float)) for x in (query, keys, values))
+    terms = [Fraction(1, math.factorial(j)) for j in range(degree + 1)]
+    weights = [sum(c * x**j for j, c in enumerate(terms)) for x in keys @ query]
+    absolute = sum(c * x**j for x in abs(keys) @ abs(query) for j, c in enumerate(terms))
+    den = sum(weights)
+    if den <= 0:
+        return None, math.nan, math.inf
+    bits = den.numerator.bit_length() - den.denominator.bit_length()
+    log_den = math.log(den / Fraction(2) ** bits) + bits * math.log(2)
+    return log_den, float(weights @ values / den), float(absolute / den)
 
 
 def per_kv_head(share, groups):

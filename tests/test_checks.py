@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map, taylor_error_bound
-from ntkprefix.bounds import taylor_degree
+from ntkprefix.bounds import taylor_degree, taylor_weight_error
 
 Z = jnp.zeros
 QUERY, KEY, VALUE = Z((2, 3, 4, 8)), Z((2, 5, 2, 8)), Z((2, 5, 2, 6))
 INPUT = (QUERY, KEY, VALUE)
+TOKENS = Z((3, 2, 8)), Z((3, 2, 6))
 STATE = FeaturePrefix(Z((2, 8, 6)), Z((2, 8)))
 
 
@@ -39,11 +40,32 @@ ERRORS = {
     "boolean bias": (call(*INPUT, bias=Z((3, 5), bool)), TypeError, "floating-point bias, got bool. Use `mask`"),
     "float lengths": (call(*INPUT, key_value_seq_lengths=Z((2,))), TypeError, "integer key_value_seq_lengths"),
     "lengths shape": (call(*INPUT, query_seq_lengths=Z((3,), int)), ValueError, r"shape \[B\] = \[2\], got \(3,\)"),
-    "float offset": (call(*INPUT, query_offset=1.5), TypeError, "integer query_offset"),
+    "float offset": (call(*INPUT, query_offset=1.5), TypeError, "integer query_offset, got 1.5"),
+    "offset of a whole float": (call(*INPUT, query_offset=jnp.float32(2)), TypeError, "got an array of float32"),
+    "boolean offset": (call(*INPUT, query_offset=True), TypeError, "integer query_offset, got True"),
+    "offset in words": (call(*INPUT, query_offset="end"), TypeError, "integer query_offset, got 'end'"),
     "offset shape": (call(*INPUT, query_offset=Z((3,), int)), ValueError, "scalar or"),
     "window of three": (call(*INPUT, local_window_size=(1, 2, 3)), TypeError, r"int or \(left, right\)"),
     "float window": (call(*INPUT, local_window_size=(1.0, 2)), TypeError, r"int or \(left, right\)"),
+    "whole float window": (call(*INPUT, local_window_size=2.0), TypeError, r"int or \(left, right\), got 2.0"),
+    "boolean window": (call(*INPUT, local_window_size=True), TypeError, r"int or \(left, right\), got True"),
+    "window of an array": (call(*INPUT, local_window_size=Z((2,), int)), TypeError, r"int or \(left, right\)"),
     "negative window": (call(*INPUT, local_window_size=(-1, 2)), ValueError, "window sides of at least 0"),
+    "causal as a number": (call(*INPUT, is_causal=1), TypeError, "is_causal to be True or False, got 1"),
+    "causal as an array": (call(*INPUT, is_causal=Z((), bool)), TypeError, "is_causal .*, got an array of bool"),
+    "causal in words": (call(*INPUT, is_causal="no"), TypeError, "is_causal to be True or False, got 'no'"),
+    "residual as a number": (call(*INPUT, return_residual=1), TypeError, "return_residual to be True or False, got 1"),
+    "scale in words": (call(*INPUT, scale="a"), TypeError, "attention: expected a number as scale, got 'a'"),
+    "boolean scale": (call(*INPUT, scale=True), TypeError, "a number as scale, got True"),
+    "complex scale": (call(*INPUT, scale=1j), TypeError, "a number as scale, got 1j"),
+    "scale per head": (call(*INPUT, scale=Z((4,))), ValueError, r"a scalar scale, got shape \(4,\)"),
+    "scale of NaN": (call(*INPUT, scale=float("nan")), ValueError, "a finite scale, got nan"),
+    "infinite scale": (call(*INPUT, scale=jnp.float32(jnp.inf)), ValueError, "a finite scale, got inf"),
+    "traced scale per head": (
+        lambda: jax.jit(lambda scale: attention(*INPUT, scale=scale))(Z((4,))),
+        ValueError,
+        "a scalar scale",
+    ),
     "implementation": (call(*INPUT, implementation="flash"), ValueError, "unknown implementation 'flash'; .* 'xla'"),
     "no prefix at all": (with_prefix(Z((3, 2, 8))), TypeError, "expected a prefix .*, got ArrayImpl"),
     "prefix heads": (with_prefix(TokenPrefix(Z((3, 4, 8)), Z((3, 4, 6)))), ValueError, "TokenPrefix with 2 heads"),
@@ -67,6 +89,51 @@ ERRORS = {
     ),
     "scale of features": (call(*INPUT, prefix=STATE, scale=-1.0), ValueError, "a scale above 0, got -1.0"),
     "integer scale of features": (call(*INPUT, prefix=STATE, scale=-1), ValueError, "a scale above 0, got -1"),
+    "scale of NaN for features": (
+        lambda: FeaturePrefix.from_tokens(*TOKENS, scale=float("nan")),
+        ValueError,
+        "FeaturePrefix: expected a finite scale, got nan",
+    ),
+    "scale in words for features": (
+        lambda: FeaturePrefix.from_tokens(*TOKENS, scale="a"),
+        TypeError,
+        "FeaturePrefix: expected a number as scale, got 'a'",
+    ),
+    "another scale than the state's": (
+        with_prefix(FeaturePrefix.from_tokens(*TOKENS, scale=0.5)),
+        ValueError,
+        r"expected scale 0.5, which the state was built with, got 0.3535534. Build .*\(..., scale=0.3535534\)",
+    ),
+    "another scale than the default": (
+        call(*INPUT, prefix=FeaturePrefix.from_tokens(*TOKENS), scale=jnp.float32(0.5)),
+        ValueError,
+        "expected scale 0.3535534, which the state was built with, got 0.5",
+    ),
+    "appending at another scale": (
+        lambda: FeaturePrefix.from_tokens(*TOKENS).append(*TOKENS, scale=0.5),
+        ValueError,
+        "expected scale 0.3535534, which the state was built with, got 0.5",
+    ),
+    "adding another scale": (
+        lambda: FeaturePrefix.from_tokens(*TOKENS) + FeaturePrefix.from_tokens(*TOKENS, scale=0.5),
+        ValueError,
+        "expected scale 0.3535534, which the state was built with, got 0.5",
+    ),
+    "subtracting another scale": (
+        lambda: FeaturePrefix.from_tokens(*TOKENS) - FeaturePrefix.from_tokens(*TOKENS, scale=0.5),
+        ValueError,
+        "expected scale 0.3535534, which the state was built with, got 0.5",
+    ),
+    "another centre's heads": (
+        lambda: FeaturePrefix.from_tokens(*TOKENS, centre=Z((3, 8))),
+        ValueError,
+        "one size of axis K in keys .* centre",
+    ),
+    "one centre for all rows": (
+        lambda: FeaturePrefix.from_tokens(Z((2, 3, 2, 8)), Z((2, 3, 2, 6)), centre=Z((2, 8))),
+        ValueError,
+        "a leading B axis on every array or on none",
+    ),
     "a prefix's class": (with_prefix(TokenPrefix), TypeError, "expected a prefix .*, got type"),
     "unknown map": (lambda: feature_map("relu"), ValueError, "unknown name 'relu'; expected one of elu, taylor, favor"),
     "missing option": (lambda: feature_map("taylor"), ValueError, "expected degree; got no options"),
@@ -126,6 +193,9 @@ ERRORS = {
     "negative radius": (lambda: taylor_error_bound(-1.0, 2), ValueError, "radius >= 0, got -1.0"),
     "NaN radius": (lambda: taylor_error_bound(float("nan"), 2), ValueError, "radius >= 0, got nan"),
     "negative bound degree": (lambda: taylor_error_bound(1.0, -2), ValueError, "degree >= 0, got -2"),
+    "negative value bound": (lambda: taylor_error_bound(1.0, 2, -1.0), ValueError, "value_bound >= 0, got -1.0"),
+    "negative radius of a weight": (lambda: taylor_weight_error(-1.0, 2), ValueError, "taylor_weight_error: .* radius"),
+    "infinite radius": (lambda: taylor_degree(float("inf"), 0.1), ValueError, "a finite radius, got inf"),
     "no tolerance": (lambda: taylor_degree(1.0, 0.0), ValueError, "tolerance above 0"),
 }
 

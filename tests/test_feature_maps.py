@@ -5,11 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntkprefix import feature_map
+from ntkprefix import FeaturePrefix, attention, feature_map
 
 
 def kernel(phi, x, y):
@@ -37,6 +38,80 @@ def test_taylor_is_the_truncated_exponential(degree, width, scale, seed):
     expected = sum((x @ y.T) ** j / math.factorial(j) for j in range(degree + 1))
     largest = sum((np.abs(x) @ np.abs(y).T) ** j / math.factorial(j) for j in range(degree + 1))
     assert (np.abs(ours - expected) <= 1e-12 * largest).all()
+
+
+def far_out(rng, rows, width):
+    """Vectors [rows, width] of norms from 0 to 1e5 (at most 6e4, for float16)."""
+    x = rng.standard_normal((rows, width))
+    norms = rng.choice([0, 1e-3, 1e-1, 1, 30, 1e3, 6e4], rows)
+    return x * (norms / np.linalg.norm(x, axis=1))[:, None]
+
+
+@pytest.mark.parametrize(
+    ("degree", "dtype"),
+    [(degree, jnp.float32) for degree in range(11)] + [(8, jnp.bfloat16), (8, jnp.float16), (3, jnp.float16)],
+)
+def test_taylor_neither_underflows_nor_overflows(degree, dtype):
+    # Two tokens a row, half of them at one point, which recentred leaves the constant feature alone. Whatever the
+    # terms' sizes, the mass is right up to rounding, measured against the terms' absolute values.
+    width, rows = 1 + degree % 4, 60
+    rng = np.random.default_rng(degree)
+    query, one, two = (far_out(rng, rows, width) for _ in range(3))
+    two[::2] = one[::2]
+    query, keys = (jnp.asarray(x).astype(dtype) for x in (query, np.stack([one, two], axis=1)))
+    values = jnp.asarray(rng.choice([-2.0, -0.5, 0.7, 3.0], (rows, 2)), dtype)
+    recentre = (np.arange(rows) % 3 > 0)[:, None]
+    centre = jnp.asarray(np.where(recentre, np.asarray(keys, np.float32).mean(axis=1), 0))
+
+    @jax.jit
+    def share(query, keys, values, centre):
+        state = FeaturePrefix.from_tokens(
+            keys[:, :, None],
+            values[:, :, None, None],
+            feature_map=feature_map("taylor", degree=degree),
+            centre=centre[:, None],
+            scale=1.0,
+        )
+        partial = state.partial(query[:, None, None], 1.0)
+        return partial.log_mass()[:, 0, 0], partial.normalise()[:, 0, 0, 0], partial.num
+
+    log_mass, out, num = (np.asarray(x, np.float64) for x in share(query, keys, values, centre))
+    assert np.isfinite(num).all()
+    query, keys, values, centre = (np.asarray(x, np.float64) for x in (query, keys, values, centre))
+    compared = 0
+    for i in range(rows):
+        log_den, expected, cancellation = oracle.taylor_exactly(query[i], keys[i] - centre[i], values[i], degree)
+        if cancellation < 1e4:
+            compared += 1
+            rounding = 2e-7 * (degree + 1) * cancellation
+            shifts = np.abs(query[i]) @ np.abs(centre[i]) + abs(log_den) + 100
+            assert abs(log_mass[i] - log_den - query[i] @ centre[i]) <= rounding + 1e-6 * shifts
+            assert abs(out[i] - expected) <= 3 * rounding * max(1, abs(expected))
+    assert compared >= rows / 2
+
+
+@pytest.mark.parametrize("degree", [2, 8, 10])
+@pytest.mark.parametrize("input_logit", [-6.0, 0.0, 6.0])
+def test_a_far_query_weighs_a_near_prefix_and_the_input_alike(degree, input_logit):
+    # One prefix token at the origin: its mass is 1 for every query, under any polynomial. At |q| = 1e5 its features
+    # are 1 in 1e50 (degree 10), and neither it nor the input may vanish; nor may the gradients, as long as those of Z,
+    # the query's features, fit the type.
+    query = jnp.asarray([[[[1e5, -3.0]]]])
+    key, value, bias = jnp.zeros((1, 1, 1, 2)), jnp.ones((1, 1, 1, 1)), jnp.full((1, 1, 1, 1), input_logit)
+
+    def attended(values, bias):
+        state = FeaturePrefix.from_tokens(
+            jnp.zeros((1, 1, 2)), values, feature_map=feature_map("taylor", degree=degree), scale=1.0
+        )
+        return attention(query, key, value, prefix=state, bias=bias, scale=1.0)[0, 0, 0, 0]
+
+    out, gradients = jax.jit(jax.value_and_grad(attended, argnums=(0, 1)))(jnp.full((1, 1, 1), 3.0), bias)
+    of_input = 1 / (1 + np.exp(-input_logit))
+    np.testing.assert_allclose(out, of_input + 3 * (1 - of_input), rtol=2e-5)
+    if degree == 10:
+        return
+    np.testing.assert_allclose(gradients[0].item(), 1 - of_input, rtol=2e-4)
+    np.testing.assert_allclose(gradients[1].item(), -2 * of_input * (1 - of_input), rtol=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,60 @@ def test_a_normalised_output_with_its_log_sum_exp_is_a_partial():
     same(merge(fused, other), merge(partial, other))
 
 
+@pytest.mark.parametrize("shift", [-80.0, -60.0, 0.0, 60.0])
+def test_a_share_counts_with_its_mass_however_it_is_written(shift):
+    # the same share with a denominator of e^shift, as far features leave it: neither group may vanish
+    partial, other = a_partial(1, 0.0), a_partial(2, -40.0)
+
+    def out(num, other):
+        factor = jnp.exp(jnp.float32(shift))
+        share = Partial(num * factor, partial.den * factor, partial.log_scale - shift)
+        merged = merge(share, other)
+        return merged.normalise(), merged.log_mass()
+
+    ours, plain = out(partial.num, other), merge(partial, other)
+    np.testing.assert_allclose(ours[0], plain.normalise(), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(ours[1], plain.log_mass(), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(
+        jax.grad(lambda p: out(partial.num, p)[1].sum())(other).den,
+        jax.grad(lambda p: merge(partial, p).log_mass().sum())(other).den,
+        rtol=2e-4,
+    )
+    gradient = jax.grad(lambda num: out(num, other)[0].sum())(partial.num)
+    same_gradient = jax.grad(lambda p: merge(p, other).normalise().sum())(partial).num
+    np.testing.assert_allclose(gradient, same_gradient, rtol=2e-4)
+
+
+@pytest.mark.parametrize("den", [1e-37, 1e-20, 1.0, 1e20, 1e37, -1e-20])
+def test_normalising_and_the_mass_are_differentiable_for_every_denominator(den):
+    num = jnp.asarray([[[[0.5, -2.0]]]])
+    partial = Partial(num * den, jnp.full((1, 1, 1), den), jnp.zeros((1, 1, 1)))
+    np.testing.assert_allclose(partial.normalise(), num, rtol=1e-6)
+    gradient = jax.grad(lambda p: p.normalise().sum())(partial)
+    # d(num/den) = -num/den^2 dden: with den = 1e-37 beyond float32, with den = 1e37 below it
+    np.testing.assert_allclose(np.asarray(gradient.den, np.float64) * den, 1.5, rtol=1e-5)
+    if den > 0:
+        slope = jax.grad(lambda p: p.log_mass().sum())(partial).den
+        np.testing.assert_allclose(np.asarray(slope, np.float64) * den, 1.0, rtol=1e-5)
+    else:
+        assert jnp.isnan(partial.log_mass()).all()
+
+
+def test_the_mass_of_nothing():
+    assert (IDENTITY.log_mass() == -jnp.inf).all()
+    gradient = jax.grad(lambda p: jnp.where(jnp.isfinite(p.log_mass()), p.log_mass(), 0.0).sum())(IDENTITY)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_shares_of_two_dtypes_merge_in_the_wider():
+    # a kernel that gives its output in bf16 and its log-sum-exp in float32; promotion is strict in these tests
+    partial, other = a_partial(1, 3.0), a_partial(2, 4.0)
+    rounded = Partial(partial.num.astype(jnp.bfloat16), partial.den, partial.log_scale)
+    merged = merge(rounded, other)
+    assert merged.num.dtype == merged.den.dtype == merged.log_scale.dtype == jnp.float32
+    np.testing.assert_allclose(merged.normalise(), merge(partial, other).normalise(), atol=2e-2)
+
+
 def test_gradients_do_not_depend_on_the_representation():
     # the same share, written with another log scale, must pass the same gradient to what made it
     other = a_partial(2, 1.0)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 
 from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map
@@ -23,11 +24,11 @@ def normal(*shape, scale=1.0):
 QUERY = normal(2, 4, 4, 6)
 
 
-def out(prefix, query=QUERY):
+def out(prefix, query=QUERY, scale=None):
     """The prefix's own output: attention with no input keys."""
     batch, _, _, width = query.shape
     empty = jnp.zeros((batch, 0, 2, width)), jnp.zeros((batch, 0, 2, 5))
-    return attention(query, *empty, prefix=prefix)
+    return attention(query, *empty, prefix=prefix, scale=scale)
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -54,6 +55,74 @@ def test_appending_and_subtracting_documents(name):
     for same in (first + second, second + first, first.append(keys[60:], values[60:])):
         np.testing.assert_allclose(out(same), out(whole), atol=2e-5)
     np.testing.assert_allclose(out(whole - second), out(first), atol=2e-4)
+
+
+def test_a_state_remembers_its_scale():
+    keys, values = normal(30, 2, 6), normal(30, 2, 5)
+    state = FeaturePrefix.from_tokens(keys, values, feature_map=MAPS["taylor"], scale=0.25)
+    longer = state.append(keys, values)  # at 0.25, without being told
+    twice = FeaturePrefix.from_tokens(
+        jnp.concatenate([keys, keys]), jnp.concatenate([values, values]), feature_map=MAPS["taylor"], scale=0.25
+    )
+    np.testing.assert_allclose(out(longer, scale=0.25), out(twice, scale=0.25), atol=2e-5)
+    np.testing.assert_allclose(out(longer - state, scale=0.25), out(state, scale=0.25), atol=2e-4)
+    # a number in float32 is the same number; a trained state has none, and takes the other's when added
+    np.testing.assert_allclose(out(state, scale=jnp.float32(0.25)), out(state, scale=0.25))
+    trained = FeaturePrefix(state.Z, state.k, MAPS["taylor"], state.log_scale, state.centre)
+    assert (state.scale, longer.scale, (trained + state).scale, trained.scale) == (0.25, 0.25, 0.25, None)
+    assert out(trained, scale=0.7).shape == out(trained).shape
+
+
+def test_a_remembered_scale_passes_through_transformations():
+    keys, values = normal(3, 30, 2, 6), normal(3, 30, 2, 5)
+
+    @jax.jit
+    def per_layer(keys, values):
+        return jax.vmap(lambda k, v: FeaturePrefix.from_tokens(k, v, scale=0.25))(keys, values)
+
+    stacked = per_layer(keys, values)
+    assert stacked.scale == per_layer(keys + 1, values).scale == 0.25
+    assert per_layer._cache_size() == 1
+    scanned = jax.lax.scan(lambda _, p: (None, out(p, scale=0.25)), None, stacked)[1]
+    layers = [FeaturePrefix.from_tokens(keys[i], values[i], scale=0.25) for i in range(3)]
+    np.testing.assert_allclose(scanned, jnp.stack([out(layer, scale=0.25) for layer in layers]), atol=1e-5)
+    gradient = jax.grad(lambda p: jnp.sum(out(p, scale=0.25) ** 2))(layers[0])
+    assert gradient.scale == 0.25
+    with pytest.raises(ValueError, match="which the state was built with"):
+        jax.jit(out)(layers[0])
+    # appended to inside a loop, a state keeps its structure
+    whole = jax.lax.scan(lambda state, kv: (state.append(*kv), None), layers[0], (keys[1:], values[1:]))[0]
+    at_once = FeaturePrefix.from_tokens(
+        keys.reshape(90, 2, 6), values.reshape(90, 2, 5), centre=layers[0].centre, scale=0.25
+    )
+    np.testing.assert_allclose(out(whole, scale=0.25), out(at_once, scale=0.25), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_traced_scale(name):
+    keys, values = normal(30, 2, 6, scale=0.5), normal(30, 2, 5)
+    inputs = QUERY, normal(2, 3, 2, 6), normal(2, 3, 2, 5)
+
+    @jax.jit
+    def attended(scale):
+        state = FeaturePrefix.from_tokens(keys, values, feature_map=MAPS[name], scale=scale)
+        assert state.scale is None
+        state = state.append(keys[:7], values[:7], scale=scale)
+        return attention(*inputs, prefix=state, scale=scale)
+
+    def expected(scale):
+        state = FeaturePrefix.from_tokens(keys, values, feature_map=MAPS[name], scale=scale)
+        return np.asarray(attention(*inputs, prefix=state.append(keys[:7], values[:7]), scale=scale), np.float64)
+
+    for scale in (0.3, 0.7):
+        np.testing.assert_allclose(attended(scale), expected(scale), atol=2e-6)
+    assert attended._cache_size() == 1
+    slope = jax.jvp(attended, (0.5,), (1.0,))[1]
+    by_differences = (expected(0.5 + 1e-2) - expected(0.5 - 1e-2)) / 2e-2
+    np.testing.assert_allclose(slope, by_differences, atol=2e-3 * np.abs(by_differences).max())
+    weights = normal(*slope.shape)
+    gradient = jax.grad(lambda scale: jnp.vdot(weights, attended(scale)))(0.5)
+    np.testing.assert_allclose(gradient, jnp.vdot(weights, slope), rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -164,7 +233,98 @@ def test_kmeans_finds_separated_groups_and_lowers_the_distortion():
     assert distortion[0] >= distortion[1] >= distortion[2]
 
 
+def test_kmeans_tells_near_groups_apart_far_from_the_origin():
+    # Keys have large means in real models; |x|^2 = 3e8 leaves no digit for a distance of 1 in float32.
+    rng = np.random.default_rng(3)
+    groups = rng.permutation(8)[:5, None] * np.array([[1.0, -1.0, 0.5]])
+    points = 1e4 + np.repeat(groups, 20, axis=0) + 0.01 * rng.standard_normal((100, 3))
+    centres, labels = kmeans(jax.random.key(0), jnp.asarray(points, jnp.float32), 5)
+    assert [len(set(np.asarray(labels[i * 20 : (i + 1) * 20]))) for i in range(5)] == [1] * 5
+    assert len(set(np.asarray(labels))) == 5
+    np.testing.assert_allclose(centres[np.asarray(labels)[::20]], 1e4 + groups, atol=0.02)
+
+
+def test_states_of_two_dtypes_add_in_the_wider():
+    keys, values = normal(30, 2, 6), normal(30, 2, 5)
+    state = FeaturePrefix.from_tokens(keys, values, recentre=False)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)
+    both = rounded + state
+    assert both.Z.dtype == both.k.dtype == both.log_scale.dtype == jnp.float32
+    np.testing.assert_allclose(out(both), out(state), atol=0.05)
+
+
 def test_more_clusters_than_distinct_points():
     keys = jnp.ones((4, 1, 6))
     prefix = MeasurePrefix.from_tokens(keys, normal(4, 1, 5), components=3, rank=1)
     assert sorted(np.isneginf(np.asarray(prefix.log_weight)).ravel().tolist()) == [False, True, True]
+
+
+DEGENERATE = {  # keys [M, 2, 4] and a number of clusters
+    "more clusters than tokens": (normal(3, 2, 4), 5),
+    "one token": (normal(1, 2, 4), 1),
+    "one token and empty clusters": (normal(1, 2, 4), 3),
+    "all at one point": (jnp.full((7, 2, 4), 1.37), 3),
+    "all at the origin": (jnp.zeros((5, 2, 4)), 2),
+    "each point four times": (jnp.repeat(normal(3, 2, 4), 4, axis=0), 5),
+    "on a line": (normal(9, 2, 1) * normal(1, 2, 4), 2),
+    "equal variances": (jnp.concatenate([jnp.eye(4), -jnp.eye(4)])[:, None].repeat(2, axis=1), 1),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+@pytest.mark.parametrize("rank", [0, 1, 4])
+def test_fitting_degenerate_clusters_has_finite_gradients(name, rank):
+    keys, components = DEGENERATE[name]
+    values, query = normal(len(keys), 2, 5), normal(1, 3, 2, 4)
+
+    def loss(keys, values):
+        prefix = MeasurePrefix.from_tokens(keys, values, components=components, rank=rank)
+        return jnp.sum(out(prefix, query) ** 2)
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(keys, values)
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert gradients[1].any()
+    # no rounding error in a cluster that is a point is taken for a direction that it spreads in
+    assert all(np.abs(gradient).max() < 1e3 for gradient in gradients)
+
+
+@pytest.mark.parametrize("rank", [0, 2, 4])
+def test_gradients_of_fitting_equal_finite_differences(rank, x64):
+    # of the float64 formulas, with the clusters and the directions of each held where they are
+    rng = np.random.default_rng(8)
+    keys, values, query = (
+        rng.standard_normal((25, 1, 4)),
+        rng.standard_normal((25, 1, 5)),
+        rng.standard_normal((1, 3, 1, 4)),
+    )
+    moves = rng.standard_normal(keys.shape), rng.standard_normal(values.shape)
+    nothing = np.zeros((1, 0, 1, 4)), np.zeros((1, 0, 1, 5))
+    options = {"components": 3, "iterations": 10}
+    weights = rng.standard_normal((1, 3, 1, 5))
+
+    def loss(keys, values):
+        prefix = MeasurePrefix.from_tokens(keys, values, rank=rank, **options)
+        return jnp.vdot(weights, attention(jnp.asarray(query), *map(jnp.asarray, nothing), prefix=prefix))
+
+    centres = np.asarray(MeasurePrefix.from_tokens(jnp.asarray(keys), jnp.asarray(values), **options).mean)[:, 0]
+    labels = np.argmin(((keys - centres[None, :, :]) ** 2).sum(axis=-1), axis=1)
+    assert min(np.bincount(labels, minlength=3)) > 4
+    directions = [np.linalg.eigh(np.cov(keys[labels == c, 0].T, bias=True))[1][:, 4 - rank :] for c in range(3)]
+
+    def expected(step):
+        moved_keys, moved_values = keys[:, 0] + step * moves[0][:, 0], values[:, 0] + step * moves[1][:, 0]
+        moments = []
+        for c in range(3):
+            p, u, d = moved_keys[labels == c], moved_values[labels == c], directions[c]
+            p_spread, u_spread = p - p.mean(axis=0), u - u.mean(axis=0)
+            variances = np.diag(np.diag(d.T @ p_spread.T @ p_spread @ d)) / len(p)
+            covariance, cross = d @ variances @ d.T, u_spread.T @ p_spread / len(p) @ d @ d.T
+            moments.append((np.log(len(p)), p.mean(axis=0), covariance, u.mean(axis=0), cross))
+        share = oracle.measure(*(np.stack(moment)[:, None] for moment in zip(*moments, strict=True)))
+        return np.vdot(weights, oracle.attention(query, *nothing, prefix=share))
+
+    np.testing.assert_allclose(loss(jnp.asarray(keys), jnp.asarray(values)), expected(0), rtol=1e-10)
+    gradients = jax.grad(loss, argnums=(0, 1))(jnp.asarray(keys), jnp.asarray(values))
+    slope = sum(np.vdot(gradient, move) for gradient, move in zip(gradients, moves, strict=True))
+    np.testing.assert_allclose(slope, (expected(1e-5) - expected(-1e-5)) / 2e-5, rtol=1e-6)

@@ -26,8 +26,9 @@ def combined_mask(
         if is_causal:
             parts.append(columns <= positions)
         if local_window_size is not None:
-            left, right = local_window_size
-            parts += [columns >= positions - left, columns <= positions + right]
+            # Distances do not overflow, as positions plus a window that stands for "all" would.
+            left, right = (min(side, jnp.iinfo(jnp.int32).max) for side in local_window_size)
+            parts += [positions - columns <= left, columns - positions <= right]
     if query_seq_lengths is not None:
         parts.append(rows < _over_batch(query_seq_lengths))
     if key_value_seq_lengths is not None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ntkprefix import checks
 from ntkprefix._dtypes import accumulator
-from ntkprefix._pytree import Leaf, pytree
+from ntkprefix._pytree import Leaf, pytree, static_field
 from ntkprefix.feature_maps import Elu, FeatureMap
 from ntkprefix.partial import Partial
 from ntkprefix.prefixes.base import PrefixShape
@@ -39,6 +39,8 @@ class FeaturePrefix:
         log_scale: s, [K or N] or None for 0. A trained state needs it near the input's log-sum-exp (28 in some layers
             of a real model), or it weighs nothing.
         centre: c, [K or N, H] or None for 0: the point the keys were recentred on.
+        scale: the logit scale beta that the state was built with, which is then the only one it answers for; None where
+            there is none (a trained state) or it was not known when building (a traced one). Not a leaf.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -60,6 +62,7 @@ class FeaturePrefix:
     feature_map: FeatureMap = Elu()
     log_scale: Leaf | None = None
     centre: Leaf | None = None
+    scale: float | None = static_field(default=None)
 
     @classmethod
     def from_tokens(
@@ -70,7 +73,7 @@ class FeaturePrefix:
         feature_map: FeatureMap = Elu(),  # noqa: B008 - a constant
         recentre: bool = True,
         centre: Float[Array, "*B K H"] | None = None,
-        scale: float | None = None,
+        scale: float | Float[Array, ""] | None = None,
     ) -> FeaturePrefix:
         r"""The state of M given tokens, in closed form, streamed over M in chunks.
 
@@ -82,33 +85,39 @@ class FeaturePrefix:
                 rho that an approximation's error grows with. Elu features approximate nothing and change with it:
                 `recentre=False` gives the paper's Z and k.
             centre: a centre to use instead of the mean: give another state's to make the two addable.
-            scale: beta; 1/sqrt(H) if None. `attention` must be called with the same.
+            scale: beta; 1/sqrt(H) if None. `attention` must be called with the same: the state remembers it and refuses
+                another. A traced scale works too, but cannot be remembered.
 
         Returns:
             The state, in float32 or wider.
 
         Raises:
+            TypeError: arrays that are not floating point, a scale that is no number.
             ValueError: shapes that do not fit, a scale that is not above 0.
 
         Source: MATH "Features" and "Recentring".
         """
-        checks.fit_together("from_tokens", {"keys": "M K H", "values": "M K Hv"}, {"keys": keys, "values": values})
-        scale = checks.positive_scale(scale, keys.shape[-1])
+        checks.fit_together(
+            "from_tokens",
+            {"keys": "M K H", "values": "M K Hv", "centre": "K H"},
+            {"keys": keys, "values": values, "centre": centre},
+        )
+        beta = checks.positive_scale(scale, keys.shape[-1])
         dtype = accumulator(keys.dtype)
         if centre is None and recentre:
             centre = jnp.sum(keys, axis=-3, dtype=dtype) / max(keys.shape[-3], 1)
         offset = jnp.zeros(keys.shape[:-3] + keys.shape[-2:], dtype) if centre is None else centre.astype(dtype)
-        sums = bind(_sums, feature_map, scale**0.5)
+        sums = bind(_sums, feature_map, jnp.sqrt(jnp.asarray(beta, dtype)))
         Z, k, log_scale = (sums if keys.ndim == 3 else jax.vmap(sums))(keys, values, offset)
-        return cls(Z, k, feature_map, log_scale, None if centre is None else offset)
+        return cls(Z, k, feature_map, log_scale, None if centre is None else offset, checks.known_scale(beta))
 
     def __add__(self, other: FeaturePrefix) -> FeaturePrefix:
         """The state of both prefixes' tokens together.
 
         Raises:
             TypeError: `other` is not a `FeaturePrefix`.
-            ValueError: other feature maps, other shapes, or centres that are known to differ: build one state with
-                `centre=` of the other.
+            ValueError: other feature maps, other shapes, or scales or centres that are known to differ: build one state
+                with `scale=` and `centre=` of the other.
         """
         return self._combine(other, sign=1)
 
@@ -122,20 +131,34 @@ class FeaturePrefix:
         return self._combine(other, sign=-1)
 
     def append(
-        self, keys: Float[Array, "*B M K H"], values: Float[Array, "*B M K Hv"], *, scale: float | None = None
+        self,
+        keys: Float[Array, "*B M K H"],
+        values: Float[Array, "*B M K Hv"],
+        *,
+        scale: float | Float[Array, ""] | None = None,
     ) -> FeaturePrefix:
-        """The state with M more tokens, recentred as the others were.
+        """The state with M more tokens, recentred and scaled as the others were.
 
         Args:
-            keys: [M, K, H].
+            keys: [M, K, H]; with a leading B axis if the state has one.
             values: [M, K, Hv].
-            scale: as given to `from_tokens`.
+            scale: beta; the state's own if None, and 1/sqrt(H) if it remembers none. A state built with a traced scale
+                needs that scale again here.
 
         Returns:
             The longer prefix's state, of the same size.
+
+        Raises:
+            TypeError: as for `from_tokens`.
+            ValueError: as for `from_tokens`, a scale that is not the state's, or sizes that are not.
         """
         more = FeaturePrefix.from_tokens(
-            keys, values, feature_map=self.feature_map, recentre=False, centre=self.centre, scale=scale
+            keys,
+            values,
+            feature_map=self.feature_map,
+            recentre=False,
+            centre=self.centre,
+            scale=self.scale if scale is None else scale,
         )
         return self + more
 
@@ -155,9 +178,16 @@ class FeaturePrefix:
         return PrefixShape(rows, self.Z.shape[-3], width, self.Z.shape[-1], per_query_head=True)
 
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
-        """The share of the whole prefix, however long it is."""
+        """The share of the whole prefix, however long it is.
+
+        Raises:
+            TypeError: a scale that is no number.
+            ValueError: a scale that is not above 0 or is not the one the state was built with, or features that are
+                not as many as the state's.
+        """
         batch, length, heads, width = query.shape
         checks.positive_scale(scale, width)
+        checks.scale_of_state(self.scale, scale)
         checks.feature_count(self.feature_map, width, self.k.shape[-1])
         dtype = accumulator(query.dtype, self.Z.dtype)
         state_heads = self.Z.shape[-3]
@@ -180,8 +210,9 @@ class FeaturePrefix:
 
     def _combine(self, other: FeaturePrefix, *, sign: int) -> FeaturePrefix:
         checks.addable(self, other)
+        dtype = accumulator(self.Z.dtype, other.Z.dtype)
         scale_a, scale_b = (
-            jnp.zeros(state.k.shape[:-1], state.k.dtype) if state.log_scale is None else state.log_scale
+            jnp.zeros(state.k.shape[:-1], dtype) if state.log_scale is None else state.log_scale.astype(dtype)
             for state in (self, other)
         )
         # A state that holds nothing must not set the scale: the other would underflow against it.
@@ -192,15 +223,17 @@ class FeaturePrefix:
         weight_b = jnp.where(holds_b, jnp.exp(scale_b - scale), 0.0)
         return dataclasses.replace(
             self,
-            Z=self.Z * weight_a[..., None, None] + sign * other.Z * weight_b[..., None, None],
-            k=self.k * weight_a[..., None] + sign * other.k * weight_b[..., None],
+            Z=self.Z.astype(dtype) * weight_a[..., None, None]
+            + sign * other.Z.astype(dtype) * weight_b[..., None, None],
+            k=self.k.astype(dtype) * weight_a[..., None] + sign * other.k.astype(dtype) * weight_b[..., None],
             log_scale=scale,
+            scale=other.scale if self.scale is None else self.scale,
         )
 
 
 def _sums(
     feature_map: FeatureMap,
-    root_scale: float,
+    root_scale: Float[Array, ""],
     keys: Float[Array, "M K H"],
     values: Float[Array, "M K Hv"],
     centre: Float[Array, "K H"],
@@ -222,7 +255,7 @@ def _sums(
         # The last chunk starts early enough to be whole; what it shares with the one before is masked out.
         first = jnp.minimum(start, length - chunk)
         key, value = (jax.lax.dynamic_slice_in_dim(array, first, chunk).astype(dtype) for array in (keys, values))
-        phi, log_scale = feature_map((key - centre[None]) * jnp.asarray(root_scale, dtype))
+        phi, log_scale = feature_map((key - centre[None]) * root_scale)
         is_new = first + jnp.arange(chunk) >= start
         log_scale = jnp.where(is_new[:, None], log_scale, -jnp.inf)
         larger = jax.lax.stop_gradient(jnp.maximum(scale, jnp.max(log_scale, axis=0)))

@@ -71,6 +71,10 @@ class MeasurePrefix:
     ) -> MeasurePrefix:
         """Fit C clouds: k-means on each head's keys, then every cluster's mass and first two moments.
 
+        Differentiable in keys and values, with finite gradients for any input: which cluster a token falls into and
+        along which directions its cluster spreads are treated as constants, the moments along them are not. For rank 0
+        that is the whole derivative, but at the points where a token changes its cluster.
+
         Args:
             keys: p, [M, K, H]; with a leading B axis, one prefix per row.
             values: u, [M, K, Hv].
@@ -142,7 +146,7 @@ def _fit_head(
     iterations: int,
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Moments of one head's clusters, in the order of the fields, each with a leading C."""
-    _, labels = kmeans(key, keys, components, iterations)
+    _, labels = kmeans(key, jax.lax.stop_gradient(keys), components, iterations)
 
     def moments(component):
         members = (labels == component).astype(keys.dtype)
@@ -161,10 +165,14 @@ def _leading_directions(
     covariance: Float[Array, "H H"], cross_covariance: Float[Array, "Hv H"], rank: int
 ) -> tuple[Float[Array, "H rank"], Float[Array, "Hv rank"]]:
     """L and A with L L^T the best rank-rho approximation of Sigma and A L^T that of W on the same directions."""
-    variances, directions = jnp.linalg.eigh(covariance)  # ascending
-    first = covariance.shape[0] - rank
-    variances, directions = jnp.maximum(variances[first:], 0), directions[:, first:]
-    deviations = jnp.sqrt(variances)
-    # A direction without variance carries no covariance either.
-    inverse = jnp.where(deviations > 0, 1 / jnp.where(deviations > 0, deviations, 1), 0)
+    width = covariance.shape[0]
+    # Eigenvectors have no derivative where eigenvalues repeat, as they do in every degenerate cluster. With the
+    # directions held, d^T Sigma d has the eigenvalue's.
+    spectrum, directions = jax.lax.stop_gradient(jnp.linalg.eigh(covariance))  # ascending
+    directions = directions[:, width - rank :]
+    variances = jnp.sum(directions * (covariance @ directions), axis=0)
+    # Below the rounding of eigh a direction has no variance, and one without variance carries no covariance either.
+    spread = variances > jnp.finfo(covariance.dtype).eps * width * spectrum[-1]
+    deviations = jnp.where(spread, jnp.sqrt(jnp.where(spread, variances, 1)), 0)
+    inverse = jnp.where(spread, 1 / jnp.where(spread, deviations, 1), 0)
     return directions * deviations[None, :], cross_covariance @ directions * inverse[None, :]

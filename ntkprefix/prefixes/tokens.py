@@ -63,4 +63,5 @@ class TokenPrefix:
             weights = weights[:, :, None, None, :] if weights.ndim == 3 else weights[None, :, None, None, :]
             logits = logits + weights.astype(logits.dtype)
         weights, den, log_scale = dense.exponentials(logits)
-        return dense.to_partial(dense.weighted_sum(weights, self.values.astype(query.dtype)), den, log_scale)
+        values = self.values if self.values.dtype == query.dtype else self.values.astype(logits.dtype)
+        return dense.to_partial(dense.weighted_sum(weights, values), den, log_scale)
