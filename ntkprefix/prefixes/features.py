@@ -85,8 +85,8 @@ class FeaturePrefix:
                 rho that an approximation's error grows with. Elu features approximate nothing and change with it:
                 `recentre=False` gives the paper's Z and k.
             centre: a centre to use instead of the mean: give another state's to make the two addable.
-            scale: beta; 1/sqrt(H) if None. May be traced. `attention` must be called with the same: the state remembers
-                a number, and says so; of a traced scale it knows nothing.
+            scale: beta; 1/sqrt(H) if None. `attention` must be called with the same: the state remembers it and refuses
+                another. A traced scale works too, but cannot be remembered.
 
         Returns:
             The state, in float32 or wider.
