@@ -441,7 +441,7 @@ def test_no_queries_and_no_rows(prefix_name):
     if prefix is None or prefix.shape().rows is None:
         inputs.append((QUERY[:0], KEY[:0], VALUE[:0]))
     for arrays in inputs:
-        gradients = jax.grad(loss, argnums=(0, 1, 2, 3))(*arrays, prefix)
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*arrays, prefix)
         assert not any(leaf.any() for leaf in jax.tree.leaves(gradients))
 
 
