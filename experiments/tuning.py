@@ -45,7 +45,7 @@ def main(config: TuningConfig) -> dict[str, Any]:
     """
     vision, where = config.vision, environment()
     data = held_back(subset(load_images(vision.data, size=vision.size), vision), config.held_back)
-    model, pieces = load_dinov2(), Pieces(config.out)
+    model, pieces = load_dinov2(), Pieces(config.out, str(where["commit"]))
     tries = [
         (method, start, step_size)
         for method, starts in METHODS.items()
@@ -58,7 +58,7 @@ def main(config: TuningConfig) -> dict[str, Any]:
         for method, start, step_size in tries:
             bar.update(task, description=f"{method}, {start}, {step_size:g}")
             this = {"method": method, "start": start, "step_size": step_size}
-            settings = {**this, "commit": where["commit"], "held_back": config.held_back, "vision": asdict(vision)}
+            settings = {**this, "held_back": config.held_back, "vision": asdict(vision)}
             measure = partial(_try, model, METHODS[method][start], data, training(vision, method, step_size, seed=0))
             runs.append({**this, **pieces.get("try", settings, measure)})
             bar.advance(task)

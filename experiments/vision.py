@@ -47,6 +47,7 @@ class VisionConfig:
         head_epochs: passes for linear probing, whose features are computed once: more, since they cost nothing.
         batch_size: images per step.
         seeds: one run of each method per seed, which orders the data and draws random starts.
+        methods: names among `METHODS`.
     """
 
     data: str = "digits"
@@ -57,6 +58,7 @@ class VisionConfig:
     head_epochs: int = 40
     batch_size: int = 16
     seeds: tuple[int, ...] = (0,)
+    methods: tuple[str, ...] = tuple(METHODS)
 
 
 def main(config: VisionConfig) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def main(config: VisionConfig) -> dict[str, Any]:
 
 
 def compare(config: VisionConfig, data: ImageData, model: ViT) -> dict[str, Any]:
-    """Run all methods on all seeds, with progress.
+    """Run every method on every seed, with progress.
 
     Args:
         config: what to run; its `data` and `size` are those of the images.
@@ -80,7 +82,7 @@ def compare(config: VisionConfig, data: ImageData, model: ViT) -> dict[str, Any]
     runs, failures = [], []
     with progress() as bar:
         for seed in config.seeds:
-            for method in METHODS:
+            for method in config.methods:
                 this = {"method": method, "seed": seed, **chosen[method]}
                 schedule = training(config, method, this["step_size"], seed)
                 task = bar.add_task(method, total=None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +26,10 @@ from theory.verdicts import within_bound
 _AGREEMENT_M = 256
 # A kernel of this many rows takes 2 GiB in float64, and minutes for its eigenvalues.
 _MOST_ROWS = 16_384
+
+
+# The modules whose code measurements depend on.
+_MEASURING = ("data", "dynamics", "infinite", "kernels", "measure", "model")
 
 
 class Setting(NamedTuple):
@@ -176,6 +182,18 @@ def _train(setting, config, W, a, key, steps):
     key = None if batch_size is None else key
     options = {"optimizer": optimizer, "batch_size": batch_size, "key": key}
     return train(W, a, setting.data.x, setting.data.y, steps=steps, step_size=setting.step_size, **options)
+
+
+def source() -> str:
+    """A digest of the code that measures: numbers of other code are not those of this one.
+
+    Example:
+        >>> from theory.measure import source
+        >>> len(source())
+        12
+    """
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in _MEASURING)).hexdigest()[:12]
 
 
 def bound_excess(loss: np.ndarray, guaranteed_rate: float) -> float:

@@ -10,28 +10,26 @@ from typing import Any
 
 from ntkprefix.runs import read_json, write_json
 
-# Raise it when a measurement changes its meaning: pieces of older versions are then measured again.
-_VERSION = 1
-
 
 class Pieces:
     """A folder of measurements, each keyed by the settings that it depends on.
 
     Args:
         folder: made at the first write.
+        made_by: names the code that measures, its commit or a digest: pieces of other code are not used.
 
     Example:
         >>> import tempfile
         >>> from theory.pieces import Pieces
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     first = Pieces(folder).get("square", {"of": 3}, lambda: {"is": 9})
-        ...     again = Pieces(folder).get("square", {"of": 3}, lambda: {"is": "not computed again"})
+        ...     first = Pieces(folder, "1").get("square", {"of": 3}, lambda: {"is": 9})
+        ...     again = Pieces(folder, "1").get("square", {"of": 3}, lambda: {"is": "not computed again"})
         >>> again
         {'is': 9}
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, made_by: str):
+        self.folder, self.made_by = Path(folder), made_by
 
     def get(self, name: str, settings: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Read a piece, or measure and write it.
@@ -47,7 +45,7 @@ class Pieces:
         Raises:
             ValueError: the file is damaged; the message names it.
         """
-        settings = json.loads(json.dumps({"version": _VERSION, **settings}, sort_keys=True))
+        settings = json.loads(json.dumps({"made_by": self.made_by, **settings}, sort_keys=True))
         path = self.path(name, settings)
         if not path.exists():
             write_json(path, {"settings": settings, "measured": measure()})

@@ -117,10 +117,8 @@ def _measure(config: Config, bar: Any) -> dict[str, Any]:
             measure.make_setting(varied)
         except ValueError as error:
             raise ValueError(f"scaling_{vary} has {value}, but {error}") from error
-    # Version 1 compared with the curve of a smaller step where this one was above 1: those pieces are not these.
-    limit: dict[str, Any] = {"limit": "own step"} if config.step_size > 1 else {}
     task = bar.add_task("verify", total=2 + len(config.kernel_lengths) + len(config.lengths) + len(variations))
-    pieces = Pieces(config.out / "pieces")
+    pieces = Pieces(config.out / "pieces", measure.source())
 
     def get(name: str, fields: tuple[str, ...], run: Callable[[], dict], of: Config = config, **more: Any) -> dict:
         bar.update(task, description=name)
@@ -130,7 +128,7 @@ def _measure(config: Config, bar: Any) -> dict[str, Any]:
         return result
 
     agreement = get("agreement", (*_SETTING_FIELDS, "seeds"), partial(measure.measure_agreement, setting, config))
-    infinite = get("infinite", _TRAINING_FIELDS, partial(measure.measure_infinite, setting, config), **limit)
+    infinite = get("infinite", _TRAINING_FIELDS, partial(measure.measure_infinite, setting, config))
     kernel = [
         get(f"kernel-{M}", (*_SETTING_FIELDS, "kernel_seeds"), partial(measure.measure_kernel, setting, config, M), M=M)
         for M in config.kernel_lengths
@@ -141,7 +139,6 @@ def _measure(config: Config, bar: Any) -> dict[str, Any]:
             _TRAINING_FIELDS,
             partial(measure.measure_training, setting, config, M, infinite),
             M=M,
-            **limit,
         )
         for M in config.lengths
     ]

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from ntkprefix import cli
-from ntkprefix.runs import read_json, write_json
+from ntkprefix.runs import read_json
 from theory import Config, measure, verify
-from theory.pieces import Pieces
 from theory.plots import PLOTS, draw_all
 from theory.verify import judge
 
@@ -201,14 +200,11 @@ def test_command_line_with_a_diverging_step_draws_and_fails(tmp_path, capsys):
     assert all((tmp_path / f"{name}.png").stat().st_size > 5000 for name in PLOTS)
 
 
-def test_pieces_that_compared_with_a_smaller_step_are_measured_again(finished, monkeypatch):
-    """Up to now, measurements above a step of 1 were against the curve of a step of 1."""
-    piece = read_json(next((finished.folder / "pieces").glob("infinite-*.json")))
-    piece["settings"]["step_size"] = 1.5
-    write_json(Pieces(finished.folder / "pieces").path("infinite", piece["settings"]), piece)
-    monkeypatch.setattr(measure, "measure_infinite", stop)
+def test_pieces_of_other_code_are_measured_again(finished, monkeypatch):
+    monkeypatch.setattr(measure, "source", lambda: "of other code")
+    monkeypatch.setattr(measure, "measure_agreement", stop)
     with pytest.raises(RuntimeError, match="measured again"):
-        verify(Config(**SMALL, step_size=1.5, out=finished.folder), plots=False)
+        verify(Config(**SMALL, out=finished.folder), plots=False)
 
 
 def test_unnormalised_inputs_are_no_excuse_for_a_singular_kernel(monkeypatch):
