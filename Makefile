@@ -13,11 +13,11 @@ help:
 	@echo "make test       the test suite (under 20 minutes on 2 cores); make test-all adds the slow tests"
 	@echo "make lint       format, rules and types; make format mends what it can"
 	@echo "make verify     the theorem on the full ladder of prefix lengths"
-	@echo "make results    remake the committed result files that documents quote (about an hour)"
+	@echo "make results    remake the committed result files that documents quote (about three hours)"
 	@echo "make notebooks  run the notebooks and store their outputs"
 
 demo: $(READY)
-	$(BIN)/python -m experiments.demo $(if $(DATA),--data-dir $(DATA))
+	$(BIN)/python -m experiments.demo $(if $(DATA),--data-dir "$(DATA)")
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --doctest-modules tests ntkprefix theory experiments

@@ -67,7 +67,8 @@ def vision() -> str:
     config = results["config"]
     lines = [
         f"DINOv2 ViT-S/14 on scikit-learn's handwritten digits ({data['train']:,} training and {data['test']:,} "
-        f"held-out images at {config['size']} x {config['size']}, {config['epochs']} epochs, {first['seeds']} seeds, "
+        f"held-out images at {config['size']} x {config['size']}, {config['epochs']} epochs, but "
+        f"{config['head_epochs']} for the head only, whose features are computed once; {first['seeds']} seeds, "
         f"mean and 95 % interval over seeds; {where['processor']}, {where['cores']} cores):",
         "",
         "| method | held-out accuracy | 95 % interval | trained numbers (besides the head's) | s per step |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 
@@ -12,4 +13,6 @@ def accumulator(*dtypes: Any) -> jnp.dtype:
 
     It does not depend on JAX's promotion rules, which a user may have made strict.
     """
-    return jnp.dtype(jnp.float64 if jnp.dtype(jnp.float64) in map(jnp.dtype, dtypes) else jnp.float32)
+    wide = jnp.dtype(jnp.float64) in map(jnp.dtype, dtypes)
+    # NumPy's arrays are float64 by default where JAX's are not: what JAX makes of them is meant.
+    return jax.dtypes.canonicalize_dtype(jnp.float64 if wide else jnp.float32)

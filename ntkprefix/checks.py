@@ -90,6 +90,8 @@ def offset(query_offset: Any, batch: int) -> None:
     shape = jnp.shape(query_offset)
     if shape not in ((), (batch,)):
         raise ValueError(f"attention: expected query_offset to be a scalar or [B] = [{batch}], got shape {shape}.")
+    if not isinstance(query_offset, jax.core.Tracer) and np.any(np.abs(np.asarray(query_offset, float)) >= 2**31):
+        raise ValueError(f"attention: expected a query_offset within 32 bits, got {query_offset}.")
 
 
 def flag(name: str, value: Any) -> None:
@@ -127,7 +129,7 @@ def implementation(name: str | None) -> str:
     """
     if name is None:
         return DEFAULT
-    if name not in IMPLEMENTATIONS:
+    if not isinstance(name, str) or name not in IMPLEMENTATIONS:
         known = ", ".join(repr(known) for known in IMPLEMENTATIONS)
         raise ValueError(f"attention: unknown implementation {name!r}; expected None (the best there is) or {known}.")
     return name
@@ -349,6 +351,40 @@ def feature_options(name: str, options: Mapping[str, Any], expected: Mapping[str
     if set(options) != set(expected[name]):
         wanted = ", ".join(expected[name]) or "no options"
         raise ValueError(f"feature_map({name!r}): expected {wanted}; got {', '.join(options) or 'no options'}.")
+
+
+def is_feature_map(kind: str, feature_map: Any) -> None:
+    """What features come from.
+
+    Raises:
+        TypeError: not a feature map; a name of one, perhaps.
+    """
+    if isinstance(feature_map, type) or not (callable(feature_map) and hasattr(feature_map, "size")):
+        raise TypeError(f"{kind}: expected a feature map, such as feature_map('elu'), got {_described(feature_map)}.")
+
+
+def nonnegative_features(kind: str, feature_map: Any) -> None:
+    """A feature map under which k >= 0 keeps the denominator from vanishing.
+
+    Raises:
+        ValueError: its features can be negative.
+    """
+    if not feature_map.nonnegative:
+        raise ValueError(
+            f"{kind}: expected a feature map whose features are never negative, got {feature_map}: k >= 0 would not "
+            f"keep the denominator positive. Use feature_map('elu') or feature_map('favor', ...)."
+        )
+
+
+def one_random_key(key: Any) -> None:
+    """A JAX random key.
+
+    Raises:
+        TypeError: something else, or several.
+    """
+    one = getattr(key, "shape", None) == ((2,) if getattr(key, "dtype", None) == jnp.uint32 else ())
+    if not one or not (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32):
+        raise TypeError(f"feature_map('favor'): expected one random key, jax.random.key(0), got {_described(key)}.")
 
 
 def not_too_many_features(degree: int, width: int, size: int, most: int) -> None:

@@ -38,7 +38,7 @@ COMMANDS = {
         module="theory.verify",
         summary="check the convergence theorem over a ladder of prefix lengths",
         needs=("frozendict", "matplotlib", "neural_tangents", "optax", "scipy"),
-        install='pip install "ntkprefix[theory]" && pip install --no-deps neural-tangents',
+        install='pip install ".[theory]" && pip install --no-deps neural-tangents',
     ),
 }
 
@@ -124,7 +124,10 @@ def _run(name: str, options: list[str]) -> int:
     # Looked for before anything runs: plots are drawn last, after what may be an hour of computing.
     missing = [package for package in command.needs if importlib.util.find_spec(package) is None]
     if missing:
-        raise ImportError(f"needs {', '.join(missing)}, not installed. Install what is missing: {command.install}")
+        raise ImportError(
+            f"needs {', '.join(missing)}, not installed. Install what is missing, in the project's folder: "
+            f"{command.install}"
+        )
     module = importlib.import_module(command.module)
     config = tyro.cli(module.Config, args=options, prog=f"ntkprefix {name}", description=command.summary)
     return module.main(config)

@@ -30,7 +30,12 @@ class FeatureMap(Protocol):
 
     @property
     def positive(self) -> bool:
-        """Whether phi(q).phi(p) > 0 for all q and p, in exact arithmetic."""
+        """Whether phi(q).phi(p) > 0 for all q and p, in exact arithmetic: what a state built from tokens needs."""
+        ...
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether no feature is ever negative: what a trained state with k >= 0 needs."""
         ...
 
     def size(self, width: int) -> int:
@@ -50,6 +55,11 @@ class Elu:
     @property
     def positive(self) -> bool:
         """True: every feature is."""
+        return True
+
+    @property
+    def nonnegative(self) -> bool:
+        """True: every feature is positive."""
         return True
 
     def size(self, width: int) -> int:
@@ -81,6 +91,11 @@ class Taylor:
     def positive(self) -> bool:
         """True for even degrees: the exponential's Taylor polynomial of even degree has no real root."""
         return self.degree % 2 == 0
+
+    @property
+    def nonnegative(self) -> bool:
+        """False but for degree 0: monomials have the sign of their x."""
+        return self.degree == 0
 
     def size(self, width: int) -> int:
         """R = binom(H + degree, degree)."""
@@ -117,6 +132,11 @@ class Favor:
 
     @property
     def positive(self) -> bool:
+        """True: every feature is an exponential."""
+        return True
+
+    @property
+    def nonnegative(self) -> bool:
         """True: every feature is an exponential."""
         return True
 
@@ -160,6 +180,7 @@ def feature_map(name: str, **options: Any) -> FeatureMap:
             return Taylor(int(options["degree"]))
         case "favor":
             checks.at_least(1, "feature_map('favor')", features=options["features"])
+            checks.one_random_key(options["key"])
             seed = np.asarray(jax.random.key_data(options["key"])).ravel().tolist()
             return Favor(int(options["features"]), tuple(seed))
         case _:

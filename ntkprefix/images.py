@@ -60,8 +60,9 @@ def load_images(source: str | Path, *, size: int, seed: int = 0, test_share: flo
 
     Args:
         source: "digits" (scikit-learn's handwritten digits); a `.npz` file with uint8 `x_train` and `x_test`
-            [N, h, w, 3] or [N, h, w], integer `y_train` and `y_test`, perhaps `class_names`, text without repeats; or
-            a folder with `train/<class>/` and `test/<class>/`, or `<class>/` alone, which is split here.
+            [N, h, w, 3] or [N, h, w], integer `y_train` and `y_test`, perhaps `class_names`, text without repeats; a
+            folder that holds one such file and no folders; or a folder with `train/<class>/` and `test/<class>/`, or
+            `<class>/` alone, which is split here.
         size: side of the images returned, in pixels.
         seed: of the split, where one is made; it is stratified by class.
         test_share: share of a `<class>/` folder's images that become the test set.
@@ -89,6 +90,9 @@ def load_images(source: str | Path, *, size: int, seed: int = 0, test_share: flo
         return _digits(size, seed)
     path = Path(source)
     if path.is_dir():
+        archives = sorted(path.glob("*.npz"))
+        if len(archives) == 1 and not _folders(path):
+            return _npz(archives[0], size)
         return _folder(path, size, seed, test_share)
     if path.suffix == ".npz" and path.is_file():
         return _npz(path, size)
@@ -292,13 +296,17 @@ def _folder(path: Path, size: int, seed: int, test_share: float) -> ImageData:
 
 
 def _class_names(folder: Path) -> list[str]:
-    names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    names = _folders(folder)
     if not names:
         archives = [child.name for child in sorted(folder.glob("*.npz"))]
-        hint = f" Give the file {archives[0]} in it?" if archives else ""
+        hint = f" Give one of the files in it, {archives[0]} perhaps." if archives else ""
         raise ValueError(f"{folder}: expected one folder of images per class, found no folders.{hint}")
     _check_number_of_classes(folder, len(names))
     return names
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def _listing(folder: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -60,8 +60,9 @@ def merge(*partials: Partial) -> Partial:
     $$ num = \sum_g num_g\, e^{s_g - s}, \qquad den = \sum_g den_g\, e^{s_g - s}, \qquad s = \max_g s_g. $$
 
     (A group whose `den` is far from 1 counts with its log mass there.) It is commutative and associative up to
-    rounding, and overflows for no finite input: logits of 1e4 are fine. A group whose sums are all zero (a state that
-    starts as a no-op) leaves the others untouched to the last bit, and still receives its gradient.
+    rounding, and does not overflow among groups with a denominator: logits of 1e4 are fine. A group whose sums are all
+    zero (a state that starts as a no-op) leaves the others untouched to the last bit, and still receives its gradient,
+    which is of the size of its weight: keep its log scale near the input's.
 
     Args:
         *partials: at least one, all of the same [B, T, N] and Hv.

@@ -15,6 +15,7 @@ from ntkprefix.models import ViT, ViTConfig
 from ntkprefix.train import TrainConfig, train
 
 LAYERS, HEADS, WIDTH = 3, 3, 4
+FAVOR = feature_map("favor", features=15, key=jax.random.key(0))
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
 LABELS = (IMAGES.mean(axis=(1, 2, 3)) > np.median(IMAGES.mean(axis=(1, 2, 3)))).astype(np.int32)
@@ -37,7 +38,7 @@ def initial(model, adapter):
         (HeadAdapter(), 0),
         (TokenAdapter(length=7), LAYERS * 7 * HEADS * 2 * WIDTH),
         (FeatureAdapter(), LAYERS * HEADS * (WIDTH * (WIDTH + 1) + 1)),
-        (FeatureAdapter(feature_map("taylor", degree=2)), LAYERS * HEADS * (15 * (WIDTH + 1) + 1)),
+        (FeatureAdapter(FAVOR), LAYERS * HEADS * (15 * (WIDTH + 1) + 1)),
     ],
 )
 def test_parameter_counts(model, adapter, parameters):
@@ -135,9 +136,10 @@ def test_starts_are_at_the_models_own_keys_and_scale(model):
     [
         (lambda: TokenAdapter(start="text"), "unknown start 'text'; expected one of zero, mean"),
         (lambda: FeatureAdapter(calibration="max"), "unknown calibration 'max'; expected one of harmonic, mean"),
+        (lambda: FeatureAdapter(feature_map("taylor", degree=2)), "features are never negative, got Taylor"),
     ],
 )
-def test_unknown_starts_are_errors(wrong, message):
+def test_starts_that_cannot_be_are_errors(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()
 

@@ -124,6 +124,7 @@ PREFIXES = {
     "no tokens": lambda: tokens(length=0),
     "measure": clouds,
     "measure without covariance": lambda: clouds(rank=0),
+    "no clouds": lambda: clouds(components=0),
     "features per kv head": state,
     "features per query head": lambda: state(heads=N),
 }
@@ -163,7 +164,7 @@ def test_the_residual_and_its_gradient_equal_the_oracles(prefix_name):
         return attention(query, key, VALUE, prefix=prefix, mask=mask, return_residual=True)[1]
 
     ours = residual(QUERY, KEY, prefix)
-    assert np.isneginf(expected(0)).any() == (prefix_name in ("none", "no tokens"))
+    assert np.isneginf(expected(0)).any() == (prefix_name in ("none", "no tokens", "no clouds"))
     np.testing.assert_allclose(ours, expected(0), rtol=2e-6, atol=2e-6)
     visible = np.isfinite(expected(0))
 
@@ -451,6 +452,13 @@ def test_a_window_beyond_every_key_hides_none(window):
         options = {"query_offset": offset, "is_causal": True}
         ours = attention(QUERY, KEY, VALUE, local_window_size=window, **options)
         np.testing.assert_array_equal(ours, attention(QUERY, KEY, VALUE, **options))
+
+
+def test_offsets_near_the_largest_integer_hide_no_key():
+    everything = attention(QUERY, KEY, VALUE)
+    for window in (None, 2**31 - 1):
+        ours = attention(QUERY, KEY, VALUE, is_causal=True, query_offset=2**31 - 2, local_window_size=window)
+        np.testing.assert_array_equal(ours, everything)
 
 
 @pytest.mark.parametrize("prefix_name", ["tokens per row", "measure per row", "features per row"])

@@ -144,8 +144,8 @@ def test_missing_extras_are_named_before_anything_runs(package):
     ended = in_a_process(program, stdout=subprocess.PIPE)
     assert ended.returncode == 2
     assert ended.stderr == (
-        f"ntkprefix verify: needs {package}, not installed. Install what is missing: "
-        'pip install "ntkprefix[theory]" && pip install --no-deps neural-tangents\n'
+        f"ntkprefix verify: needs {package}, not installed. Install what is missing, in the project's folder: "
+        'pip install ".[theory]" && pip install --no-deps neural-tangents\n'
     )
     assert not ended.stdout
 

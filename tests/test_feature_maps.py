@@ -126,6 +126,7 @@ def test_a_far_query_weighs_a_near_prefix_and_the_input_alike(degree, input_logi
 def test_positive_where_claimed(phi, x64):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((60, 5)) * 4)
     assert phi.positive
+    assert phi.nonnegative == bool((phi(x)[0] >= 0).all())
     assert (kernel(phi, x, -x) > 0).all()
 
 

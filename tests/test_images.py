@@ -430,8 +430,12 @@ def test_folder_errors(case, tmp_path, monkeypatch):
 
 
 def test_the_folder_of_an_archive(tmp_path):
-    npz(tmp_path)
-    with pytest.raises(ValueError, match=r"found no folders. Give the file set\.npz in it\?"):
+    path = npz(tmp_path)
+    found, expected = load_images(tmp_path, size=8), load_images(path, size=8)
+    np.testing.assert_array_equal(found.x_train, expected.x_train)
+    assert found.name == expected.name
+    path.with_name("other.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"found no folders. Give one of the files in it, other\.npz perhaps"):
         load_images(tmp_path, size=8)
 
 

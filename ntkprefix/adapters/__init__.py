@@ -1,7 +1,7 @@
 """What can be trained on a frozen model. An adapter is a small pytree of parameters and a pure function from it.
 
-A new adapter is one file with a frozen dataclass that has `init` and `prefixes` (see `base.Adapter`), and one line in
-`ADAPTERS`.
+A new adapter is one file with a frozen dataclass that has `init`, `prefixes` and `project` (see `base.Adapter`), and
+one line in `ADAPTERS`.
 """
 
 from ntkprefix.adapters.base import Adapter, count

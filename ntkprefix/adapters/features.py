@@ -20,20 +20,22 @@ from ntkprefix.prefixes import FeaturePrefix
 class FeatureAdapter:
     r"""A trained feature state per head: L N (R (Hv + 1) + 1) parameters, however long a prefix it stands for.
 
-    It starts as a no-op, Z = k = 0, with live gradients for both, and on the input's own scale, so that with k = 1 the
-    prefix weighs about as much as the input in every layer. Without a scale a state weighs e^{-28} in some layers of a
-    real model.
+    It starts as a no-op, Z = k = 0, with live gradients for both, and on the input's own scale. Without a scale a state
+    weighs e^{-28} in some layers of a real model.
 
     Attributes:
-        feature_map: phi.
-        calibration: what each head's log scale starts at, less log R, on the calibration batch: `harmonic`, the log of
-            the input's harmonic mean mass, at which the prefix weighs as much as the input on average over queries;
-            `mean`, the input's mean log-sum-exp, at which it does for a typical query, and can outweigh the input of
-            some by e^{28}.
+        feature_map: phi; its features may not be negative, so that k >= 0 keeps the denominator positive.
+        calibration: what each head's log scale starts at, less log R, on the calibration batch. `harmonic`: the log of
+            the input's harmonic mean mass, at which a prefix of k = 1 weighs as much as the input on average over
+            queries; where the input's mass varies much, that average is made by few queries, and the prefix is faint
+            for the others until it grows. `mean`: the input's mean log-sum-exp, at which it weighs as much as the input
+            for a typical query, and in a real model outweighs the input of some beyond any float: it is here to be
+            compared with, and does not train (`experiments/results/tuning.json`).
         train_scale: whether each head's log scale is trained too.
 
     Raises:
-        ValueError: an unknown calibration.
+        TypeError: no feature map.
+        ValueError: an unknown calibration, a feature map with negative features.
 
     Source: NTK-Attention (arXiv 2406.14036). The paper's code passes k through an absolute value, whose derivative at
     its start is zero, and has no scale.
@@ -45,6 +47,8 @@ class FeatureAdapter:
 
     def __post_init__(self):
         checks.one_of("FeatureAdapter", "calibration", self.calibration, ("harmonic", "mean"))
+        checks.is_feature_map("FeatureAdapter", self.feature_map)
+        checks.nonnegative_features("FeatureAdapter", self.feature_map)
 
     def init(self, key: PRNGKeyArray, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
         """`Z` [L, N, R, Hv], `k` [L, N, R] and `log_scale` [L, N]; nothing in it is random."""

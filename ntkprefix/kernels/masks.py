@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+_LARGEST = 2**31 - 1
+
 
 def combined_mask(
     queries: int,
@@ -22,13 +24,16 @@ def combined_mask(
     rows = jnp.arange(queries)[None, None, None, :, None]
     columns = jnp.arange(keys)[None, None, None, None, :]
     if is_causal or local_window_size is not None:
-        positions = rows + _over_batch(query_offset)
+        # Compared with the offset, and never added to it: positions near 2^31 would overflow.
+        ahead, offset = columns - rows, _over_batch(query_offset)
         if is_causal:
-            parts.append(columns <= positions)
+            parts.append(ahead <= offset)
         if local_window_size is not None:
-            # Distances do not overflow, as positions plus a window that stands for "all" would.
-            left, right = (min(side, jnp.iinfo(jnp.int32).max) for side in local_window_size)
-            parts += [positions - columns <= left, columns - positions <= right]
+            # A side that stands for "all" is as large as fits.
+            left, right = (min(side, _LARGEST) for side in local_window_size)
+            left = jnp.minimum(left, _LARGEST + jnp.minimum(offset, 0))
+            right = jnp.minimum(right, _LARGEST - jnp.maximum(offset, 0))
+            parts += [ahead >= offset - left, ahead <= offset + right]
     if query_seq_lengths is not None:
         parts.append(rows < _over_batch(query_seq_lengths))
     if key_value_seq_lengths is not None:

@@ -92,7 +92,7 @@ class FeaturePrefix:
             The state, in float32 or wider.
 
         Raises:
-            TypeError: arrays that are not floating point, a scale that is no number.
+            TypeError: arrays that are not floating point, no feature map, a scale that is no number.
             ValueError: shapes that do not fit, a scale that is not above 0.
 
         Source: MATH "Features" and "Recentring".
@@ -102,6 +102,7 @@ class FeaturePrefix:
             {"keys": "M K H", "values": "M K Hv", "centre": "K H"},
             {"keys": keys, "values": values, "centre": centre},
         )
+        checks.is_feature_map("from_tokens", feature_map)
         beta = checks.positive_scale(scale, keys.shape[-1])
         dtype = accumulator(keys.dtype)
         if centre is None and recentre:
@@ -186,6 +187,7 @@ class FeaturePrefix:
                 not as many as the state's.
         """
         batch, length, heads, width = query.shape
+        checks.is_feature_map("FeaturePrefix", self.feature_map)
         checks.positive_scale(scale, width)
         checks.scale_of_state(self.scale, scale)
         checks.feature_count(self.feature_map, width, self.k.shape[-1])

@@ -128,7 +128,7 @@ class MeasurePrefix:
         grouped = query.astype(dtype).reshape(batch, length, logits.shape[1], logits.shape[2], width)
         tilt = beta * jnp.einsum(f"BTKGH,{rows}CKHJ->BKGTCJ", grouped, self.factor.astype(dtype))
         log_weight = jnp.moveaxis(self.log_weight.astype(dtype), -2, -1)  # [.., K, C]
-        log_weight = log_weight.reshape(-1, log_weight.shape[-2], 1, 1, log_weight.shape[-1])
+        log_weight = log_weight[..., None, None, :] if rows else log_weight[None, :, None, None, :]
         logits = logits + log_weight + 0.5 * jnp.sum(tilt * tilt, axis=-1)
         weights, den, log_scale = dense.exponentials(logits)
         num = dense.weighted_sum(weights, self.value.astype(dtype))
