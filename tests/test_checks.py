@@ -50,7 +50,11 @@ ERRORS = {
         TypeError,
         r"feature map, such as feature_map\('elu'\), got 'taylor'",
     ),
-    "state with a name": (with_prefix(FeaturePrefix(Z((2, 8, 6)), Z((2, 8)), "elu")), TypeError, "got 'elu'"),
+    "state with a name": (
+        lambda: attention(*INPUT, prefix=FeaturePrefix(Z((2, 8, 6)), Z((2, 8)), "elu")),
+        TypeError,
+        "got 'elu'",
+    ),
     "favor by a number": (lambda: feature_map("favor", features=3, key=3), TypeError, "one random key.*, got 3"),
     "favor by two keys": (
         lambda: feature_map("favor", features=3, key=jax.random.split(jax.random.key(0))),
