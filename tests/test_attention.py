@@ -124,7 +124,6 @@ PREFIXES = {
     "no tokens": lambda: tokens(length=0),
     "measure": clouds,
     "measure without covariance": lambda: clouds(rank=0),
-    "no clouds": lambda: clouds(components=0),
     "features per kv head": state,
     "features per query head": lambda: state(heads=N),
 }
@@ -164,7 +163,7 @@ def test_the_residual_and_its_gradient_equal_the_oracles(prefix_name):
         return attention(query, key, VALUE, prefix=prefix, mask=mask, return_residual=True)[1]
 
     ours = residual(QUERY, KEY, prefix)
-    assert np.isneginf(expected(0)).any() == (prefix_name in ("none", "no tokens", "no clouds"))
+    assert np.isneginf(expected(0)).any() == (prefix_name in ("none", "no tokens"))
     np.testing.assert_allclose(ours, expected(0), rtol=2e-6, atol=2e-6)
     visible = np.isfinite(expected(0))
 
@@ -452,6 +451,12 @@ def test_a_window_beyond_every_key_hides_none(window):
         options = {"query_offset": offset, "is_causal": True}
         ours = attention(QUERY, KEY, VALUE, local_window_size=window, **options)
         np.testing.assert_array_equal(ours, attention(QUERY, KEY, VALUE, **options))
+
+
+def test_no_clouds_are_no_prefix():
+    for prefix in (clouds(components=0), jax.tree.map(lambda leaf: jnp.stack([leaf] * B), clouds(components=0))):
+        ours = attention(QUERY, KEY, VALUE, prefix=prefix)
+        np.testing.assert_allclose(ours, attention(QUERY, KEY, VALUE), atol=1e-6)
 
 
 def test_offsets_near_the_largest_integer_hide_no_key():

@@ -29,11 +29,12 @@ def combined_mask(
         if is_causal:
             parts.append(ahead <= offset)
         if local_window_size is not None:
-            # A side that stands for "all" is as large as fits.
-            left, right = (min(side, _LARGEST) for side in local_window_size)
-            left = jnp.minimum(left, _LARGEST + jnp.minimum(offset, 0))
-            right = jnp.minimum(right, _LARGEST - jnp.maximum(offset, 0))
-            parts += [ahead >= offset - left, ahead <= offset + right]
+            left, right = local_window_size
+            # A side of 2^31 - 1 or more stands for "all".
+            if left < _LARGEST:
+                parts.append(ahead >= offset - jnp.minimum(left, _LARGEST + jnp.minimum(offset, 0)))
+            if right < _LARGEST:
+                parts.append(ahead <= offset + jnp.minimum(right, _LARGEST - jnp.maximum(offset, 0)))
     if query_seq_lengths is not None:
         parts.append(rows < _over_batch(query_seq_lengths))
     if key_value_seq_lengths is not None:
