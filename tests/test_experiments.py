@@ -90,7 +90,7 @@ def test_the_readme_says_what_the_result_files_say():
 
 
 def test_a_readme_without_markers_is_an_error():
-    with pytest.raises(ValueError, match="markers of the table 'vision'"):
+    with pytest.raises(ValueError, match="markers of the table 'cost'"):
         readme.render("# nothing")
 
 
