@@ -26,10 +26,8 @@ from theory.verdicts import within_bound
 _AGREEMENT_M = 256
 # A kernel of this many rows takes 2 GiB in float64, and minutes for its eigenvalues.
 _MOST_ROWS = 16_384
-
-
 # The modules whose code measurements depend on.
-_MEASURING = ("data", "dynamics", "infinite", "kernels", "measure", "model")
+_MEASURING = ("data", "dynamics", "infinite", "kernels", "measure", "model", "neural_tangents_compat")
 
 
 class Setting(NamedTuple):
