@@ -6,8 +6,9 @@ import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Optimizer = Literal["gd", "momentum", "adam", "sgd"]
 
@@ -18,21 +19,28 @@ _FULL = {
     "kernel_seeds": 20,
     "lengths": tuple(2**k for k in range(2, 17)),
     "kernel_lengths": tuple(2**k for k in range(6, 19)),
-    "scaling_lengths": (*(2**k for k in range(1, 10)), 2**11, 2**13),
-    "scaling_max_steps": 4096,
+    "scaling_lengths": (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8192),
+    "scaling_max_steps": 2**15,
+    "scaling_seeds": 20,
+    "scaling_n": (4, 8, 12),
+    "scaling_sigma": (0.35, 0.5, 0.7, 1.0),
 }
 _QUICK = {
     "steps": 400,
-    "seeds": 8,
+    "seeds": 12,
     "kernel_seeds": 20,
-    "lengths": tuple(2**k for k in range(2, 13, 2)),
+    "lengths": tuple(2**k for k in range(2, 15, 2)),
     "kernel_lengths": tuple(2**k for k in range(6, 17, 2)),
-    "scaling_lengths": (2, 8, *(2**k for k in range(4, 11, 2))),
-    "scaling_max_steps": 1024,
+    "scaling_lengths": (2, 4, 8, 12, 16, 24, 32, 64, 128, 256, 512, 1024),
+    "scaling_max_steps": 2**13,
+    "scaling_seeds": 12,
+    "scaling_n": (2, 4, 8),
+    "scaling_sigma": (0.5, 0.7, 1.0),
 }
 # Beyond these a run would take weeks, or more memory than there is, and the error would come from deep inside.
 _MOST_STEPS = 100_000
 _LONGEST = 2**24
+_NUMBERS = {int: (Integral, "whole number"), float: (Real, "number")}
 
 
 @dataclass(frozen=True)
@@ -85,15 +93,20 @@ class Config:
     """Prefix lengths among which the smallest one that keeps the guarantee is sought. Start at 2, the shortest prefix
     there is: when the first of a ladder that starts higher is enough, the smallest one is not known."""
     scaling_max_steps: int = 0
-    """Longest training in that search."""
-    scaling_n: tuple[int, ...] = (4, 8, 12)
+    """Longest training in that search. A case counts when the bound by then demands a tenth of the loss."""
+    scaling_seeds: int = 0
+    """Prefixes per length in that search, at least 5. What one of them needs varies a hundredfold at sigma = 1."""
+    scaling_n: tuple[int, ...] = ()
     """Numbers of inputs in that search."""
     scaling_d: tuple[int, ...] = (6, 8, 16)
     """Widths in that search."""
-    scaling_sigma: tuple[float, ...] = (0.35, 0.5, 0.7, 1.0)
+    scaling_sigma: tuple[float, ...] = ()
     """Standard deviations in that search."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
         preset = _QUICK if self.quick else _FULL
         left_open = {name: getattr(self, name) for name in preset if not getattr(self, name)}
         for name in left_open:
@@ -103,42 +116,45 @@ class Config:
         self._check()
 
     def _check(self) -> None:
-        if self.batch_size < 0 or self.batch_size > self.n:
-            raise ValueError(f"batch_size must be within 0..n={self.n}, got {self.batch_size}.")
+        for name, hint in get_type_hints(type(self)).items():
+            self._check_type(name, hint)
+        self._expect("batch_size", 0 <= self.batch_size <= self.n, f"within 0..n={self.n}")
         for name in ("n", "d", "n_test", "sigma", "steps", "scaling_max_steps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
+            self._expect(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
         for name in ("step_size", "target_scale"):
             # Further out, float32 rounds updates and losses to nothing or to infinity.
-            if not 1e-6 <= getattr(self, name) <= 1e6:
-                raise ValueError(f"{name} must be within 1e-6..1e6, got {getattr(self, name)}.")
+            self._expect(name, 1e-6 <= getattr(self, name) <= 1e6, "within 1e-6..1e6")
         for name in ("steps", "scaling_max_steps"):
-            if getattr(self, name) > _MOST_STEPS:
-                raise ValueError(f"{name} must be at most {_MOST_STEPS}, got {getattr(self, name)}.")
-        for name in ("seeds", "kernel_seeds"):
-            if getattr(self, name) < 5:
-                raise ValueError(
-                    f"{name} must be at least 5 for an interval that means something, got {getattr(self, name)}."
-                )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be within 0..2^32 - 1, got {self.seed}.")
-        self._check_ladders()
-        if self.optimizer not in get_args(Optimizer):
-            raise ValueError(f"optimizer must be one of {', '.join(get_args(Optimizer))}; got {self.optimizer!r}.")
-        if self.targets == "labels" and self.data != "digits":
-            raise ValueError(f"targets='labels' need data='digits', got data={self.data!r}.")
-
-    def _check_ladders(self) -> None:
+            self._expect(name, getattr(self, name) <= _MOST_STEPS, f"of at most {_MOST_STEPS}")
+        for name in ("seeds", "kernel_seeds", "scaling_seeds"):
+            self._expect(name, getattr(self, name) >= 5, "of at least 5, for an interval that means something")
+        self._expect("seed", 0 <= self.seed < 2**32, "within 0..2^32 - 1")
+        self._expect("data", self.targets != "labels" or self.data == "digits", "'digits' for targets='labels'")
         for name in ("lengths", "kernel_lengths", "scaling_lengths"):
             lengths = getattr(self, name)
-            if len(lengths) < 3 or not _increasing(lengths) or any(M < 2 or M % 2 for M in lengths):
-                raise ValueError(f"{name} must be at least 3 even prefix lengths, increasing; got {lengths}.")
-            if lengths[-1] > _LONGEST:
-                raise ValueError(f"{name} must be at most 2^24 = {_LONGEST} tokens, got {lengths[-1]}.")
+            whole = len(lengths) >= 3 and _increasing(lengths) and all(M >= 2 and M % 2 == 0 for M in lengths)
+            self._expect(name, whole, "to be at least 3 even prefix lengths, increasing")
+            self._expect(name, lengths[-1] <= _LONGEST, f"of at most 2^24 = {_LONGEST} tokens")
         for name in ("scaling_n", "scaling_d", "scaling_sigma"):
             values = getattr(self, name)
-            if len(values) < 2 or not _increasing(values) or not 0 < values[0] <= values[-1] < math.inf:
-                raise ValueError(f"{name} must be at least 2 positive numbers, increasing; got {values}.")
+            positive = len(values) >= 2 and _increasing(values) and 0 < values[0] <= values[-1] < math.inf
+            self._expect(name, positive, "to be at least 2 positive numbers, increasing")
+
+    def _check_type(self, name: str, hint: Any) -> None:
+        value = getattr(self, name)
+        if get_origin(hint) is Literal:
+            choices = ", ".join(get_args(hint))
+            self._expect(name, value in get_args(hint), f"to be one of {choices}")
+        elif get_origin(hint) is tuple:
+            kind = get_args(hint)[0]
+            numbers = isinstance(value, tuple) and all(_is(kind, number) for number in value)
+            self._expect(name, numbers, f"to be a tuple of {_NUMBERS[kind][1]}s")
+        elif hint in _NUMBERS:
+            self._expect(name, _is(hint, value), f"to be a {_NUMBERS[hint][1]}")
+
+    def _expect(self, name: str, holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"expected {name} {what}, got {getattr(self, name)!r}.")
 
     @property
     def diverges(self) -> bool:
@@ -156,6 +172,10 @@ class Config:
             (7, True)
         """
         return dataclasses.replace(self, **(vars(self)["_left_open"] | changes))
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, _NUMBERS[kind][0]) and not isinstance(value, bool)
 
 
 def _increasing(values: tuple[float, ...]) -> bool:

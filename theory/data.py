@@ -67,7 +67,7 @@ def make_data(
     elif data in ("sphere", "gaussian"):
         inputs = _random_inputs(input_key, n + n_test, d, unit_norm=data == "sphere")
     else:
-        raise ValueError(f"data must be 'sphere', 'gaussian' or 'digits', got {data!r}.")
+        raise ValueError(f"expected data 'sphere', 'gaussian' or 'digits', got {data!r}.")
     x, x_test = inputs[:n], inputs[n:]
     return Data(x, target_scale * _targets(targets, target_key, x, labels), x_test)
 
@@ -85,9 +85,9 @@ def _targets(kind, key, x, labels):
     if kind == "teacher":
         return _teacher(key, x)
     if kind != "labels":
-        raise ValueError(f"targets must be 'gaussian', 'teacher' or 'labels', got {kind!r}.")
+        raise ValueError(f"expected targets 'gaussian', 'teacher' or 'labels', got {kind!r}.")
     if labels is None or d < 2:
-        raise ValueError(f"targets='labels' need data='digits' and d of at least 2, got d={d}.")
+        raise ValueError(f"expected data='digits' and d of at least 2 for targets='labels', got d={d}.")
     centred = np.eye(d)[labels[:n] % d] - 1 / d
     return jnp.asarray(centred / np.linalg.norm(centred, axis=1, keepdims=True), x.dtype)
 
@@ -108,8 +108,8 @@ def _digits(count, d, projection, seed):
     images, labels = load_digits(return_X_y=True)
     if not (count <= len(images) and 1 <= d <= images.shape[1] and projection in ("pca", "random")):
         raise ValueError(
-            f"digits come as at most {len(images)} inputs of at most {images.shape[1]} dimensions, by 'pca' or "
-            f"'random' projection; got {count} inputs, held-out ones included, d={d}, projection={projection!r}."
+            f"expected at most {len(images)} digits, held-out ones included, of at most {images.shape[1]} dimensions, "
+            f"by 'pca' or 'random' projection, got {count} digits, d={d}, projection={projection!r}."
         )
     images = images - images.mean(axis=0)
     rng = np.random.default_rng(seed)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from theory import checks
 from theory.model import stylized_model
 
 # By name, for configurations. "sgd" differs from "gd" by the batches it is given, not by its update.
@@ -41,7 +42,7 @@ def train(
     *,
     steps: int,
     step_size: float | Float[Array, ""],
-    optimizer: Callable[..., optax.GradientTransformation] = optax.sgd,
+    optimizer: str | Callable[..., optax.GradientTransformation] = "gd",
     batch_size: int | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Trajectory:
@@ -54,8 +55,8 @@ def train(
         y: targets, [n, d].
         steps: number of updates.
         step_size: eta.
-        optimizer: makes an optax optimiser from a step size; see `OPTIMIZERS`. Pass the same object each time, not
-            a fresh lambda, or every call compiles again.
+        optimizer: a name among `OPTIMIZERS`, or what makes an optax optimiser from a step size. Pass the same object
+            each time, not a fresh lambda, or every call compiles again.
         batch_size: inputs per step, drawn without replacement; all when absent. Their gradient is scaled
             by n / batch_size.
         key: random key for the batches.
@@ -64,7 +65,8 @@ def train(
         Loss and movement at steps 0..steps, on all inputs, and the trained prefix.
 
     Raises:
-        ValueError: `batch_size` is given without a key, or is not within 1..n.
+        ValueError: `batch_size` is given without a key or is not within 1..n, the optimiser's name is unknown, steps
+            are negative, or shapes do not belong together.
 
     Example:
         >>> import jax
@@ -77,10 +79,18 @@ def train(
 
     Source: arXiv 2406.14036, setting of the convergence theorem.
     """
+    checks.prefix("train", W, a, x=x)
+    checks.same_shape("train", x, y)
+    if steps < 0:
+        raise ValueError(f"train: expected steps of at least 0, got {steps}.")
+    if isinstance(optimizer, str):
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"train: expected an optimizer among {', '.join(OPTIMIZERS)}, got {optimizer!r}.")
+        optimizer = OPTIMIZERS[optimizer]
     n = x.shape[0]
     if batch_size is not None and (key is None or not 1 <= batch_size <= n):
         raise ValueError(
-            f"batch_size must be within 1..{n} and come with a key; got {batch_size}, "
+            f"train: expected batch_size within 1..{n} and a key, got {batch_size}, "
             f"key {'absent' if key is None else 'given'}."
         )
     # eta is an argument of the compiled function, so that a new step size compiles nothing.

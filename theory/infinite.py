@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from theory import neural_tangents_compat
+from theory import checks, neural_tangents_compat
 from theory.kernels import as_matrix, infinite_ntk
 
 # Modes that gradient descent kills in one step keep this share of their error: gradient flow only ever shrinks.
@@ -69,6 +69,7 @@ def predict_infinite(
 
     Source: derived in docs; the limit of arXiv 2406.14036's training dynamics as M grows.
     """
+    checks.same_shape("predict_infinite", x, y)
     dtype = x.dtype
     with jax.enable_x64(True):
         x, y, x_test, covariance = (
@@ -83,8 +84,8 @@ def predict_infinite(
             result = _flow(kernel, cross, y, None)
         elif step_size is None or not 0 < step_size < 2 / largest:
             raise ValueError(
-                f"step_size must be within (0, 2/lambda_max(H*)) = (0, {2 / largest:.4g}), because descent diverges "
-                f"beyond; got {step_size}."
+                f"predict_infinite: expected a step_size within (0, 2/lambda_max(H*)) = (0, {2 / largest:.4g}), beyond "
+                f"which descent diverges, got {step_size}."
             )
         elif step_size * largest <= 1 + 1e-5:
             result = _descent_as_flow(spectrum, cross, y, steps, step_size)
@@ -103,8 +104,8 @@ def _spectrum(kernel):
     values, vectors = np.linalg.eigh(np.asarray(as_matrix(kernel)))
     if values[0] <= 1e-10 * values[-1]:
         raise ValueError(
-            f"H* is singular to rounding: lambda_min is {values[0]:.2e}, lambda_max {values[-1]:.2e}. "
-            "Inputs must be pairwise distinct; remove repeated ones."
+            f"predict_infinite: expected pairwise distinct inputs, got ones whose H* is singular to rounding: "
+            f"lambda_min {values[0]:.2e}, lambda_max {values[-1]:.2e}. Remove repeated ones."
         )
     return _Spectrum(values, vectors)
 

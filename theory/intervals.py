@@ -11,7 +11,7 @@ import numpy as np
 LEVEL = 0.95
 _RESAMPLES = 10_000
 # Nested sequences of numbers, as JSON has them, or arrays.
-Numbers = Sequence[Any] | np.ndarray
+Numbers = float | Sequence[Any] | np.ndarray
 
 
 class Estimate(NamedTuple):
@@ -62,11 +62,58 @@ def slope(sizes: Numbers, values: Numbers) -> Estimate:
 
 def slope_of_logs(positions: Numbers, logs: Numbers) -> Estimate:
     """Mean over seeds of the least-squares slopes of `logs`, [positions, seeds], against `positions`."""
-    positions, logs = np.asarray(positions, float), np.asarray(logs, float)
-    centred = positions - positions.mean()
     # The log of 0 is infinite, and has no slope.
     with np.errstate(invalid="ignore"):
-        return mean(centred @ logs / (centred @ centred))
+        return mean(_weights(positions) @ np.asarray(logs, float))
+
+
+def slope_of_medians(positions: Numbers, low: Numbers, high: Numbers) -> Estimate:
+    """Least-squares slope of the medians over seeds of numbers of which only brackets are known.
+
+    A median stands where a few seeds are far out, or known only to lie above all others. The interval is the percentile
+    interval of resampled seeds, widened by the largest error that any place within the brackets can make.
+
+    Args:
+        positions: [positions].
+        low: lower ends, [positions, seeds].
+        high: upper ends, [positions, seeds]; infinite where there is none. NaN makes the estimate NaN.
+
+    Returns:
+        The slope of the brackets' middles with its interval; NaN where a median is infinite.
+
+    Example:
+        >>> from theory.intervals import slope_of_medians
+        >>> slope_of_medians([0, 1], [[0, 0, 0], [2, 2, 2]], [[1, 1, 1], [3, 3, 3]])
+        Estimate(value=2.0, low=1.0, high=3.0)
+    """
+    weights, low, high = _weights(positions), np.asarray(low, float), np.asarray(high, float)
+    # One resampling of seeds for all positions: a seed's draws are alike at all of them.
+    chosen = _resampled(low.shape[1])
+    below, above = np.median(low, axis=1), np.median(high, axis=1)
+    with np.errstate(invalid="ignore"):
+        value = weights @ (below + above) / 2
+        slopes = weights @ (np.median(low[:, chosen], axis=2) + np.median(high[:, chosen], axis=2)) / 2
+        error = np.abs(weights) @ (above - below) / 2
+    if not np.isfinite(value):
+        return Estimate(math.nan, math.nan, math.nan)
+    # Where several medians of a resampling are infinite, its slope may be anything.
+    low, high = (
+        np.quantile(np.where(np.isnan(slopes), anything, slopes), level, method="closest_observation")
+        for level, anything in (((1 - LEVEL) / 2, -math.inf), ((1 + LEVEL) / 2, math.inf))
+    )
+    return Estimate(float(value), float(low - error), float(high + error))
+
+
+def _weights(positions: Numbers) -> np.ndarray:
+    """What a least-squares slope multiplies values with."""
+    positions = np.asarray(positions, float)
+    centred = positions - positions.mean()
+    return centred / (centred @ centred)
+
+
+def _resampled(seeds: int) -> np.ndarray:
+    """Seeds drawn with replacement, [resamples, seeds]; the same every time, so that numbers give one interval."""
+    return np.random.default_rng(0).integers(seeds, size=(_RESAMPLES, seeds))
 
 
 def share(holds: Numbers) -> Estimate:
@@ -101,9 +148,8 @@ def largest_fall(holds: Numbers) -> Estimate:
         0.5
     """
     holds = np.asarray(holds, bool)
-    # The same numbers give the same interval.
-    chosen = np.random.default_rng(0).integers(holds.shape[1], size=(_RESAMPLES, holds.shape[1]))
-    low, high = np.quantile(_fall(holds[:, chosen].mean(axis=2)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    falls = _fall(holds[:, _resampled(holds.shape[1])].mean(axis=2))
+    low, high = np.quantile(falls, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(_fall(holds.mean(axis=1))), float(low), float(high))
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from theory.model import _covariance
+from theory import checks
+from theory.model import covariance_matrix
 
 # Rows of W worked on at once: n(d+1) x chunk numbers then stay within the cache for common n and d.
 _CHUNK = 1024
@@ -44,7 +45,7 @@ def finite_ntk(
         H, [n1, n2, d, d], indexed (i, j, k, l), as `neural_tangents.empirical_ntk_fn` has it.
 
     Raises:
-        ValueError: `chunk` is not positive.
+        ValueError: `chunk` is not positive, or shapes do not belong together.
 
     Example:
         >>> import jax
@@ -56,7 +57,8 @@ def finite_ntk(
     Source: arXiv 2406.14036 defines the kernel; the Gram form is derived in docs.
     """
     if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}.")
+        raise ValueError(f"finite_ntk: expected a chunk of at least 1, got {chunk}.")
+    checks.prefix("finite_ntk", W, a, X1=X1, X2=X2)
     M = W.shape[0]
     # Lengths are rounded up to a power of two, so that one compilation serves every M in between; the loop
     # below still runs over the true length only.
@@ -156,7 +158,7 @@ def infinite_ntk(
         H*, [n1, n2, d, d], indexed (i, j, k, l).
 
     Raises:
-        ValueError: sigma is not positive, both sigma and a covariance are given, or its shape is wrong.
+        ValueError: sigma is not positive, both sigma and a covariance are given, or the covariance is not one.
 
     Example:
         >>> import jax
@@ -167,7 +169,7 @@ def infinite_ntk(
 
     Source: derived in docs, by tilting the Gaussian; arXiv 2406.14036 only assumes that the limit is positive.
     """
-    covariance = _covariance(X1.shape[1], sigma, covariance).astype(X1.dtype)
+    covariance = covariance_matrix(X1.shape[1], sigma, covariance).astype(X1.dtype)
     return _closed_form(X1, X1 if X2 is None else X2, covariance)
 
 

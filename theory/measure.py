@@ -14,20 +14,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from theory import neural_tangents_compat
+from theory.bound import DEMANDED, bound_excess, steps_to_demand, within_bound
 from theory.config import Config
 from theory.data import Data, make_data
-from theory.dynamics import OPTIMIZERS, train
+from theory.dynamics import train
 from theory.infinite import predict_infinite
 from theory.kernels import as_matrix, finite_ntk, infinite_ntk
 from theory.model import init_stylized, stylized_model
-from theory.verdicts import within_bound
 
 # Length at which the kernel is computed a second time, by neural_tangents.
 _AGREEMENT_M = 256
 # A kernel of this many rows takes 2 GiB in float64, and minutes for its eigenvalues.
 _MOST_ROWS = 16_384
 # The modules whose code measurements depend on.
-_MEASURING = ("data", "dynamics", "infinite", "kernels", "measure", "model", "neural_tangents_compat")
+_MEASURING = ("bound", "data", "dynamics", "infinite", "kernels", "measure", "model", "neural_tangents_compat")
 
 
 class Setting(NamedTuple):
@@ -60,7 +60,7 @@ def make_setting(config: Config) -> Setting:
     """
     if config.n * config.d > _MOST_ROWS:
         raise ValueError(
-            f"the infinite-prefix kernel has n d rows, at most {_MOST_ROWS} here; got {config.n} x {config.d} = "
+            f"expected at most {_MOST_ROWS} rows n d of the infinite-prefix kernel, got {config.n} x {config.d} = "
             f"{config.n * config.d}. Use fewer inputs or a smaller d."
         )
     data = make_data(
@@ -149,12 +149,12 @@ def _measure_run(setting, config, M, key, infinite):
 def measure_requirement(config: Config) -> dict[str, Any]:
     """Smallest M of the ladder from which on the bound holds, for each seed; NaN where even the last fails."""
     setting = make_setting(config)
-    # Long enough for the guarantee to demand a twentyfold smaller loss, where the limit on steps allows.
-    horizon = math.log(20) / -math.log1p(-min(max(setting.guaranteed_rate, 1e-12), 0.5))
-    # Rounded up to a power of two, so that settings share compilations.
-    steps = min(config.scaling_max_steps, 1 << math.ceil(math.log2(horizon)))
-    smallest = np.full(config.seeds, math.nan)
-    from_here_on = np.ones(config.seeds, bool)
+    # Long enough for the bound to demand what counts, where the limit on steps allows; rounded up to a power of two, so
+    # that settings share compilations.
+    horizon = steps_to_demand(DEMANDED, setting.guaranteed_rate)
+    steps = min(config.scaling_max_steps, 1 << (horizon - 1).bit_length())
+    smallest = np.full(config.scaling_seeds, math.nan)
+    from_here_on = np.ones(config.scaling_seeds, bool)
     for M in reversed(config.scaling_lengths):
         from_here_on &= _holds(setting, config, M, steps)
         smallest[from_here_on] = M
@@ -166,7 +166,7 @@ def measure_requirement(config: Config) -> dict[str, Any]:
 
 
 def _holds(setting, config, M, steps):
-    keys = _keys(config, config.seeds, M)
+    keys = _keys(config, config.scaling_seeds, M)
     W, a = (
         jnp.stack(parts) for parts in zip(*(init_stylized(key, M, config.d, config.sigma) for key in keys), strict=True)
     )
@@ -176,9 +176,8 @@ def _holds(setting, config, M, steps):
 
 def _train(setting, config, W, a, key, steps):
     batch_size = (config.batch_size or max(1, config.n // 2)) if config.optimizer == "sgd" else None
-    optimizer = OPTIMIZERS[config.optimizer]
     key = None if batch_size is None else key
-    options = {"optimizer": optimizer, "batch_size": batch_size, "key": key}
+    options = {"optimizer": config.optimizer, "batch_size": batch_size, "key": key}
     return train(W, a, setting.data.x, setting.data.y, steps=steps, step_size=setting.step_size, **options)
 
 
@@ -192,22 +191,6 @@ def source() -> str:
     """
     folder = Path(__file__).parent
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in _MEASURING)).hexdigest()[:12]
-
-
-def bound_excess(loss: np.ndarray, guaranteed_rate: float) -> float:
-    """Largest ratio, over all steps, of the loss to its bound (1 - eta lambda/2)^t L(0); NaN after a divergence.
-
-    Example:
-        >>> import numpy as np
-        >>> from theory.measure import bound_excess
-        >>> float(bound_excess(np.array([8.0, 4.0, 4.0]), guaranteed_rate=0.5))
-        2.0
-    """
-    # In logs, because the bound itself may underflow. A rate of 1 or more asks for a loss of 0 after one step.
-    decay = math.log1p(-guaranteed_rate) if guaranteed_rate < 1 else -math.inf
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        steps = np.arange(1, len(loss))
-        return float(np.exp(np.max(np.append(0.0, np.log(loss[1:] / loss[0]) - steps * decay))))
 
 
 def final_rate(loss: np.ndarray) -> float:

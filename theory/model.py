@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
+from theory import checks
+
 
 @jax.jit
 def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
@@ -62,7 +64,8 @@ def init_stylized(
         W, [M, d], and a, [M].
 
     Raises:
-        ValueError: M is odd or below 2, sigma is not positive, or both sigma and a covariance are given.
+        ValueError: M is odd or below 2, sigma is not positive, both sigma and a covariance are given, or the covariance
+            is not one.
 
     Example:
         >>> import jax
@@ -75,11 +78,12 @@ def init_stylized(
     """
     if M < 2 or M % 2:
         raise ValueError(
-            f"M must be even and at least 2, because tokens come in pairs; got {M}. Use {max(2, M + M % 2)}."
+            f"expected an even M of at least 2, because tokens come in pairs, got {M}. Use {max(2, M + M % 2)}."
         )
     if covariance is None:
-        return _draw(key, _positive(sigma), M, d)
-    covariance = _covariance(d, sigma, covariance)
+        checks.positive("sigma", sigma)
+        return _draw(key, sigma, M, d)
+    covariance = covariance_matrix(d, sigma, covariance)
     # An eigenvalue root, because a covariance may be singular and a Cholesky factor then is NaN.
     values, vectors = jnp.linalg.eigh(covariance)
     return _draw(key, vectors * jnp.sqrt(jnp.maximum(values, 0))[None], M, d)
@@ -93,18 +97,14 @@ def _draw(key, root, M, d):
     return jnp.concatenate([W, W]), jnp.concatenate([signs, -signs])
 
 
-def _covariance(d: int, sigma: float, covariance: Float[Array, "d d"] | None) -> Float[Array, "d d"]:
-    """Sigma as a matrix, from whichever of the two ways to give it was used."""
+def covariance_matrix(d: int, sigma: float, covariance: Float[Array, "d d"] | None) -> Float[Array, "d d"]:
+    """Sigma as a matrix, from whichever of the two ways to give it was used.
+
+    Raises:
+        ValueError: sigma is not positive, both are given, or the covariance is not one.
+    """
     if covariance is None:
-        return jnp.asarray(_positive(sigma) ** 2 * np.eye(d), dtype=float)
-    if sigma != 1.0:
-        raise ValueError(f"sigma={sigma} and a covariance were both given; leave one out.")
-    if covariance.shape != (d, d):
-        raise ValueError(f"covariance must have shape {(d, d)}, got {covariance.shape}.")
+        checks.positive("sigma", sigma)
+        return jnp.asarray(sigma**2 * np.eye(d), dtype=float)
+    checks.covariance(d, sigma, covariance)
     return covariance
-
-
-def _positive(sigma: float) -> float:
-    if not sigma > 0:
-        raise ValueError(f"sigma must be positive, got {sigma}.")
-    return sigma

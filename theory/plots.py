@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from theory import intervals
-from theory.verdicts import asymptotic, smallest_sufficient, within_bound
+from theory.bound import within_bound
+from theory.verdicts import asymptotic, bracket
 
 _STYLE = {
     "font.size": 9,
@@ -221,16 +222,17 @@ def requirement(results: dict[str, Any]) -> Figure:
 def _smallest(axes: Axes, results: dict[str, Any], vary: str) -> None:
     settings = [setting for setting in results["requirement"] if setting["vary"] == vary]
     ladder, values = results["config"]["scaling_lengths"], [setting["value"] for setting in settings]
-    smallest = np.array([smallest_sufficient(setting, ladder) for setting in settings])
-    kept = _array([setting["smallest"] for setting in settings])
-    _band(axes, values, smallest, _BLUE, _seeds(results))
-    # Seeds coincide on a rung, so the size of a dot says how many.
-    for value, seeds in zip(values, smallest, strict=True):
+    below, smallest = np.array([bracket(setting, ladder) for setting in settings]).transpose(1, 0, 2)
+    axes.plot(values, np.median(smallest, axis=1), color=_BLUE, label=f"median of {_seeds(results)}")
+    for value, lows, seeds in zip(values, below, smallest, strict=True):
+        # Seeds coincide on a rung, so the size of a dot says how many; a line leads down to the rung before.
         rungs, counts = np.unique(seeds[np.isfinite(seeds)], return_counts=True)
         axes.scatter(np.full(len(rungs), value), rungs, s=12 * counts, color=_BLUE, alpha=0.35, linewidths=0)
+        known = np.isfinite(seeds)
+        axes.vlines(np.full(known.sum(), value), lows[known], seeds[known], color=_BLUE, linewidth=0.8)
     for cases, height, marker, label in (
-        (np.isnan(kept), 2.0 * ladder[-1], "x", "above the ladder for some seeds"),
-        (np.isnan(smallest) & ~np.isnan(kept), ladder[0] / 2.0, "v", "off the ladder's lower end for some seeds"),
+        (np.isinf(smallest), 2.0 * ladder[-1], "x", "above the ladder for some seeds"),
+        (np.isnan(smallest), ladder[0] / 2.0, "v", "not known: ladder or training too short"),
     ):
         places = [value for value, seeds in zip(values, cases, strict=True) if seeds.any()]
         if places:

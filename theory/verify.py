@@ -20,7 +20,7 @@ from theory.verdicts import Verdict
 
 _SETTING_FIELDS = ("n", "d", "n_test", "sigma", "data", "projection", "targets", "target_scale", "seed")
 _TRAINING_FIELDS = (*_SETTING_FIELDS, "optimizer", "step_size", "batch_size", "steps", "seeds")
-_SCALING_FIELDS = (*_TRAINING_FIELDS[:-2], "seeds", "scaling_lengths", "scaling_max_steps")
+_SCALING_FIELDS = (*_TRAINING_FIELDS[:-2], "scaling_seeds", "scaling_lengths", "scaling_max_steps")
 _COLOURS = {"pass": "green", "fail": "red", "not applicable": "yellow"}
 
 
@@ -87,7 +87,12 @@ def judge(measured: dict[str, Any], config: Config) -> tuple[Verdict, ...]:
     )
     of_descent = (
         verdicts.lazy_training(lengths, training["movement"], training["drift"]),
-        verdicts.guarantee(training["excess"], training["rate"], measured["setting"]["guaranteed_rate"]),
+        verdicts.guarantee(
+            training["excess"],
+            training["rate"],
+            measured["setting"]["guaranteed_rate"],
+            measured["infinite"]["rate"],
+        ),
         verdicts.loss_curve(lengths, training["curve_difference"]),
         verdicts.prediction(lengths, training["prediction_error"]),
         verdicts.requirement(measured["requirement"], config.scaling_lengths),
@@ -219,7 +224,16 @@ def table(report: Report) -> Table:
                 end_section=index == len(verdict.findings) - 1,
             )
     reasons = dict.fromkeys(verdict.outside for verdict in report.verdicts if verdict.outside)
-    result.caption = "\n".join(f"Not applicable: {reason}." for reason in reasons) or None
+    notes = [f"Not applicable: {reason}." for reason in reasons]
+    unsure = [
+        f"{verdict.name} ({finding.name})"
+        for verdict in report.verdicts
+        for finding in verdict.findings
+        if verdict.status == "fail" and finding.undecided
+    ]
+    if unsure:
+        notes.append(f"Interval partly within its band, which more seeds may decide: {', '.join(unsure)}.")
+    result.caption = "\n".join(notes) or None
     return result
 
 

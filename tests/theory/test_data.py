@@ -54,12 +54,12 @@ def test_the_seed_decides():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": "cube"}, "data must be 'sphere', 'gaussian' or 'digits', got 'cube'"),
-        ({"targets": "odd"}, "targets must be 'gaussian', 'teacher' or 'labels', got 'odd'"),
-        ({"targets": "labels"}, "need data='digits'"),
-        ({"data": "digits", "d": 65}, "at most 64 dimensions"),
-        ({"data": "digits", "n": 1797}, "at most 1797 inputs"),
-        ({"data": "digits", "projection": "flat"}, "got 36 inputs, held-out ones included, d=2, projection='flat'"),
+        ({"data": "cube"}, "expected data 'sphere', 'gaussian' or 'digits', got 'cube'"),
+        ({"targets": "odd"}, "expected targets 'gaussian', 'teacher' or 'labels', got 'odd'"),
+        ({"targets": "labels"}, "expected data='digits' and d of at least 2 for targets='labels'"),
+        ({"data": "digits", "d": 65}, "of at most 64 dimensions"),
+        ({"data": "digits", "n": 1797}, "at most 1797 digits"),
+        ({"data": "digits", "projection": "flat"}, "got 36 digits, d=2, projection='flat'"),
     ],
 )
 def test_errors(unchecked, options, message):

@@ -61,7 +61,7 @@ def test_a_new_step_size_compiles_nothing(problem):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"batch_size": 3}, "come with a key; got 3, key absent"), ({"batch_size": 9, "key": jax.random.key(0)}, "1..5")],
+    [({"batch_size": 3}, "and a key, got 3, key absent"), ({"batch_size": 9, "key": jax.random.key(0)}, "1..5")],
 )
 def test_batch_errors(problem, options, message):
     with pytest.raises(ValueError, match=message):
@@ -122,7 +122,7 @@ def test_converged_infinite_prefix_is_kernel_regression():
 def test_step_sizes_at_which_descent_diverges_are_refused():
     x, y, _ = make_data(6, 4, 5)
     for step_size in (10.0, 2.01 / kernel_spectrum(x)[1][-1], 0.0, float("nan"), None):
-        with pytest.raises(ValueError, match=r"step_size must be within \(0, 2/lambda_max"):
+        with pytest.raises(ValueError, match=r"expected a step_size within \(0, 2/lambda_max"):
             predict_infinite(x, y, steps=3, step_size=step_size)
 
 
@@ -155,3 +155,25 @@ def test_works_under_vmap(problem):
         jnp.stack([W, 2 * W]), a, x, y
     )
     np.testing.assert_allclose(together.loss[0], train(W, a, x, y, steps=5, step_size=0.05).loss, rtol=1e-4)
+
+
+def test_optimisers_go_by_name_too():
+    W, a, x, y = (jnp.ones((4, 2)), jnp.array([1.0, 1.0, -1.0, -1.0]), jnp.eye(2), jnp.eye(2))
+    named, made = (train(W, a, x, y, steps=3, step_size=0.1, optimizer=o) for o in ("adam", optax.adam))
+    np.testing.assert_array_equal(named.W, made.W)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "lion"}, "expected an optimizer among gd, momentum, adam, sgd, got 'lion'"),
+        ({"steps": -1}, "expected steps of at least 0, got -1"),
+        ({"y": jnp.eye(3)}, r"expected x and y of one shape \[n, d\], got \(2, 2\) and \(3, 3\)"),
+        ({"x": jnp.ones((2, 3))}, r"expected x \[n, d\] with the d = 2 of W, got shape \(2, 3\)"),
+        ({"a": jnp.ones(3)}, r"expected W \[M, d\] and a \[M\], got shapes \(4, 2\) and \(3,\)"),
+    ],
+)
+def test_what_does_not_belong_together_is_named(unchecked, change, message):
+    given = {"W": jnp.ones((4, 2)), "a": jnp.ones(4), "x": jnp.eye(2), "y": jnp.eye(2), "steps": 3, "step_size": 0.1}
+    with pytest.raises(ValueError, match=f"train: {message}"):
+        train(**(given | change))

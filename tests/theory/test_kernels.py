@@ -188,9 +188,12 @@ def test_reported_errors_at_sigma_one():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: finite_ntk(*prefix(4, 2), x, chunk=0), "chunk must be at least 1, got 0"),
-        (lambda x: infinite_ntk(x, sigma=0.0), "sigma must be positive, got 0.0"),
-        (lambda x: infinite_ntk(x, sigma=2.0, covariance=jnp.eye(2)), "sigma=2.0 and a covariance were both given"),
+        (lambda x: finite_ntk(*prefix(4, 2), x, chunk=0), "expected a chunk of at least 1, got 0"),
+        (lambda x: infinite_ntk(x, sigma=0.0), "expected a positive, finite sigma, got 0.0"),
+        (
+            lambda x: infinite_ntk(x, sigma=2.0, covariance=jnp.eye(2)),
+            "expected sigma or a covariance, got both: sigma=2.0",
+        ),
     ],
 )
 def test_errors(call, message):
@@ -199,5 +202,27 @@ def test_errors(call, message):
 
 
 def test_covariance_of_the_wrong_shape(unchecked):
-    with pytest.raises(ValueError, match=r"covariance must have shape \(2, 2\), got \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"expected a covariance of shape \(2, 2\), got \(3, 3\)"):
         infinite_ntk(inputs(3, 2), covariance=jnp.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("covariance", "message"),
+    [
+        ([[1.0, 2.0], [2.0, 1.0]], "positive semi-definite covariance, got one with the eigenvalue -1"),
+        ([[1.0, 0.5], [0.0, 1.0]], "symmetric covariance"),
+        ([[1.0, 0.0], [0.0, np.nan]], "finite, symmetric covariance"),
+        ([[-1.0, 0.0], [0.0, -1.0]], "positive semi-definite"),
+    ],
+)
+def test_what_is_no_covariance_is_refused(covariance, message):
+    covariance = jnp.array(covariance)
+    for call in (
+        lambda: infinite_ntk(inputs(3, 2), covariance=covariance),
+        lambda: init_stylized(jax.random.key(0), 4, 2, covariance=covariance),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    # Singular is fine, and so is one that is not known yet.
+    infinite_ntk(inputs(3, 2), covariance=jnp.array([[1.0, 1.0], [1.0, 1.0]]))
+    jax.jit(lambda covariance: infinite_ntk(inputs(3, 2), covariance=covariance))(covariance)

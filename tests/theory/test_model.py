@@ -47,5 +47,5 @@ def test_singular_covariance_stays_in_its_plane():
 
 @pytest.mark.parametrize("M", [0, 3])
 def test_odd_lengths_are_refused(M):
-    with pytest.raises(ValueError, match=f"M must be even and at least 2, .* got {M}"):
+    with pytest.raises(ValueError, match=f"expected an even M of at least 2, .* got {M}"):
         init_stylized(jax.random.key(0), M, 2)

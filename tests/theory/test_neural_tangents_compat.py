@@ -67,7 +67,7 @@ def test_one_file_imports_neural_tangents():
 
 @pytest.mark.parametrize("implementation", [0, 3])
 def test_broken_implementations_are_not_offered(implementation):
-    with pytest.raises(ValueError, match=f"must be 1 or 2, got {implementation}"):
+    with pytest.raises(ValueError, match=f"expected implementation 1 or 2, got {implementation}"):
         neural_tangents_compat.empirical_ntk_fn(jnp.matmul, implementation=implementation)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from theory import Config, intervals, verdicts
-from theory.measure import bound_excess, final_rate
+from theory.bound import bound_excess, steps_to_demand
+from theory.measure import final_rate
 from theory.verdicts import Finding, Verdict
 
 LENGTHS = [2**k for k in range(6, 17, 2)]
@@ -50,10 +51,18 @@ def test_eigenvalue_share():
 
 def test_guarantee():
     good = {"excess": [[2.0] * 5, [1.0] * 5], "rate": [[0.0] * 5, [0.04, 0.05, 0.04, 0.05, 0.06]]}
-    assert verdicts.guarantee(**good, guaranteed=0.01).status == "pass"
-    assert verdicts.guarantee(**good, guaranteed=0.1).status == "fail"
-    assert verdicts.guarantee(**(good | {"excess": [[1.0] * 5, [1.2] * 5]}), guaranteed=0.01).status == "fail"
-    assert verdicts.guarantee(**(good | {"excess": [[1.0] * 5, [math.nan] * 5]}), guaranteed=0.01).status == "fail"
+    good |= {"guaranteed": 0.01, "predicted": 0.05}
+    assert verdicts.guarantee(**good).status == "pass"
+    for change in (
+        {"guaranteed": 0.1},
+        {"predicted": 0.1},
+        {"predicted": 0.025},
+        {"excess": [[1.0] * 5, [1.2] * 5]},
+        {"excess": [[1.0] * 5, [math.nan] * 5]},
+    ):
+        assert verdicts.guarantee(**(good | change)).status == "fail", change
+    # Where nothing is predicted, nothing is compared with it.
+    assert len(verdicts.guarantee(**(good | {"predicted": None})).findings) == 3
 
 
 def of_twenty(*counts):
@@ -76,14 +85,14 @@ def test_shares_must_rise(holds, passes):
     rate = np.full(holds.shape, 0.05)
     for verdict in (
         verdicts.smallest_eigenvalue(np.where(holds, 0.9, 0.5)),
-        verdicts.guarantee(np.where(holds, 1.0, math.nan), rate, guaranteed=0.01),
+        verdicts.guarantee(np.where(holds, 1.0, math.nan), rate, guaranteed=0.01, predicted=0.05),
     ):
         assert verdict.findings[0].passed
         assert verdict.findings[1].passed == passes, verdict.findings[1]
         assert verdict.status == ("pass" if passes else "fail")
 
 
-LADDER = [2, 4, 16, 256, 4096]
+LADDER = [2, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512, 1024, 4096]
 
 
 def settings(vary=None, law=None, otherwise=16.0):
@@ -95,6 +104,7 @@ def settings(vary=None, law=None, otherwise=16.0):
             "value": value,
             "n": value if name == "n" else 8,
             "smallest": [law(value) if name == vary else otherwise] * 5,
+            "demanded": 0.05,
         }
         for name, values in grid.items()
         for value in values
@@ -112,6 +122,7 @@ def settings(vary=None, law=None, otherwise=16.0):
         ("d", lambda d: d**2.5, "fail"),
         ("sigma", lambda sigma: 16 * math.exp(10 * sigma), "fail"),
         ("n", lambda n: math.nan if n == 16 else 16.0, "fail"),
+        ("d", lambda d: math.nan if d == 4 else 16.0, "fail"),
     ],
 )
 def test_requirement(vary, law, status):
@@ -129,19 +140,66 @@ def test_a_ladder_that_starts_too_high_resolves_nothing():
 
 
 @pytest.mark.parametrize(
-    ("n", "smallest", "ladder", "known"),
+    ("n", "smallest", "ladder", "between"),
     [
-        (2, 2.0, [2, 4, 8], 2.0),  # nothing is shorter
-        (7, 8.0, [8, 16, 32], 8.0),  # 6 tokens cannot fit 7 targets
-        (6, 8.0, [8, 16, 32], math.nan),  # 6 might do
-        (8, 2.0, [2, 4, 16], 16.0),  # 2 and 4 tokens did not train long enough to be found out
-        (8, math.nan, [2, 4, 16], math.nan),
-        (64, 4.0, [2, 4, 16], math.nan),
+        (2, 2.0, [2, 4, 8], (2.0, 2.0)),  # nothing is shorter
+        (3, 8.0, [2, 4, 8], (4.0, 8.0)),
+        (7, 8.0, [8, 16, 32], (7.0, 8.0)),  # 6 tokens cannot fit 7 targets
+        (6, 8.0, [8, 16, 32], None),  # 6 might do
+        (8, 2.0, [2, 4, 16], (8.0, 16.0)),  # 2 and 4 tokens did not train long enough to be found out
+        (8, math.nan, [2, 4, 16], (16.0, math.inf)),
+        (64, 4.0, [2, 4, 16], (64.0, math.inf)),
     ],
 )
-def test_smallest_sufficient_length(n, smallest, ladder, known):
-    found = verdicts.smallest_sufficient({"n": n, "smallest": [smallest]}, ladder)
-    np.testing.assert_array_equal(found, [known])
+def test_bracket_of_the_smallest_sufficient_length(n, smallest, ladder, between):
+    setting = {"n": n, "smallest": [smallest], "demanded": 0.1}
+    np.testing.assert_array_equal(verdicts.bracket(setting, ladder)[:, 0], between or (math.nan, math.nan))
+    # A bound that hardly asked for anything finds nothing out.
+    assert np.isnan(verdicts.bracket(setting | {"demanded": 0.3}, ladder)).all()
+
+
+def test_rungs_are_not_exact():
+    """All seeds on one rung agree, but no better than the ladder is fine."""
+    coarse, fine = ([2, 4, 16, 64], [2, 4, *range(6, 65, 2)])
+    widths = []
+    for ladder in (coarse, fine):
+        exponent = verdicts.requirement(settings("n", lambda n: max(16.0, 4.0 * n)), ladder).findings[1].estimate
+        assert exponent.low < exponent.value < exponent.high
+        widths.append(exponent.high - exponent.low)
+    assert widths[0] > 4 * widths[1], widths
+    # Each log is off by half of log 4 at most: exact places of the same slope lie within.
+    assert widths[0] == pytest.approx(math.log(4) * 2 * math.log(2) / (2 * math.log(2) ** 2), rel=0.5)
+
+
+def test_a_seed_above_the_ladder_does_not_move_the_median():
+    far = settings()
+    for setting in far:
+        setting["smallest"] = [16.0] * 9 + [math.nan]
+    verdict = verdicts.requirement(far, LADDER)
+    assert verdict.findings[1].estimate.high < 1
+    assert verdict.status == "pass"
+    for setting in far:
+        setting["smallest"] = [16.0] * 7 + [math.nan] * 3
+    # Too many: another ten seeds could have given a median above it.
+    assert verdicts.requirement(far, LADDER).status == "fail"
+
+
+def test_slope_of_medians():
+    rng = np.random.default_rng(0)
+    positions, covered = np.array([0.0, 1.0, 3.0]), []
+    for _ in range(200):
+        exact = 0.7 * positions[:, None] + rng.normal(size=(3, 9))
+        below = rng.uniform(0, 0.5, size=(3, 9))
+        slope = intervals.slope_of_medians(positions, exact - below, exact - below + 0.5)
+        covered.append(slope.low <= 0.7 <= slope.high)
+    assert np.mean(covered) > 0.93
+    nothing_known = intervals.slope_of_medians(positions, exact, np.full_like(exact, np.nan))
+    assert np.isnan(nothing_known).all()
+
+
+def test_steps_to_demand():
+    steps = steps_to_demand(0.05, 0.001)
+    assert 0.999**steps <= 0.05 < 0.999 ** (steps - 1)
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -152,7 +210,13 @@ def test_every_growth_can_fail_on_the_shipped_ladders(vary, quick):
     positions = values if vary == "sigma" else np.log(values)
     steepest = np.where(positions > positions.mean(), ladder[-1], ladder[0])
     planted = [
-        {"vary": vary, "value": value, "n": int(value) if vary == "n" else config.n, "smallest": [float(M)] * 5}
+        {
+            "vary": vary,
+            "value": value,
+            "n": int(value) if vary == "n" else config.n,
+            "smallest": [float(M)] * 5,
+            "demanded": 0.05,
+        }
         for value, M in zip(values, steepest, strict=True)
     ]
     others = [setting for setting in settings(otherwise=64.0) if setting["vary"] != vary]
@@ -164,6 +228,8 @@ def test_every_growth_can_fail_on_the_shipped_ladders(vary, quick):
 
 def test_status():
     inside, outside = (Finding("f", intervals.Estimate(0.5, 0.4, high), (0.0, 1.0)) for high in (0.6, 1.1))
+    beyond, unknown = (Finding("f", intervals.Estimate(x, x, x), (0.0, 1.0)) for x in (2.0, math.nan))
+    assert [finding.undecided for finding in (inside, outside, beyond, unknown)] == [False, True, False, False]
     assert Verdict("v", "c", (inside,)).status == "pass"
     assert Verdict("v", "c", (inside, outside)).status == "fail"
     assert Verdict("v", "c", (inside, outside), outside="reason").status == "not applicable"

@@ -23,6 +23,7 @@ SMALL = {
     "kernel_lengths": (4, 8, 16),
     "scaling_lengths": (2, 4, 8),
     "scaling_max_steps": 16,
+    "scaling_seeds": 5,
     "scaling_n": (3, 4),
     "scaling_d": (3, 4),
     "scaling_sigma": (0.5, 0.6),
@@ -69,7 +70,7 @@ def test_a_second_start_measures_nothing(finished, monkeypatch):
 def test_new_settings_measure_only_what_they_touch(finished, monkeypatch):
     for name in ("measure_kernel", "measure_agreement"):
         monkeypatch.setattr(measure, name, stop)
-    monkeypatch.setattr(measure, "measure_requirement", lambda _: {"smallest": [2.0] * 5})
+    monkeypatch.setattr(measure, "measure_requirement", lambda _: {"smallest": [2.0] * 5, "demanded": 0.01})
     report = verify(Config(**(SMALL | {"optimizer": "adam"}), out=finished.folder), plots=False)
     assert [verdict.status for verdict in report.verdicts][2:] == ["not applicable"] * 5
     with pytest.raises(RuntimeError, match="measured again"):
@@ -105,11 +106,12 @@ MODEST = {
     "steps": 200,
     "lengths": (2**8, 2**10, 2**12),
     "kernel_lengths": (2**10, 2**12, 2**14),
-    "scaling_lengths": (2, 4, 16, 64, 256),
-    "scaling_max_steps": 512,
-    "scaling_n": (4, 8),
+    "scaling_lengths": (2, 4, 8, 12, 16, 24, 32, 64, 256),
+    "scaling_max_steps": 8192,
+    "scaling_seeds": 10,
+    "scaling_n": (2, 4, 8),
     "scaling_d": (8, 16),
-    "scaling_sigma": (0.35, 0.7),
+    "scaling_sigma": (0.5, 0.7),
 }
 
 
@@ -122,10 +124,11 @@ def measured(config):
     return {
         "setting": {"guaranteed_rate": setting.guaranteed_rate},
         "agreement": measure.measure_agreement(setting, config),
+        "infinite": infinite,
         "kernel": {"lengths": config.kernel_lengths} | {name: [k[name] for k in kernel] for name in kernel[0]},
         "training": {"lengths": config.lengths} | {name: [t[name] for t in training] for name in training[0]},
         "requirement": [
-            {"vary": vary, "value": value, "n": 8, "smallest": [16.0] * 6}
+            {"vary": vary, "value": value, "n": 8, "smallest": [16.0] * 6, "demanded": 0.01}
             for vary in ("n", "d", "sigma")
             for value in (1.0, 2.0)
         ],
@@ -184,6 +187,18 @@ def test_between_one_and_two_over_lambda_max_training_follows_the_infinite_prefi
     assert min(other) > 5 * max(long), (other, long)
 
 
+def test_training_at_half_the_step_size_fails_by_its_rate(honest):
+    """The bound still holds, and the guaranteed rate is exceeded: only the rate that H* predicts tells."""
+    config, setting, content = honest
+    slow, infinite = config.replace(step_size=0.5), measure.measure_infinite(setting, config)
+    training = [measure.measure_training(measure.make_setting(slow), slow, M, infinite) for M in config.lengths]
+    content = content | {
+        "training": {"lengths": config.lengths} | {name: [t[name] for t in training] for name in training[0]},
+    }
+    verdict = next(verdict for verdict in judge(content, config) if verdict.name == "guarantee")
+    assert [finding.passed for finding in verdict.findings] == [True, True, True, False], verdict.findings
+
+
 def test_a_step_size_that_is_too_large_fails():
     config = Config(**MODEST | {"seeds": 6, "steps": 60}, step_size=3.0)
     judged = {verdict.name: verdict for verdict in judge(measured(config), config)}
@@ -217,22 +232,27 @@ def test_unnormalised_inputs_are_no_excuse_for_a_singular_kernel(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sigma": -1.0}, "sigma must be positive and finite, got -1.0"),
-        ({"step_size": math.nan}, "step_size must be within 1e-6..1e6, got nan"),
-        ({"step_size": math.inf}, "step_size must be within 1e-6..1e6, got inf"),
-        ({"target_scale": 1e25}, "target_scale must be within 1e-6..1e6, got 1e"),
-        ({"steps": 10**9}, "steps must be at most 100000, got 1000000000"),
-        ({"seed": -1}, "seed must be within 0..2.32 - 1, got -1"),
-        ({"seeds": 4}, "seeds must be at least 5"),
-        ({"lengths": (4, 8)}, "lengths must be at least 3 even prefix lengths"),
+        ({"sigma": -1.0}, "expected sigma above 0 and finite, got -1.0"),
+        ({"step_size": math.nan}, "expected step_size within 1e-6..1e6, got nan"),
+        ({"step_size": math.inf}, "expected step_size within 1e-6..1e6, got inf"),
+        ({"target_scale": 1e25}, "expected target_scale within 1e-6..1e6, got 1e"),
+        ({"steps": 10**9}, "expected steps of at most 100000, got 1000000000"),
+        ({"seed": -1}, "expected seed within 0..2.32 - 1, got -1"),
+        ({"seeds": 4}, "expected seeds of at least 5, .* got 4"),
+        ({"lengths": (4, 8)}, "expected lengths to be at least 3 even prefix lengths"),
         ({"lengths": (4, 8, 8)}, "increasing"),
         ({"kernel_lengths": (3, 4, 5)}, "even prefix lengths"),
-        ({"lengths": (2, 4, 2**30)}, "lengths must be at most 2.24 = 16777216 tokens, got 1073741824"),
-        ({"scaling_n": (4,)}, "scaling_n must be at least 2 positive numbers, increasing; got"),
-        ({"scaling_sigma": (0.5, math.nan)}, "scaling_sigma must be at least 2 positive numbers"),
-        ({"optimizer": "lion"}, "optimizer must be one of gd, momentum, adam, sgd; got 'lion'"),
-        ({"targets": "labels"}, "need data='digits'"),
-        ({"batch_size": 99}, "batch_size must be within 0..n=8, got 99"),
+        ({"lengths": (2, 4, 2**30)}, "expected lengths of at most 2.24 = 16777216 tokens, got .*1073741824"),
+        ({"scaling_n": (4,)}, "expected scaling_n to be at least 2 positive numbers, increasing, got"),
+        ({"scaling_sigma": (0.5, math.nan)}, "expected scaling_sigma to be at least 2 positive numbers"),
+        ({"optimizer": "lion"}, "expected optimizer to be one of gd, momentum, adam, sgd, got 'lion'"),
+        ({"targets": "labels"}, "expected data 'digits' for targets='labels', got 'sphere'"),
+        ({"n": 2.5}, "expected n to be a whole number, got 2.5"),
+        ({"n": True}, "expected n to be a whole number, got True"),
+        ({"sigma": "wide"}, "expected sigma to be a number, got 'wide'"),
+        ({"data": "cube"}, "expected data to be one of sphere, gaussian, digits, got 'cube'"),
+        ({"lengths": (4, 8.5, 16)}, "expected lengths to be a tuple of whole numbers"),
+        ({"batch_size": 99}, "expected batch_size within 0..n=8, got 99"),
     ],
 )
 def test_settings_are_checked(unchecked, options, message):
@@ -240,13 +260,17 @@ def test_settings_are_checked(unchecked, options, message):
         Config(**options)
 
 
+def test_lists_are_taken_as_tuples(unchecked):
+    assert Config(lengths=[4, 8, 16]) == Config(lengths=(4, 8, 16))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"sigma": 100.0}, r"overflows at n=4, d=3, sigma=100.* Use a smaller sigma"),
         ({"d": 1}, r"singular to rounding at n=4, d=1, sigma=0.5 .* a larger d"),
-        ({"n": 2000, "d": 64}, "at most 16384 here; got 2000 x 64 = 128000. Use fewer inputs"),
-        ({"data": "digits", "n": 1795}, "at most 1797 inputs .* got 1798 inputs, held-out ones included"),
+        ({"n": 2000, "d": 64}, "at most 16384 rows .* got 2000 x 64 = 128000. Use fewer inputs"),
+        ({"data": "digits", "n": 1795}, "at most 1797 digits, held-out ones included, .* got 1798 digits"),
         ({"scaling_n": (4, 400)}, "scaling_n has 400, but the infinite-prefix kernel is singular to rounding at n=400"),
     ],
 )
@@ -307,6 +331,7 @@ def test_command_line_reports_and_fails(finished, capsys):
     printed = capsys.readouterr().out
     assert "results.json" in printed
     assert "fail" in printed
+    assert "more seeds may decide: " in printed
     statuses = {verdict["status"] for verdict in read_json(finished.folder / "results.json")["verdicts"]}
     assert "fail" in statuses
 
@@ -318,7 +343,7 @@ def test_command_line_errors(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["verify", *options(tmp_path, seeds=2)])
     assert stopped.value.code == 2
-    assert "seeds must be at least 5" in capsys.readouterr().err
+    assert "expected seeds of at least 5" in capsys.readouterr().err
     assert cli.main(["--help"]) == 0
     assert "verify" in capsys.readouterr().out
 
