@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ntkprefix import checks
-from ntkprefix.kernels import IMPLEMENTATIONS
+from ntkprefix.kernels import DEFAULT, IMPLEMENTATIONS
 from ntkprefix.partial import merge
 from ntkprefix.prefixes import Prefix
 
@@ -122,8 +122,8 @@ def attention(
 
     Source: prefix attention, arXiv 2406.14036, eq. (1) onwards; the layout and options of `jax.nn`'s function.
     """
-    query, key, value = (jnp.asarray(array) for array in (query, key, value))
     checks.arrays(query, key, value)
+    query, key, value = (jnp.asarray(array) for array in (query, key, value))
     batched = query.ndim == 4
     if not batched:
         query, key, value = query[None], key[None], value[None]
@@ -145,7 +145,8 @@ def attention(
     beta = checks.scale("attention", scale, width)
     if prefix is not None:
         checks.prefix(prefix, query, key, value)
-    share = IMPLEMENTATIONS[checks.implementation(implementation)](
+    checks.implementation(implementation, tuple(IMPLEMENTATIONS))
+    share = IMPLEMENTATIONS[implementation or DEFAULT](
         query,
         key,
         value,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ntkprefix import checks
 from ntkprefix._dtypes import accumulator
 from ntkprefix._pytree import Leaf, pytree
 
@@ -71,7 +72,8 @@ def merge(*partials: Partial) -> Partial:
         The partial of the union.
 
     Raises:
-        ValueError: no partial is given.
+        TypeError: something that is no `Partial`.
+        ValueError: none is given, or shapes that differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -83,8 +85,7 @@ def merge(*partials: Partial) -> Partial:
 
     Source: split-softmax merging as in FlashAttention (arXiv 2205.14135), with the two sums kept apart.
     """
-    if not partials:
-        raise ValueError("merge: expected at least one Partial, got none.")
+    checks.mergeable(Partial, partials)
     return reduce(_merge_two, partials)
 
 

@@ -4,7 +4,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map, taylor_error_bound
+from ntkprefix import (
+    FeaturePrefix,
+    MeasurePrefix,
+    Partial,
+    TokenPrefix,
+    attention,
+    feature_map,
+    merge,
+    taylor_error_bound,
+)
 from ntkprefix.bounds import taylor_degree, taylor_weight_error
 
 Z = jnp.zeros
@@ -32,7 +41,29 @@ ERRORS = {
     "width zero": (call(QUERY[..., :0], KEY[..., :0], VALUE), ValueError, "head width H of at least 1"),
     "lengths of key and value": (call(QUERY, KEY, VALUE[:, :4]), ValueError, r"key \[.., S, K, H\] and value"),
     "dtype mix": (call(QUERY.astype(jnp.bfloat16), KEY, VALUE), TypeError, "one dtype for query, key and value"),
-    "integers": (call(QUERY.astype(int), KEY, VALUE), TypeError, "floating-point query, got int32"),
+    "words": (call("a", "b", "c"), TypeError, "query to be an array of floating-point numbers, got str"),
+    "a list": (call([[1.0]], KEY, VALUE), TypeError, "query to be an array of floating-point numbers, got list"),
+    "merging numbers": (lambda: merge(1, 2), TypeError, "merge: expected Partials, got 1. A prefix has its `partial`"),
+    "merging a prefix": (lambda: merge(STATE), TypeError, "merge: expected Partials"),
+    "merging nothing": (lambda: merge(), ValueError, "merge: expected at least one Partial, got none"),
+    "merging other queries": (
+        lambda: merge(*(Partial(Z((1, t, 2, 3)), Z((1, t, 2)), Z((1, t, 2))) for t in (1, 4))),
+        ValueError,
+        r"of one size each, got \(1, 1, 2, 3\), .*; \(1, 4, 2, 3\)",
+    ),
+    "a partial of odd parts": (
+        lambda: merge(Partial(Z((1, 2, 2, 3)), Z((1, 2, 2)), Z(()))),
+        ValueError,
+        r"den and log_scale \[B, T, N\] of one size each",
+    ),
+    "bound of words": (lambda: taylor_error_bound("a", 2), TypeError, "a number as radius, got 'a'"),
+    "degree in words": (lambda: taylor_error_bound(1.0, "b"), TypeError, "a number as degree, got 'b'"),
+    "tolerance in words": (lambda: taylor_degree(1.0, "c"), TypeError, "a number as tolerance, got 'c'"),
+    "integers": (
+        call(QUERY.astype(int), KEY, VALUE),
+        TypeError,
+        "query to be an array of floating-point numbers, got int32",
+    ),
     "float mask": (call(*INPUT, mask=Z((3, 5))), TypeError, "boolean mask .* Use `bias` to add"),
     "mask shape": (call(*INPUT, mask=Z((4, 5), bool)), ValueError, r"broadcasts to \[B, N, T, S\] = \[2, 4, 3, 5\]"),
     "mask over key-value heads": (call(*INPUT, mask=Z((2, 2, 3, 5), bool)), ValueError, r"\[2, 4, 3, 5\], got"),

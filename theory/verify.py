@@ -148,7 +148,8 @@ def _measure(config: Config, bar: Any) -> dict[str, Any]:
         for M in config.lengths
     ]
     requirement = [
-        get(f"requirement-{vary}-{value}", _SCALING_FIELDS, partial(measure.measure_requirement, varied), of=varied)
+        # One name for all: the setting that every variation shares is measured once.
+        get("requirement", _SCALING_FIELDS, partial(measure.measure_requirement, varied), of=varied)
         | {"vary": vary, "value": value, "n": varied.n}
         for vary, value, varied in variations
     ]

@@ -1,0 +1,168 @@
+"""What prefixes and their parts are made of, and what is merged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntkprefix.checks.describe import described, is_real, shapes
+
+
+def fit_together(kind: str, axes: Mapping[str, str], named: Mapping[str, Any]) -> None:
+    """Arrays of one object: every axis letter has one size, and all have a leading B axis or none.
+
+    Args:
+        kind: name for the message.
+        axes: axis letters per array, as in `"M K H"`.
+        named: the arrays; None is skipped.
+
+    Raises:
+        TypeError: something that is not an array of floating-point numbers.
+        ValueError: a wrong rank, or sizes that differ.
+    """
+    sizes: dict[str, int] = {}
+    present = {name: array for name, array in named.items() if array is not None}
+    for name, array in present.items():
+        if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
+            found = getattr(array, "dtype", type(array).__name__)
+            raise TypeError(f"{kind}: expected {name} to be an array of floating-point numbers, got {found}.")
+    wanted = ", ".join(f"{name} [{axes[name].replace(' ', ', ')}]" for name in present)
+    for name, array in present.items():
+        letters = axes[name].split()
+        if array.ndim == len(letters) + 1:
+            letters = ["B", *letters]
+        elif array.ndim != len(letters):
+            raise ValueError(f"{kind}: expected {wanted} (each with a leading B or none), got {shapes(present)}.")
+        for letter, size in zip(letters, array.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise ValueError(f"{kind}: expected one size of axis {letter} in {wanted}, got {shapes(present)}.")
+    ranks = {array.ndim - len(axes[name].split()) for name, array in present.items()}
+    if len(ranks) > 1:
+        raise ValueError(f"{kind}: expected a leading B axis on every array or on none, got {shapes(present)}.")
+
+
+def scale(function: str, scale: Any, width: int) -> Any:
+    """The logit scale beta, 1/sqrt(H) if None.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: an array that is not a scalar, NaN or infinity.
+    """
+    if scale is None:
+        return width**-0.5
+    if not is_real(scale):
+        raise TypeError(f"{function}: expected a number as scale, got {described(scale)}.")
+    if jnp.shape(scale) != ():
+        raise ValueError(f"{function}: expected a scalar scale, got shape {jnp.shape(scale)}.")
+    if not isinstance(scale, jax.core.Tracer) and not math.isfinite(float(scale)):
+        raise ValueError(f"{function}: expected a finite scale, got {scale}.")
+    return scale
+
+
+def positive_scale(beta: Any, width: int) -> Any:
+    """The logit scale beta of a feature state, 1/sqrt(H) if None.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: not a scalar, not finite, or not above 0: features need its square root.
+    """
+    beta = scale("FeaturePrefix", beta, width)
+    if not isinstance(beta, jax.core.Tracer) and not beta > 0:
+        raise ValueError(f"FeaturePrefix: expected a scale above 0, got {beta}.")
+    return beta
+
+
+def known_scale(scale: Any) -> float | None:
+    """The scale as a number for a state to remember; None where it is traced."""
+    return None if isinstance(scale, jax.core.Tracer) else float(scale)
+
+
+def scale_of_state(built: float | None, scale: Any) -> None:
+    """The scale that a state meets against the one that it was built with, as far as both are known.
+
+    Raises:
+        ValueError: they differ by more than float32's rounding.
+    """
+    met = known_scale(scale)
+    if built is not None and met is not None and not math.isclose(built, met, rel_tol=1e-6):
+        raise ValueError(
+            f"FeaturePrefix: expected scale {built:.7g}, which the state was built with, got {met:.7g}. Build the "
+            f"state with `from_tokens(..., scale={met:.7g})`."
+        )
+
+
+def feature_count(feature_map: Any, width: int, found: int) -> None:
+    """A state's feature count against its map's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    expected = feature_map.size(width)
+    if expected != found:
+        raise ValueError(
+            f"FeaturePrefix: expected R = {expected} features ({feature_map} at head width {width}), got {found}."
+        )
+
+
+def addable(a: Any, b: Any) -> None:
+    """Two feature states whose sums are over the same features.
+
+    Raises:
+        TypeError: the second is no feature state.
+        ValueError: other feature maps, shapes, scales or centres.
+    """
+    if type(b) is not type(a):
+        raise TypeError(f"{type(a).__name__}: can add or subtract only its own kind, got {type(b).__name__}.")
+    if a.feature_map != b.feature_map:
+        raise ValueError(f"FeaturePrefix: expected one feature map, got {a.feature_map} and {b.feature_map}.")
+    if a.Z.shape != b.Z.shape:
+        raise ValueError(f"FeaturePrefix: expected states of one shape, got Z {a.Z.shape} and {b.Z.shape}.")
+    if b.scale is not None:
+        scale_of_state(a.scale, b.scale)
+    if (a.centre is None) != (b.centre is None) or _known_to_differ(a.centre, b.centre):
+        raise ValueError(
+            "FeaturePrefix: states recentred on different points cannot be added. Build the second with "
+            "`from_tokens(..., centre=first.centre)`, or use `first.append(keys, values)`."
+        )
+
+
+def mergeable(kind: type, partials: tuple[Any, ...]) -> None:
+    """Shares of attention over disjoint groups of keys, for the same queries.
+
+    Raises:
+        TypeError: not a `Partial`.
+        ValueError: none, or shapes that differ.
+    """
+    if not partials:
+        raise ValueError("merge: expected at least one Partial, got none.")
+    for partial in partials:
+        if not isinstance(partial, kind):
+            raise TypeError(f"merge: expected Partials, got {described(partial)}. A prefix has its `partial` method.")
+    found = [tuple(jnp.shape(leaf) for leaf in (p.num, p.den, p.log_scale)) for p in partials]
+    rows = found[0][1]
+    if len(set(found)) > 1 or found[0][2] != rows or found[0][0][:-1] != rows:
+        raise ValueError(
+            f"merge: expected num [B, T, N, Hv], den and log_scale [B, T, N] of one size each, got "
+            f"{'; '.join(', '.join(map(str, sizes)) for sizes in found)}."
+        )
+
+
+def rank_fits(rank: int, width: int) -> None:
+    """The rank of a covariance.
+
+    Raises:
+        ValueError: above the width.
+    """
+    if rank > width:
+        raise ValueError(f"MeasurePrefix: expected a rank of at most the head width H = {width}, got {rank}.")
+
+
+def _known_to_differ(a: Any, b: Any) -> bool:
+    if a is None or a is b or isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+        return False
+    return not np.array_equal(np.asarray(a), np.asarray(b))

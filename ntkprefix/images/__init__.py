@@ -1,0 +1,7 @@
+"""Labelled images from an installed package, a `.npz` file or a folder, all as square uint8 arrays."""
+
+from ntkprefix.images.data import ImageData, stratified
+from ntkprefix.images.pixels import normalise
+from ntkprefix.images.sources import load_images
+
+__all__ = ["ImageData", "load_images", "normalise", "stratified"]
