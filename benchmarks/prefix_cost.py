@@ -1,7 +1,8 @@
 """What a prefix of M tokens costs in attention, as tokens and as a state: `python -m benchmarks.prefix_cost`.
 
 Floating-point operations and working memory are the compiler's own count. Times are medians over rounds in which every
-case runs once, so that a slow spell of the machine slows all of them, and are given relative to no prefix.
+case runs once, so that a slow spell of the machine slows all of them, and are given relative to no prefix. A state runs
+one program whatever M it was made from, so it is one case.
 """
 
 from __future__ import annotations
@@ -47,14 +48,8 @@ def main(config: CostConfig) -> dict[str, Any]:
     Returns:
         What is written to `benchmarks/results/prefix_cost.json`.
     """
-    keys = jax.random.split(jax.random.key(0), 3)
-    shape = (1, config.queries, config.heads, config.width)
-    inputs = tuple(jax.random.normal(key, shape) for key in keys)
-    cases: list[tuple[str, int, Any]] = [("none", 0, None)]
-    for length in config.lengths:
-        tokens = jax.random.normal(jax.random.fold_in(keys[0], length), (2, length, config.heads, config.width))
-        cases += [("tokens", length, TokenPrefix(*tokens)), ("state", length, FeaturePrefix.from_tokens(*tokens))]
-    compiled = [_compile(prefix, inputs) for _, _, prefix in cases]
+    inputs, cases = make_cases(config)
+    compiled = [compile_case(prefix, inputs) for _, _, prefix in cases]
     seconds = _time([run for run, _ in compiled], config.rounds)
     rows = [
         {
@@ -62,7 +57,7 @@ def main(config: CostConfig) -> dict[str, Any]:
             "M": length,
             "numbers": sum(leaf.size for leaf in jax.tree.leaves(prefix)),
             **counted,
-            "relative_time": round(float(np.median(times / seconds[0])), 3),
+            "relative_time": [round(float(q), 3) for q in np.quantile(times / seconds[0], (0.25, 0.5, 0.75))],
         }
         for (kind, length, prefix), (_, counted), times in zip(cases, compiled, seconds, strict=True)
     ]
@@ -72,7 +67,20 @@ def main(config: CostConfig) -> dict[str, Any]:
     return results
 
 
-def _compile(prefix: Any, inputs: tuple[jax.Array, ...]) -> tuple[Callable[[], Any], dict[str, int]]:
+def make_cases(config: CostConfig) -> tuple[tuple[jax.Array, ...], list[tuple[str, int | None, Any]]]:
+    """Query, key and value, and every case: its kind, M (None stands for any) and the prefix."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = (1, config.queries, config.heads, config.width)
+    inputs = tuple(jax.random.normal(key, shape) for key in keys)
+    cases: list[tuple[str, int | None, Any]] = [("none", 0, None)]
+    for length in config.lengths:
+        tokens = jax.random.normal(jax.random.fold_in(keys[0], length), (2, length, config.heads, config.width))
+        cases.append(("tokens", length, TokenPrefix(*tokens)))
+    return inputs, [*cases, ("state", None, FeaturePrefix.from_tokens(*tokens))]
+
+
+def compile_case(prefix: Any, inputs: tuple[jax.Array, ...]) -> tuple[Callable[[], Any], dict[str, int]]:
+    """What runs attention with a prefix, and the compiler's count of its operations and working memory."""
     program = jax.jit(lambda prefix, q, k, v: attention(q, k, v, prefix=prefix)).lower(prefix, *inputs).compile()
     memory, cost = program.memory_analysis(), program.cost_analysis()
     counted = {"flops": int(cost["flops"]), "working_bytes": int(memory.temp_size_in_bytes)}
@@ -94,18 +102,29 @@ def _time(runs: list[Callable[[], Any]], rounds: int) -> np.ndarray:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Attention with a prefix of M tokens", title_justify="left")
-    for column in ("prefix", "M", "numbers stored", "Mflop", "working MB", "time / no prefix"):
+    for column in ("prefix", "M", "numbers stored", "Mflop", "working MB", "time / no prefix (quartiles)"):
         table.add_column(column, justify="left" if column == "prefix" else "right")
     for row in rows:
         table.add_row(
             row["prefix"],
-            f"{row['M']:,}",
+            length(row["M"]),
             f"{row['numbers']:,}",
             f"{row['flops'] / 1e6:,.0f}",
             f"{row['working_bytes'] / 1e6:,.1f}",
-            f"{row['relative_time']:.2f}",
+            ratio(row["relative_time"]),
         )
     return table
+
+
+def length(M: int | None) -> str:
+    """A prefix length for a table."""
+    return "any" if M is None else f"{M:,}"
+
+
+def ratio(quartiles: list[float]) -> str:
+    """A median with its quartiles, to three digits."""
+    low, middle, high = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in quartiles)
+    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import benchmarks
+from benchmarks import RESULTS as BENCHMARKS
+from benchmarks import prefix_cost
 from experiments import RESULTS
 from ntkprefix.runs import read_json, write_bytes
 
@@ -36,7 +37,7 @@ def render(text: str) -> str:
 
 def cost() -> str:
     """What a prefix costs in attention, as tokens and as a state."""
-    results = read_json(benchmarks.RESULTS / "prefix_cost.json")
+    results = read_json(BENCHMARKS / "prefix_cost.json")
     config, where = results["config"], results["environment"]
     lines = [
         "| prefix | M | numbers stored | Mflop | working MB | time, relative to no prefix |",
@@ -44,17 +45,17 @@ def cost() -> str:
     ]
     for row in results["rows"]:
         lines.append(
-            f"| {row['prefix']} | {row['M']:,} | {row['numbers']:,} | {row['flops'] / 1e6:,.0f} "
-            f"| {row['working_bytes'] / 1e6:,.1f} | {row['relative_time']:.2f} |"
+            f"| {row['prefix']} | {prefix_cost.length(row['M'])} | {row['numbers']:,} | {row['flops'] / 1e6:,.0f} "
+            f"| {row['working_bytes'] / 1e6:,.1f} | {prefix_cost.ratio(row['relative_time'])} |"
         )
     return "\n".join(
         [
             *lines,
             "",
             f"{config['queries']} queries and keys, {config['heads']} heads of {config['width']}, forward, float32; "
-            f"flops and memory as the compiler counts them, time as a median of ratios in {config['rounds']} rounds "
-            f"({where['processor']}, {where['cores']} cores). A state is compared with an exact prefix for its cost "
-            f"alone: how far its output is from the exact one is what `taylor_error_bound` is about. "
+            f"flops and memory as the compiler counts them, time as the median of ratios in {config['rounds']} rounds, "
+            f"with quartiles ({where['processor']}, {where['cores']} cores). A state is compared with an exact prefix "
+            f"for its cost alone: how far its output is from the exact one is what `taylor_error_bound` is about. "
             f"Remade by `python -m benchmarks.prefix_cost`.",
         ]
     )
@@ -111,14 +112,16 @@ def verify() -> str:
             *lines,
             "",
             f"n = {config['n']}, d = {config['d']}, sigma = {config['sigma']}, "
-            f"M to 2^{longest}, {config['seeds']} seeds. "
+            f"M to 2^{longest}, {config['seeds']} seeds ({config['kernel_seeds']} for the kernel at the start, "
+            f"{config['scaling_seeds']} for the requirement). "
             f"Remade by `python -m experiments.results verify`.",
         ]
     )
 
 
 def _number(value: Any) -> str:
-    return "none" if value is None else f"{value:.3g}" if isinstance(value, float | int) else str(value)
+    # Seven digits are stored: what is smaller than their rounding is zero.
+    return "none" if value is None else f"{0.0 if abs(value) < 1e-12 else value:.3g}"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
+from benchmarks import RESULTS as BENCHMARKS
+from benchmarks import prefix_cost
 from experiments import RESULTS, notebooks, readme, summary, tuning, vision
 from experiments.plots import smooth
 from ntkprefix.images import ImageData, load_images
@@ -92,6 +95,18 @@ def test_the_readme_says_what_the_result_files_say():
 def test_a_readme_without_markers_is_an_error():
     with pytest.raises(ValueError, match="markers of the table 'cost'"):
         readme.render("# nothing")
+
+
+def test_committed_costs_are_the_compilers():
+    results = read_json(BENCHMARKS / "prefix_cost.json")
+    if results["environment"]["packages"]["jaxlib"] != jax.lib.__version__:
+        pytest.skip("counted by another version of the compiler")
+    config = prefix_cost.CostConfig(**{**results["config"], "lengths": (16, 256)})
+    inputs, cases = prefix_cost.make_cases(config)
+    counted = {(kind, M): prefix_cost.compile_case(prefix, inputs)[1] for kind, M, prefix in cases}
+    committed = {(row["prefix"], row["M"]): row for row in results["rows"]}
+    for case, found in counted.items():
+        assert found == {name: committed[case][name] for name in found}, case
 
 
 SMALL = {

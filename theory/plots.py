@@ -211,7 +211,8 @@ def requirement(results: dict[str, Any]) -> Figure:
         _smallest(axes, results, vary)
         finding = _finding(results, "requirement", index + 1)
         estimate = None if finding is None else finding["estimate"]
-        title = growths[vary] if estimate is None else f"{growths[vary]}: {estimate:.2f}"
+        # Adding zero takes the sign off a rounded -0.00.
+        title = growths[vary] if estimate is None else f"{growths[vary]}: {round(estimate, 2) + 0.0:.2f}"
         axes.set(xlabel=names[vary], title=title)
     panels[0].set_ylabel("smallest M that keeps the bound")
     text = "Prefix length that the guarantee needs (dots grow with the number of seeds)"
@@ -223,7 +224,9 @@ def _smallest(axes: Axes, results: dict[str, Any], vary: str) -> None:
     settings = [setting for setting in results["requirement"] if setting["vary"] == vary]
     ladder, values = results["config"]["scaling_lengths"], [setting["value"] for setting in settings]
     below, smallest = np.array([bracket(setting, ladder) for setting in settings]).transpose(1, 0, 2)
-    axes.plot(values, np.median(smallest, axis=1), color=_BLUE, label=f"median of {_seeds(results)}")
+    axes.plot(
+        values, np.median(smallest, axis=1), color=_BLUE, label=f"median of {results['config']['scaling_seeds']} seeds"
+    )
     for value, lows, seeds in zip(values, below, smallest, strict=True):
         # Seeds coincide on a rung, so the size of a dot says how many; a line leads down to the rung before.
         rungs, counts = np.unique(seeds[np.isfinite(seeds)], return_counts=True)
