@@ -45,7 +45,7 @@ class Classifier:
         """
         model = nnx.merge(self._graph, self.frozen)
         statistics = jax.jit(lambda images: model.attention_statistics(normalise(images)))(jnp.asarray(images))
-        width = 2 * model.config.width
+        width = 2 * model.config.block.width
         head = {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
         return {"adapter": self._adapter.init(key, statistics), "head": head}
 

@@ -11,7 +11,7 @@ from ntkprefix.adapters import ADAPTERS, FeatureAdapter, HeadAdapter, TokenAdapt
 from ntkprefix.adapters.features import nonnegative
 from ntkprefix.classify import Classifier
 from ntkprefix.images import normalise
-from ntkprefix.models import ViT, ViTConfig
+from ntkprefix.models import BlockConfig, ViT, ViTConfig
 from ntkprefix.train import TrainConfig, train
 
 LAYERS, HEADS, WIDTH = 3, 3, 4
@@ -23,7 +23,8 @@ LABELS = (IMAGES.mean(axis=(1, 2, 3)) > np.median(IMAGES.mean(axis=(1, 2, 3)))).
 
 @pytest.fixture(scope="module")
 def model():
-    config = ViTConfig(patch=4, width=HEADS * WIDTH, layers=LAYERS, heads=HEADS, mlp_width=16, grid=3)
+    block = BlockConfig(width=HEADS * WIDTH, heads=HEADS, mlp_width=16, layer_scale=True)
+    config = ViTConfig(patch=4, layers=LAYERS, grid=3, block=block)
     return nnx.jit(lambda: ViT(config, rngs=nnx.Rngs(0)))()
 
 

@@ -1,11 +1,34 @@
-"""Pretrained transformers in Flax NNX that take prefixes beside their inputs.
+"""Pretrained transformers in Flax NNX that take prefixes and adapters beside their inputs.
 
-A new architecture is one file for the model, built from `layers` and `depth`, and one for its checkpoints: how a
-configuration is read, and a name map for `checkpoints.fill`.
+One block (`block`) and two models made of it (`vit`, `text`) serve every architecture: a new one is a file in
+`families`, which reads a configuration and says which tensors the parameters come from.
 """
 
-from ntkprefix.models.dinov2 import load_dinov2
+from ntkprefix.models.adaptation import Adaptation, LowRank
+from ntkprefix.models.block import Block, BlockConfig
+from ntkprefix.models.cache import Cache
+from ntkprefix.models.families.dinov2 import load_dinov2
+from ntkprefix.models.generate import Generated, generate
+from ntkprefix.models.load import load_text_model
+from ntkprefix.models.rotary import Rotary
 from ntkprefix.models.statistics import AttentionStatistics
+from ntkprefix.models.text import TextConfig, TextModel
 from ntkprefix.models.vit import ViT, ViTConfig
 
-__all__ = ["AttentionStatistics", "ViT", "ViTConfig", "load_dinov2"]
+__all__ = [
+    "Adaptation",
+    "AttentionStatistics",
+    "Block",
+    "BlockConfig",
+    "Cache",
+    "Generated",
+    "LowRank",
+    "Rotary",
+    "TextConfig",
+    "TextModel",
+    "ViT",
+    "ViTConfig",
+    "generate",
+    "load_dinov2",
+    "load_text_model",
+]

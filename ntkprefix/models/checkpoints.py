@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,29 +18,60 @@ _LISTED = 10
 _FEW_LAYERS = 1000
 
 
+class Part(NamedTuple):
+    """Rows of a tensor that holds several parameters: `start` to `stop` of `whole`."""
+
+    start: int
+    stop: int
+    whole: int
+
+
 class Source(NamedTuple):
     """Where a parameter lies in a file.
 
     Attributes:
         name: the tensor's; `{layer}` in it stands for 0, 1, ..., whose tensors are stacked.
         axes: the file's axes in the parameter's order; None if they agree.
+        part: which entries of the parameter's last axis in the file's tensor are its own; None for all.
     """
 
     name: str
     axes: tuple[int, ...] | None = None
+    part: Part | None = None
+
+    @property
+    def part_axis(self) -> int:
+        """The file's axis that `part` cuts."""
+        return -1 if self.axes is None else self.axes[-1]
 
 
 NameMap = Mapping[str, Source]
 
 
-def linear(ours: str, theirs: str) -> dict[str, Source]:
-    """The two parameters of a linear layer; PyTorch stores [out, in]."""
-    return {f"{ours}.kernel": Source(f"{theirs}.weight", (1, 0)), f"{ours}.bias": Source(f"{theirs}.bias")}
+def linear(
+    ours: str, theirs: str, *, bias: bool = True, part: Part | None = None, transposed: bool = True
+) -> dict[str, Source]:
+    """The parameters of a linear layer; PyTorch stores [out, in], or not `transposed`, [in, out] (GPT-2)."""
+    names = {f"{ours}.kernel": Source(f"{theirs}.weight", (1, 0) if transposed else None, part)}
+    return names | ({f"{ours}.bias": Source(f"{theirs}.bias", None, part)} if bias else {})
 
 
-def norm(ours: str, theirs: str) -> dict[str, Source]:
-    """The two parameters of a layer norm."""
-    return {f"{ours}.scale": Source(f"{theirs}.weight"), f"{ours}.bias": Source(f"{theirs}.bias")}
+def parts(*sizes: int) -> list[Part]:
+    """One after another in one tensor.
+
+    Example:
+        >>> from ntkprefix.models.checkpoints import parts
+        >>> parts(6, 2)
+        [Part(start=0, stop=6, whole=8), Part(start=6, stop=8, whole=8)]
+    """
+    ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+    return [Part(end - size, end, sum(sizes)) for size, end in zip(sizes, ends, strict=True)]
+
+
+def norm(ours: str, theirs: str, *, bias: bool = True) -> dict[str, Source]:
+    """The parameters of a norm."""
+    names = {f"{ours}.scale": Source(f"{theirs}.weight")}
+    return names | ({f"{ours}.bias": Source(f"{theirs}.bias")} if bias else {})
 
 
 def below(tensors: Mapping[str, np.ndarray], roots: Collection[str], anchor: str) -> dict[str, np.ndarray]:
@@ -66,10 +98,10 @@ def fill(
         names: for each parameter, by its dotted path in the model, the tensor it comes from.
         tensors: the file's, by name.
         file: for messages.
-        ignored: tensors that the model does without.
+        ignored: regular expressions for whole names of tensors that the model does without.
 
     Returns:
-        The model, with float32 parameters.
+        The model, with parameters of the types that it was made with.
 
     Raises:
         ValueError: tensors are missing, of another shape, not floating point or unknown; the message lists them.
@@ -93,14 +125,18 @@ def fill(
     _check(tensors, shapes, ignored, file)
     filled = []
     for ours, (path, leaf) in parameters.items():
-        parts = [_parameter(tensors[name], names[ours]) for name in wanted[ours]]
-        array = np.stack(parts) if _stacked(names[ours]) else parts[0]
+        arrays = [_parameter(tensors[name], names[ours]).astype(leaf.dtype) for name in wanted[ours]]
+        array = np.stack(arrays) if _stacked(names[ours]) else arrays[0]
         filled.append((path, leaf.replace(jnp.asarray(array))))
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
 def _parameter(tensor: np.ndarray, source: Source) -> np.ndarray:
-    return (tensor if source.axes is None else tensor.transpose(source.axes)).astype(np.float32)
+    if source.part is not None:
+        own = [slice(None)] * tensor.ndim
+        own[source.part_axis] = slice(source.part.start, source.part.stop)
+        tensor = tensor[tuple(own)]
+    return tensor if source.axes is None else tensor.transpose(source.axes)
 
 
 def _stacked(source: Source) -> bool:
@@ -115,8 +151,10 @@ def _wanted(source: Source, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]
         shape = tuple(rest)
         names = [source.name.format(layer=layer) for layer in range(layers)]
     axes = source.axes or range(len(shape))
-    theirs = tuple(size for _, size in sorted(zip(axes, shape, strict=True)))
-    return dict.fromkeys(names, theirs)
+    theirs = [size for _, size in sorted(zip(axes, shape, strict=True))]
+    if source.part is not None:
+        theirs[source.part_axis] = source.part.whole
+    return dict.fromkeys(names, tuple(theirs))
 
 
 def _check_layers(
@@ -143,12 +181,16 @@ def _check(tensors: Mapping[str, Any], shapes: Mapping[str, Any], ignored: Colle
     # jnp knows bfloat16 as a floating type, NumPy does not.
     integers = [f"{name}: {t.dtype}" for name, t in found.items() if not jnp.issubdtype(t.dtype, jnp.floating)]
     problems += _listed("not floating point", integers)
-    problems += _listed("unknown", [name for name in tensors if name not in shapes and name not in ignored])
+    problems += _listed("unknown", [name for name in tensors if name not in shapes and not _any(ignored, name)])
     if problems:
         raise ValueError(
             f"{file}: the tensors are not those of this model. Is it a checkpoint of this architecture and size?\n"
             + "\n".join(problems)
         )
+
+
+def _any(patterns: Collection[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _listed(kind: str, entries: list[str]) -> list[str]:

@@ -45,17 +45,24 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, *, rngs: nnx.Rngs
 
 
 def scan(
-    blocks: nnx.Module, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, *, layers: int, prefixes: Any
+    blocks: nnx.Module,
+    step: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    *,
+    layers: int,
+    prefixes: Any,
+    also: Any = None,
 ) -> tuple[Any, Any]:
     """Run `carry` through all blocks.
 
     Args:
         blocks: made by `stack`.
-        step: (block, carry, prefix) -> (carry, output) of one layer.
+        step: (block, carry, prefix, also) -> (carry, output) of one layer.
         carry: what flows from block to block.
         layers: how many blocks there are.
         prefixes: None; or a list or tuple with one prefix (or None) per layer, of any kinds and sizes; or one prefix
             whose every array has a leading `layers` axis.
+        also: a pytree of arrays with a leading `layers` axis, whose entries the steps get too.
 
     Returns:
         The last carry, and the layers' outputs stacked on a leading axis.
@@ -69,7 +76,7 @@ def scan(
         >>> from ntkprefix.models.depth import scan, stack
         >>> blocks = stack(lambda rngs: nnx.Linear(2, 2, rngs=rngs), 12, rngs=nnx.Rngs(0))
         >>> x, norms = scan(
-        ...     blocks, lambda block, x, _: (block(x), jnp.linalg.norm(x)), jnp.ones(2), layers=12, prefixes=None
+        ...     blocks, lambda block, x, _, __: (block(x), jnp.linalg.norm(x)), jnp.ones(2), layers=12, prefixes=None
         ... )
         >>> norms.shape
         (12,)
@@ -77,13 +84,15 @@ def scan(
     graph, weights = nnx.split(blocks)
 
     def body(carry: Any, layer: Any) -> tuple[Any, Any]:
-        block_weights, prefix = layer
-        return step(nnx.merge(graph, block_weights), carry, prefix)
+        block_weights, prefix, more = layer
+        return step(nnx.merge(graph, block_weights), carry, prefix, more)
 
     outputs = []
     for start, stop, prefix in _runs(prefixes, layers):
-        part = weights if stop - start == layers else jax.tree.map(lambda leaf: leaf[start:stop], weights)  # noqa: B023
-        carry, output = jax.lax.scan(body, carry, (part, prefix))
+        part = (weights, also)
+        if stop - start < layers:
+            part = jax.tree.map(lambda leaf: leaf[start:stop], part)  # noqa: B023
+        carry, output = jax.lax.scan(body, carry, (part[0], prefix, part[1]))
         outputs.append(output)
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from ntkprefix._pytree import Leaf, pytree
-from ntkprefix.prefixes import TokenPrefix
+from ntkprefix.attention import attention
 
 
 @pytree
@@ -31,9 +32,14 @@ class AttentionStatistics:
 
 
 def observe_statistics(
-    query: Float[Array, "B T N H"], key: Float[Array, "B S K H"], value: Float[Array, "B S K Hv"]
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K Hv"],
+    *,
+    counted: Bool[Array, "B T"] | None = None,
+    **options: Any,
 ) -> AttentionStatistics:
-    r"""The statistics of one layer's unmasked attention, with beta = 1/sqrt(H).
+    r"""The statistics of one layer's attention, with beta = 1/sqrt(H).
 
     A prefix whose log-mass is far below the mean log-sum-exp of the input
 
@@ -45,6 +51,8 @@ def observe_statistics(
         query: [B, T, N, H].
         key: [B, S, K, H].
         value: [B, S, K, Hv].
+        counted: tokens that are none of padding, [B, T] with S = T; all if None.
+        options: of `attention`: what hides keys from queries.
 
     Returns:
         The means in float32, without a layer axis.
@@ -59,12 +67,17 @@ def observe_statistics(
     Source: MATH 4, "Scale".
     """
     query, key, value = (array.astype("float32") for array in (query, key, value))
-    # The input's own tokens, one set per row, are a prefix like any other.
-    log_mass = TokenPrefix(key, value).partial(query, query.shape[-1] ** -0.5).log_mass()
-    queries = log_mass.shape[0] * log_mass.shape[1]
+    _, log_mass = attention(query, key, value, return_residual=True, **options)
+    if counted is None:
+        counted = jnp.ones(query.shape[:2], bool)
+    weights = counted.astype(jnp.float32)
+    weights = weights / jnp.maximum(jnp.sum(weights), 1.0)
+    # A query of padding may see nothing, and infinity times zero is none.
+    log_mass = jnp.where(counted[..., None], log_mass, 0.0)
+    log_weights = jnp.where(counted, jnp.log(jnp.where(counted, weights, 1.0)), -jnp.inf)
     return AttentionStatistics(
-        log_sum_exp=log_mass.mean(axis=(0, 1)),
-        log_harmonic_mass=math.log(queries) - jax.nn.logsumexp(-log_mass, axis=(0, 1)),
-        key_mean=key.mean(axis=(0, 1)),
-        value_mean=value.mean(axis=(0, 1)),
+        log_sum_exp=jnp.einsum("bt,btn->n", weights, log_mass),
+        log_harmonic_mass=-jax.nn.logsumexp(log_weights[..., None] - log_mass, axis=(0, 1)),
+        key_mean=jnp.einsum("bt,btkh->kh", weights, key),
+        value_mean=jnp.einsum("bt,btkh->kh", weights, value),
     )

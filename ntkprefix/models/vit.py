@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ntkprefix.models import depth
-from ntkprefix.models.layers import LayerScale, Mlp, Observer, SelfAttention, layer_norm
+from ntkprefix.models import checks, depth
+from ntkprefix.models.adaptation import Adaptation
+from ntkprefix.models.block import Block, BlockConfig, Observer, make_norm
 from ntkprefix.models.positions import resize_grid
 from ntkprefix.models.statistics import AttentionStatistics, observe_statistics
 
@@ -21,65 +23,29 @@ class ViTConfig:
 
     Attributes:
         patch: side of a patch in pixels.
-        width: channels of a token.
         layers: number of blocks.
-        heads: attention heads; they share `width` evenly.
-        mlp_width: hidden channels of the MLPs.
         grid: side of the square grid that position embeddings are stored for.
-        epsilon: of the layer norms.
-        dtype: of the matrix products. Parameters, layer norms and the residual stream are float32 always.
+        block: of every layer.
 
     Raises:
-        ValueError: a size is not a positive integer, or `heads` does not divide `width`.
+        ValueError: a size is not a positive integer.
 
     Example:
         >>> from ntkprefix.models import ViTConfig
-        >>> ViTConfig().head_width
+        >>> ViTConfig().block.head_width
         64
     """
 
     patch: int = 14
-    width: int = 384
     layers: int = 12
-    heads: int = 6
-    mlp_width: int = 1536
     grid: int = 37
-    epsilon: float = 1e-6
-    dtype: Any = jnp.float32
+    block: BlockConfig = dataclasses.field(default_factory=lambda: BlockConfig(layer_scale=True))
 
     def __post_init__(self):
-        for field in fields(self):
-            size = getattr(self, field.name)
-            if field.type == "int" and (type(size) is not int or size < 1):
-                raise ValueError(f"ViTConfig.{field.name}: expected a positive integer, got {size!r}.")
-        if self.width % self.heads:
-            raise ValueError(f"ViTConfig: width must be a multiple of heads, got {self.width} and {self.heads}.")
-
-    @property
-    def head_width(self) -> int:
-        """H, the width of one head's queries, keys and values."""
-        return self.width // self.heads
-
-
-class Block(nnx.Module):
-    """A pre-norm transformer block whose two branches have a layer scale."""
-
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-        width, dtype = config.width, config.dtype
-        self.attention_norm = layer_norm(width, config.epsilon, rngs=rngs)
-        self.attention = SelfAttention(width, config.heads, dtype=dtype, rngs=rngs)
-        self.attention_scale = LayerScale(width)
-        self.mlp_norm = layer_norm(width, config.epsilon, rngs=rngs)
-        self.mlp = Mlp(width, config.mlp_width, dtype=dtype, rngs=rngs)
-        self.mlp_scale = LayerScale(width)
-
-    def __call__(
-        self, x: Float[Array, "B T width"], *, prefix: Any = None, observe: Observer | None = None
-    ) -> tuple[Float[Array, "B T width"], Any]:
-        """The next layer's tokens, and what `observe` saw (see `SelfAttention`)."""
-        attended, observed = self.attention(self.attention_norm(x), prefix=prefix, observe=observe)
-        x = x + self.attention_scale(attended)
-        return x + self.mlp_scale(self.mlp(self.mlp_norm(x))), observed
+        for name in ("patch", "layers", "grid"):
+            size = getattr(self, name)
+            if type(size) is not int or size < 1:
+                raise ValueError(f"ViTConfig.{name}: expected a positive integer, got {size!r}.")
 
 
 class ViT(nnx.Module):
@@ -92,8 +58,9 @@ class ViT(nnx.Module):
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from ntkprefix import TokenPrefix
-        >>> from ntkprefix.models import ViT, ViTConfig
-        >>> model = ViT(ViTConfig(width=12, layers=2, heads=3, mlp_width=24, grid=4), rngs=nnx.Rngs(0))
+        >>> from ntkprefix.models import BlockConfig, ViT, ViTConfig
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24)
+        >>> model = ViT(ViTConfig(layers=2, grid=4, block=block), rngs=nnx.Rngs(0))
         >>> images = jnp.zeros((1, 28, 42, 3))
         >>> model(images).shape  # the class token and 2 x 3 patches
         (1, 7, 12)
@@ -106,22 +73,26 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.config = config
-        normal = nnx.initializers.normal(0.02)
+        block, normal = config.block, nnx.initializers.normal(0.02)
         patch = (config.patch, config.patch)
-        self.patches = nnx.Conv(3, config.width, patch, strides=patch, padding="VALID", dtype=config.dtype, rngs=rngs)
-        self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, config.width)))
+        options = {"strides": patch, "padding": "VALID", "dtype": block.dtype, "param_dtype": block.param_dtype}
+        self.patches = nnx.Conv(3, block.width, patch, rngs=rngs, **options)
+        self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, block.width)))
         # Position 0 is the class token's; the grid follows, row by row.
-        self.positions = nnx.Param(normal(rngs.params(), (1, 1 + config.grid**2, config.width)))
-        self.blocks = depth.stack(lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs)
-        self.norm = layer_norm(config.width, config.epsilon, rngs=rngs)
+        self.positions = nnx.Param(normal(rngs.params(), (1, 1 + config.grid**2, block.width)))
+        self.blocks = depth.stack(lambda rngs: Block(block, rngs=rngs), config.layers, rngs=rngs)
+        self.norm = make_norm(block, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "B h w 3"], *, prefixes: Any = None) -> Float[Array, "B T width"]:
+    def __call__(
+        self, images: Float[Array, "B h w 3"], *, prefixes: Any = None, adapter: Adaptation | None = None
+    ) -> Float[Array, "B T width"]:
         """Features of the images.
 
         Args:
             images: normalised (see `ntkprefix.images.normalise`), [B, h, w, 3]; h and w multiples of the patch.
             prefixes: None; a list or tuple with one prefix or None per layer; or one prefix whose arrays have a
-                leading `layers` axis. A layer's prefix has `config.heads` heads of `config.head_width`.
+                leading `layers` axis. A layer's prefix has `block.heads` heads of `block.head_width`.
+            adapter: what else changes: see `Adaptation`. A prompt's tokens come after the class token's.
 
         Returns:
             Float32 tokens after the last layer norm, [B, T, width]: the class token, then h w / patch^2 patches row
@@ -132,15 +103,24 @@ class ViT(nnx.Module):
             ValueError: images of another shape, sides that patches do not tile, another number of prefixes than
                 layers.
         """
-        return self._run(images, prefixes, None)[0]
+        return self._run(images, prefixes, adapter, None)[0]
 
-    def observe(self, images: Float[Array, "B h w 3"], observe: Observer, *, prefixes: Any = None) -> Any:
+    def observe(
+        self,
+        images: Float[Array, "B h w 3"],
+        observe: Observer,
+        *,
+        prefixes: Any = None,
+        adapter: Adaptation | None = None,
+    ) -> Any:
         """Look at every layer's attention from inside the one forward pass.
 
         Args:
             images: as for the call.
-            observe: given query, key and value of a layer, each [B, T, N, H]; returns a pytree of arrays.
+            observe: given query, key and value of a layer, each [B, T, N, H], and the options of its attention; returns
+                a pytree of arrays.
             prefixes: as for the call.
+            adapter: as for the call.
 
         Returns:
             What `observe` returned, every array with a leading `layers` axis.
@@ -149,7 +129,7 @@ class ViT(nnx.Module):
             TypeError: as for the call.
             ValueError: as for the call.
         """
-        return self._run(images, prefixes, observe)[1]
+        return self._run(images, prefixes, adapter, observe)[1]
 
     def attention_statistics(self, images: Float[Array, "B h w 3"]) -> AttentionStatistics:
         """Each layer's and head's mean log-sum-exp, key and value on a batch of images.
@@ -166,15 +146,22 @@ class ViT(nnx.Module):
         """
         return self.observe(images, observe_statistics)
 
-    def _run(self, images: Array, prefixes: Any, observe: Observer | None) -> tuple[Array, Any]:
-        tokens, observed = depth.scan(
+    def _run(self, images, prefixes, adapter, observe):
+        prefixes, low_rank, prompt = checks.adaptation(prefixes, adapter)
+        x = self._embed(images)
+        if prompt is not None:
+            prompt = jnp.broadcast_to(prompt[None], (x.shape[0], *prompt.shape))
+            x = jnp.concatenate([x[:, :1], prompt, x[:, 1:]], axis=1)
+        x, observed = depth.scan(
             self.blocks,
-            lambda block, x, prefix: block(x, prefix=prefix, observe=observe),
-            self._embed(images),
+            lambda block, x, prefix, updates: block(x, low_rank=updates, prefix=prefix, observe=observe),
+            x,
             layers=self.config.layers,
             prefixes=prefixes,
+            also=low_rank,
         )
-        return self.norm(tokens), observed
+        x = self.norm(x)
+        return (x if prompt is None else jnp.concatenate([x[:, :1], x[:, 1 + prompt.shape[1] :]], axis=1)), observed
 
     def _embed(self, images: Array) -> Float[Array, "B T width"]:
         _check_images(images, self.config.patch)

