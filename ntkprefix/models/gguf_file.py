@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# GGUF's name of an architecture -> `model_type`, and whether its query and key rows are permuted for interleaved turning.
+# GGUF's name of an architecture -> `model_type`, and whether query and key rows are permuted, to turn neighbours.
 _ARCHITECTURES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False)}
 _ENDS = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -33,17 +33,15 @@ _UNSUPPORTED = "rope_freqs.weight"
 
 
 class Gguf(NamedTuple):
-    """A GGUF file's content.
+    """A GGUF file's model.
 
     Attributes:
         config: as in a `config.json`.
         tensors: float32, by the names of a Hugging Face checkpoint.
-        metadata: the file's own keys, the tokenizer's among them.
     """
 
     config: dict[str, Any]
     tensors: dict[str, np.ndarray]
-    metadata: Mapping[str, Any]
 
 
 def read_gguf(path: Path) -> Gguf:
@@ -68,11 +66,8 @@ def read_gguf(path: Path) -> Gguf:
 
     Source: the format of github.com/ggml-org/ggml, docs/gguf.md, read by its authors' package.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a GGUF file, found nothing.")
     reader, dequantize = _open(path)
-    metadata = {name: field for name, field in reader.fields.items()}  # noqa: C416 - a plain mapping
-    value = _values(metadata, path)
+    value = _values(reader, path)
     architecture = value("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise ValueError(f"{path}: expected an architecture among {', '.join(_ARCHITECTURES)}, got {architecture!r}.")
@@ -90,10 +85,24 @@ def read_gguf(path: Path) -> Gguf:
             for projection, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
                 if f".{projection}." in name:
                     renamed[name] = _unpermuted(tensor, config[heads], name, path)
-    return Gguf(config, renamed, metadata)
+    return Gguf(config, renamed)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A GGUF file's keys, its tokeniser's among them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the package gguf is not installed.
+        ValueError: the file is damaged; the message names it.
+    """
+    reader, _ = _open(path)
+    return {name: field.contents() for name, field in reader.fields.items()}
 
 
 def _open(path: Path) -> tuple[Any, Callable[..., np.ndarray]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a GGUF file, found nothing.")
     try:
         import gguf
     except ImportError as error:
@@ -104,13 +113,13 @@ def _open(path: Path) -> tuple[Any, Callable[..., np.ndarray]]:
         raise ValueError(f"{path}: not a whole GGUF file ({str(error) or type(error).__name__}).") from error
 
 
-def _values(metadata: Mapping[str, Any], path: Path) -> Callable[..., Any]:
+def _values(reader: Any, path: Path) -> Callable[..., Any]:
     def value(name: str, default: Any = None) -> Any:
-        if name not in metadata:
+        if name not in reader.fields:
             if default is None:
                 raise ValueError(f"{path}: expected the key {name!r}, found none.")
             return default
-        return metadata[name].contents()
+        return reader.fields[name].contents()
 
     return value
 

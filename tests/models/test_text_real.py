@@ -10,6 +10,8 @@ from flax import nnx
 
 from ntkprefix.models import generate, load_text_model
 from ntkprefix.models.packages import WEIGHTS
+from ntkprefix.models.packages import packaged as packaged_path
+from ntkprefix.models.tokenizers import load_tokenizer
 
 TEXTS = range(5)
 
@@ -51,3 +53,21 @@ def test_greedy_text_equals_transformers(packaged, golden):
     tokens = golden["smollm2/0/tokens"]
     made = generate(model, jnp.asarray(tokens, jnp.int32)[None], 24).tokens[0]
     np.testing.assert_array_equal(made, golden["smollm2/greedy"][len(tokens) :])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokens_equal_transformers(packaged, text, golden):
+    tokenizer = load_tokenizer(packaged[0])
+    words = str(golden["texts"][text])
+    tokens = tokenizer.encode(words)
+    assert tokens == golden[f"{packaged[0]}/{text}/tokens"].tolist()
+    if packaged[0] == "smollm2":
+        assert tokenizer.decode(tokens) == words
+
+
+def test_the_list_of_words_is_enough(golden):
+    if importlib.util.find_spec(WEIGHTS["minilm"].package) is None:
+        pytest.skip("the weights are not installed")
+    tokenizer = load_tokenizer(packaged_path("minilm") / "vocab.txt")
+    for text in TEXTS:
+        assert tokenizer.encode(str(golden["texts"][text])) == golden[f"minilm/{text}/tokens"].tolist()

@@ -1,0 +1,192 @@
+"""Text to numbers of tokens and back: `tokenizer.json`, BERT's `vocab.txt`, or the vocabulary inside a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from ntkprefix.models.gguf_file import read_metadata
+from ntkprefix.models.packages import packaged
+
+# GGUF's `token_type` of a control token and of one that a user added.
+_CONTROL, _USER = 3, 4
+# Cuts text as GPT-2 does, after every digit.
+_DIGITS_ALONE = "smollm"
+
+
+class Batch(NamedTuple):
+    """Texts as arrays.
+
+    Attributes:
+        tokens: [B, T], padded on the right.
+        mask: True for tokens, False for padding, [B, T].
+    """
+
+    tokens: Int32[np.ndarray, "B T"]
+    mask: Bool[np.ndarray, "B T"]
+
+    @property
+    def lengths(self) -> Int32[np.ndarray, " B"]:
+        """Tokens of each row, [B]."""
+        return self.mask.sum(axis=1).astype(np.int32)
+
+
+class Tokenizer:
+    """A tokeniser of the `tokenizers` library, with arrays in and out.
+
+    Attributes:
+        inner: the library's own object.
+        vocabulary: number of tokens.
+    """
+
+    def __init__(self, inner: Any):
+        self.inner = inner
+        self.vocabulary = inner.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Numbers of the tokens; `special` adds those that the model expects around a text."""
+        return self.inner.encode(text, add_special_tokens=special).ids
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Numbers of the tokens of two texts, as the model expects pairs, and the segment of each."""
+        encoding = self.inner.encode(first, second)
+        return encoding.ids, encoding.type_ids
+
+    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
+        """The text of tokens; special ones are left out unless asked for."""
+        return self.inner.decode([int(token) for token in tokens], skip_special_tokens=not special)
+
+    def token(self, text: str) -> int:
+        """The number of one token, spelt as in the vocabulary.
+
+        Raises:
+            KeyError: there is none.
+        """
+        number = self.inner.token_to_id(text)
+        if number is None:
+            raise KeyError(f"{text!r}: the vocabulary of {self.vocabulary:,} tokens has no such token.")
+        return number
+
+    def batch(self, texts: Sequence[str], *, length: int | None = None, special: bool = True) -> Batch:
+        """Several texts as one array.
+
+        Args:
+            texts: at least one.
+            length: T; the longest text's if None. What is longer is cut at the end.
+            special: see `encode`.
+
+        Returns:
+            Tokens and mask.
+
+        Raises:
+            ValueError: no texts.
+        """
+        if not texts:
+            raise ValueError("batch: expected at least one text, got none.")
+        return pad([self.encode(text, special=special) for text in texts], length=length)
+
+
+def pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Batch:
+    """Rows of tokens as one array, padded on the right with 0.
+
+    Example:
+        >>> from ntkprefix.models.tokenizers import pad
+        >>> pad([[5, 6, 7], [8]]).tokens.tolist()
+        [[5, 6, 7], [8, 0, 0]]
+    """
+    length = max(map(len, rows)) if length is None else length
+    tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
+    for index, row in enumerate(rows):
+        kept = row[:length]
+        tokens[index, : len(kept)], mask[index, : len(kept)] = kept, True
+    return Batch(tokens, mask)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokeniser of a model.
+
+    Args:
+        path: a model folder with `tokenizer.json` or `vocab.txt`, one of these files, a GGUF file, or "minilm" or
+            "smollm2" for those that a package carries.
+
+    Returns:
+        The tokeniser, without padding or cutting of its own.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ImportError: the package tokenizers, or for a GGUF file gguf, is not installed.
+        ValueError: the file is damaged or of a kind that is not supported; the message names it.
+
+    Example:
+        >>> from ntkprefix.models.tokenizers import load_tokenizer
+        >>> load_tokenizer("minilm").encode("a fox")  # doctest: +SKIP
+        [101, 1037, 4419, 102]
+    """
+    path = packaged(str(path)) or Path(path)
+    if path.is_dir():
+        found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"{path}: expected tokenizer.json or vocab.txt, found neither.")
+        path = found[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a tokeniser's file, found nothing.")
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError(f"{path}: reading tokenisers needs a package: pip install tokenizers") from error
+    try:
+        if path.suffix == ".json":
+            inner = tokenizers.Tokenizer.from_file(str(path))
+        elif path.suffix == ".txt":
+            inner = _wordpiece(path)
+        else:
+            inner = _from_gguf(read_metadata(path), path)
+    except (FileNotFoundError, ImportError):
+        raise
+    except Exception as error:  # the library raises bare exceptions
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: not a tokeniser that can be read ({error}).") from error
+    inner.no_padding()
+    inner.no_truncation()
+    return Tokenizer(inner)
+
+
+def _wordpiece(path: Path) -> Any:
+    """BERT's, from its list of words; lower case where the list has no upper."""
+    from tokenizers import BertWordPieceTokenizer
+
+    words = path.read_text(encoding="utf-8").splitlines()
+    lower = not any(word.isalpha() and word != word.lower() for word in words)
+    return BertWordPieceTokenizer(str(path), lowercase=lower)._tokenizer
+
+
+def _from_gguf(metadata: Mapping[str, Any], path: Path) -> Any:
+    """Byte-level pairs, GPT-2's kind of tokeniser, from a GGUF file's own lists."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise ValueError(f"{path}: expected a byte-level tokeniser (gpt2), got {kind!r}. Use the model's own folder.")
+    words, types = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    inner = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges))
+    cut, byte_level = metadata.get("tokenizer.ggml.pre", "default"), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if cut == _DIGITS_ALONE:
+        inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    elif cut in ("gpt-2", "default"):
+        inner.pre_tokenizer = byte_level
+    else:
+        raise ValueError(f"{path}: the way {cut!r} to cut text is not supported. Use the model's own folder.")
+    inner.decoder = decoders.ByteLevel()
+    if types is not None:
+        added = [
+            AddedToken(w, special=t == _CONTROL) for w, t in zip(words, types, strict=True) if t in (_CONTROL, _USER)
+        ]
+        inner.add_tokens(added)
+        inner.add_special_tokens([token for token in added if token.special])
+    return inner
