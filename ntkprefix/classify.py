@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
 from ntkprefix.adapters import Adapter
 from ntkprefix.images import normalise
 from ntkprefix.models import ViT
+from ntkprefix.models.adaptation import merge
 
 # Images per call outside training: enough to keep two cores or a GPU busy, little enough for any memory.
 _BATCH = 64
@@ -47,12 +48,12 @@ class Classifier:
         statistics = jax.jit(lambda images: model.attention_statistics(normalise(images)))(jnp.asarray(images))
         width = 2 * model.config.block.width
         head = {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
-        return {"adapter": self._adapter.init(key, statistics), "head": head}
+        return {"adapter": self._adapter.init(key, model, statistics), "head": head}
 
     def features(self, params: PyTree, frozen: PyTree, images: UInt8[Array, "B h w 3"]) -> Float[Array, "B width"]:
         """Class token and mean patch token, side by side."""
-        model = nnx.merge(self._graph, frozen)
-        tokens = model(normalise(images), prefixes=self._adapter.prefixes(params["adapter"]))
+        adaptation = self._adapter.adapt(params["adapter"])
+        tokens = merge(self._graph, frozen, adaptation)(normalise(images), adapter=adaptation)
         return jnp.concatenate([tokens[:, 0], jnp.mean(tokens[:, 1:], axis=1)], axis=-1)
 
     def project(self, params: PyTree) -> PyTree:

@@ -1,14 +1,30 @@
 """What can be trained on a frozen model. An adapter is a small pytree of parameters and a pure function from it.
 
-A new adapter is one file with a frozen dataclass that has `init`, `prefixes` and `project` (see `base.Adapter`), and
-one line in `ADAPTERS`.
+A new adapter is one file with a frozen dataclass that has `init`, `adapt` and `project` (see `base.Adapter`), and one
+line in `ADAPTERS`.
 """
 
-from ntkprefix.adapters.base import Adapter, count
+from ntkprefix.adapters.base import Adapter, Stack, count
 from ntkprefix.adapters.features import FeatureAdapter
+from ntkprefix.adapters.files import load_adapter, save_adapter
+from ntkprefix.adapters.full import FullAdapter
 from ntkprefix.adapters.head import HeadAdapter
+from ntkprefix.adapters.lora import LoraAdapter
+from ntkprefix.adapters.prompt import PromptAdapter
+from ntkprefix.adapters.registry import ADAPTERS
 from ntkprefix.adapters.tokens import TokenAdapter
 
-ADAPTERS = {"head": HeadAdapter, "tokens": TokenAdapter, "features": FeatureAdapter}
-
-__all__ = ["ADAPTERS", "Adapter", "FeatureAdapter", "HeadAdapter", "TokenAdapter", "count"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "FeatureAdapter",
+    "FullAdapter",
+    "HeadAdapter",
+    "LoraAdapter",
+    "PromptAdapter",
+    "Stack",
+    "TokenAdapter",
+    "count",
+    "load_adapter",
+    "save_adapter",
+]

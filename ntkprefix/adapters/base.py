@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from ntkprefix.models.adaptation import Adaptation
 from ntkprefix.models.statistics import AttentionStatistics
 
 
@@ -14,26 +16,65 @@ from ntkprefix.models.statistics import AttentionStatistics
 class Adapter(Protocol):
     """A way to change a frozen model by a few parameters."""
 
-    def init(self, key: PRNGKeyArray, statistics: AttentionStatistics) -> PyTree:
+    def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:
         """Starting parameters.
 
         Args:
             key: random key.
-            statistics: the model's own attention on a calibration batch, stacked over layers; it also gives the number
-                of layers, heads and widths, so that shapes come from the model.
+            model: a `ViT` or `TextModel`, whose `config` gives the number of layers and the sizes of a block.
+            statistics: the model's own attention on a calibration batch, stacked over layers.
 
         Returns:
             A pytree of float32 arrays.
         """
         ...
 
-    def prefixes(self, params: PyTree) -> Any:
-        """What a model takes as `prefixes=`: a prefix stacked over layers, or None."""
+    def adapt(self, params: PyTree) -> Adaptation:
+        """What a model takes as `adapter=`."""
         ...
 
     def project(self, params: PyTree) -> PyTree:
         """The nearest parameters that are allowed, which a training step ends with; most adapters allow all."""
         ...
+
+
+class Stack:
+    """Several adapters on one model at once: LoRA and features, for example.
+
+    Example:
+        >>> from ntkprefix.adapters import FeatureAdapter, LoraAdapter, Stack
+        >>> both = Stack([LoraAdapter(rank=4), FeatureAdapter()])
+
+    Raises:
+        ValueError: from `adapt`, two of them change the same thing.
+    """
+
+    def __init__(self, adapters: Sequence[Adapter]):
+        self.adapters = tuple(adapters)
+
+    def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:
+        """One entry for each adapter, by its place."""
+        keys = jax.random.split(key, len(self.adapters))
+        return {
+            str(index): adapter.init(key, model, statistics)
+            for index, (key, adapter) in enumerate(zip(keys, self.adapters, strict=True))
+        }
+
+    def adapt(self, params: PyTree) -> Adaptation:
+        """All that they change."""
+        changes: dict[str, Any] = {}
+        for index, adapter in enumerate(self.adapters):
+            for name, value in vars(adapter.adapt(params[str(index)])).items():
+                if value is None:
+                    continue
+                if name in changes:
+                    raise ValueError(f"Stack: expected one adapter that gives {name}, got two.")
+                changes[name] = value
+        return Adaptation(**changes)
+
+    def project(self, params: PyTree) -> PyTree:
+        """Each adapter's nearest allowed parameters."""
+        return {str(index): adapter.project(params[str(index)]) for index, adapter in enumerate(self.adapters)}
 
 
 def count(params: PyTree) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ntkprefix import checks
 from ntkprefix.feature_maps import Elu, FeatureMap
+from ntkprefix.models.adaptation import Adaptation
 from ntkprefix.models.statistics import AttentionStatistics
 from ntkprefix.prefixes import FeaturePrefix
 
@@ -32,10 +33,14 @@ class FeatureAdapter:
             for a typical query, and in a real model outweighs the input of some beyond any float: it is here to be
             compared with, and does not train (`experiments/results/tuning.json`).
         train_scale: whether each head's log scale is trained too.
+        heads: a state for every query head, or one for each key-value head that its query heads share.
+        rank: of Z, a product [R, rank] [rank, Hv]; 0 for Z itself.
+        normalised: k is trained. Without it Z is an additive memory (arXiv 2506.13674): nothing is added to the
+            denominator, and the output is the input's plus phi(q)^T Z over the input's mass.
 
     Raises:
-        TypeError: no feature map.
-        ValueError: an unknown calibration, a feature map with negative features.
+        TypeError: no feature map, a rank that is not an integer.
+        ValueError: an unknown calibration, unknown heads, a negative rank, a feature map with negative features.
 
     Source: NTK-Attention (arXiv 2406.14036). The paper's code passes k through an absolute value, whose derivative at
     its start is zero, and has no scale.
@@ -44,33 +49,50 @@ class FeatureAdapter:
     feature_map: FeatureMap = dataclasses.field(default_factory=Elu)
     calibration: Literal["harmonic", "mean"] = "harmonic"
     train_scale: bool = True
+    heads: Literal["query", "kv"] = "query"
+    rank: int = 0
+    normalised: bool = True
 
     def __post_init__(self):
         checks.one_of("FeatureAdapter", "calibration", self.calibration, ("harmonic", "mean"))
+        checks.one_of("FeatureAdapter", "heads", self.heads, ("query", "kv"))
+        checks.at_least(0, "FeatureAdapter", rank=self.rank)
         checks.is_feature_map("FeatureAdapter", self.feature_map)
         checks.nonnegative_features("FeatureAdapter", self.feature_map)
 
-    def init(self, key: PRNGKeyArray, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
-        """`Z` [L, N, R, Hv], `k` [L, N, R] and `log_scale` [L, N]; nothing in it is random."""
-        layers, heads = statistics.log_harmonic_mass.shape
-        features = self.feature_map.size(statistics.key_mean.shape[-1])
-        own_scale = {"harmonic": statistics.log_harmonic_mass, "mean": statistics.log_sum_exp}[self.calibration]
-        return {
-            "Z": jnp.zeros((layers, heads, features, statistics.value_mean.shape[-1])),
-            "k": jnp.zeros((layers, heads, features)),
-            "log_scale": own_scale - math.log(features),
-        }
+    def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
+        """`Z` [L, N, R, Hv], `k` [L, N, R] and `log_scale` [L, N]; with a rank `down` [L, N, R, rank] and `up` for Z.
 
-    def prefixes(self, params: PyTree) -> FeaturePrefix:
+        Nothing is random but `down`; `up` is zero, so that Z is.
+        """
+        own_scale = {"harmonic": statistics.log_harmonic_mass, "mean": statistics.log_sum_exp}[self.calibration]
+        if self.heads == "kv":
+            # One scale for the query heads of a group: the mean of theirs.
+            layers, kv_heads = statistics.key_mean.shape[:2]
+            own_scale = own_scale.reshape(layers, kv_heads, -1).mean(axis=-1)
+        layers, heads = own_scale.shape
+        features = self.feature_map.size(statistics.key_mean.shape[-1])
+        values = statistics.value_mean.shape[-1]
+        params = {"log_scale": own_scale - math.log(features)}
+        if self.rank:
+            down = jax.random.normal(key, (layers, heads, features, self.rank)) / math.sqrt(self.rank)
+            params |= {"down": down, "up": jnp.zeros((layers, heads, self.rank, values))}
+        else:
+            params |= {"Z": jnp.zeros((layers, heads, features, values))}
+        return params | ({"k": jnp.zeros((layers, heads, features))} if self.normalised else {})
+
+    def adapt(self, params: PyTree) -> Adaptation:
         """The states of every layer, with k >= 0."""
         log_scale = params["log_scale"]
         if not self.train_scale:
             log_scale = jax.lax.stop_gradient(log_scale)
-        return FeaturePrefix(params["Z"], nonnegative(params["k"]), self.feature_map, log_scale)
+        Z = jnp.matmul(params["down"], params["up"], precision="highest") if self.rank else params["Z"]
+        k = nonnegative(params["k"]) if self.normalised else jnp.zeros(Z.shape[:-1])
+        return Adaptation(prefixes=FeaturePrefix(Z, k, self.feature_map, log_scale))
 
     def project(self, params: PyTree) -> PyTree:
         """With k >= 0: under the clip alone an optimiser could carry k so far below zero that it never came back."""
-        return {**params, "k": jnp.maximum(params["k"], 0)}
+        return {**params, "k": jnp.maximum(params["k"], 0)} if self.normalised else params
 
 
 @jax.custom_jvp

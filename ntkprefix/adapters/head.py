@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxtyping import PRNGKeyArray, PyTree
 
+from ntkprefix.models.adaptation import Adaptation
 from ntkprefix.models.statistics import AttentionStatistics
 
 
@@ -14,13 +15,13 @@ from ntkprefix.models.statistics import AttentionStatistics
 class HeadAdapter:
     """The baseline without parameters of its own: linear probing."""
 
-    def init(self, key: PRNGKeyArray, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
+    def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
         """No parameters."""
         return {}
 
-    def prefixes(self, params: PyTree) -> Any:  # noqa: ARG002
-        """No prefix."""
-        return None
+    def adapt(self, params: PyTree) -> Adaptation:  # noqa: ARG002
+        """Nothing."""
+        return Adaptation()
 
     def project(self, params: PyTree) -> PyTree:
         """All are allowed."""

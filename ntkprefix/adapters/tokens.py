@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from ntkprefix import checks
+from ntkprefix.models.adaptation import Adaptation
 from ntkprefix.models.statistics import AttentionStatistics
 from ntkprefix.prefixes import TokenPrefix
 
@@ -39,7 +40,7 @@ class TokenAdapter:
         checks.at_least(1, "TokenAdapter", length=self.length)
         checks.one_of("TokenAdapter", "start", self.start, ("zero", "mean"))
 
-    def init(self, key: PRNGKeyArray, statistics: AttentionStatistics) -> PyTree:
+    def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
         """Gaussian `keys` [L, M, K, H] and `values` [L, M, K, Hv]."""
         layers, heads, width = statistics.key_mean.shape
         shape = (2, layers, self.length, heads, width)
@@ -48,9 +49,9 @@ class TokenAdapter:
             keys, values = keys + statistics.key_mean[:, None], values + statistics.value_mean[:, None]
         return {"keys": keys, "values": values}
 
-    def prefixes(self, params: PyTree) -> TokenPrefix:
+    def adapt(self, params: PyTree) -> Adaptation:
         """The tokens of every layer."""
-        return TokenPrefix(params["keys"], params["values"])
+        return Adaptation(prefixes=TokenPrefix(params["keys"], params["values"]))
 
     def project(self, params: PyTree) -> PyTree:
         """All are allowed."""

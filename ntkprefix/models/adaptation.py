@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from ntkprefix._pytree import Leaf, pytree
@@ -45,8 +49,32 @@ class Adaptation:
         prefixes: what it takes as `prefixes=`.
         low_rank: low-rank updates stacked over layers, by the matrix's name: query, key, value, out, gate, up, down.
         prompt: tokens put before the input's, [P, width]; the output leaves them out.
+        weights: what is added to the model's parameters, nested as the model is; `merge` does it.
     """
 
     prefixes: Leaf = None
     low_rank: Leaf = None
     prompt: Leaf = None
+    weights: Leaf = None
+
+
+def merge(graph: Any, frozen: Any, adaptation: Adaptation) -> nnx.Module:
+    """The model of frozen weights, with the adaptation's change of them added.
+
+    Args:
+        graph: from `nnx.split` of the model.
+        frozen: its weights, which are not changed.
+        adaptation: to be given to the model's call too.
+
+    Returns:
+        The model.
+    """
+    if adaptation.weights is not None:
+        changed = jax.tree.map(
+            lambda weight, change: (weight.astype(jnp.float32) + change).astype(weight.dtype),
+            nnx.to_pure_dict(frozen),
+            adaptation.weights,
+        )
+        frozen = jax.tree.map(lambda leaf: leaf, frozen)
+        nnx.replace_by_pure_dict(frozen, changed)
+    return nnx.merge(graph, frozen)

@@ -1,0 +1,138 @@
+"""Adapters as files: safetensors for the numbers, JSON for what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ntkprefix.adapters.base import Adapter, Stack
+from ntkprefix.adapters.registry import ADAPTERS
+from ntkprefix.feature_maps import Elu, Favor, Taylor
+from ntkprefix.runs import read_json, write_bytes, write_json
+
+_WEIGHTS, _CONFIG = "adapter.safetensors", "adapter.json"
+_FEATURE_MAPS = {"elu": Elu, "taylor": Taylor, "favor": Favor}
+
+
+def save_adapter(folder: str | Path, adapter: Adapter, params: PyTree) -> Path:
+    """Write an adapter and its parameters.
+
+    Args:
+        folder: made if it is not there; its `adapter.json` and `adapter.safetensors` are replaced.
+        adapter: one of `ADAPTERS`, or a `Stack` of them.
+        params: its parameters, nested dicts of arrays.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: it cannot be written.
+        TypeError: an adapter of another kind.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.adapters import PromptAdapter, load_adapter, save_adapter
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_adapter(folder, PromptAdapter(length=2), {"prompt": jnp.ones((2, 3))})
+        ...     adapter, params = load_adapter(folder)
+        >>> adapter, params["prompt"].shape
+        (PromptAdapter(length=2, deviation=0.02), (2, 3))
+    """
+    folder = Path(folder)
+    content = _described(adapter)
+    arrays = {name: np.asarray(array) for name, array in _flat(params).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    # The numbers first: a configuration without them would look like a whole adapter.
+    write_bytes(folder / _WEIGHTS, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    write_json(folder / _CONFIG, content)
+    return folder
+
+
+def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
+    """Read what `save_adapter` wrote. Nothing is unpickled.
+
+    Args:
+        folder: with `adapter.json` and `adapter.safetensors`.
+
+    Returns:
+        The adapter and its parameters.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file is damaged, or not of this kind; the message names it.
+    """
+    folder = Path(folder)
+    for name in (_CONFIG, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: expected an adapter's file, found nothing.")
+    content = read_json(folder / _CONFIG)
+    try:
+        adapter = _made(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / _CONFIG}: not the description of an adapter ({error}).") from error
+    try:
+        with safe_open(folder / _WEIGHTS, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _WEIGHTS}: not a whole safetensors file ({error}).") from error
+    return adapter, _nested({name: jnp.asarray(array) for name, array in arrays.items()})
+
+
+def _described(adapter: Any) -> dict[str, Any]:
+    if isinstance(adapter, Stack):
+        return {"adapter": "stack", "parts": [_described(part) for part in adapter.adapters]}
+    names = {kind: name for name, kind in ADAPTERS.items()}
+    if type(adapter) not in names:
+        raise TypeError(f"save_adapter: expected one of {', '.join(ADAPTERS)}, got {type(adapter).__name__}.")
+    options = {field.name: getattr(adapter, field.name) for field in dataclasses.fields(adapter)}
+    if "feature_map" in options:
+        made = options["feature_map"]
+        name = next((name for name, kind in _FEATURE_MAPS.items() if type(made) is kind), None)
+        if name is None:
+            raise TypeError(f"save_adapter: expected a feature map of the library, got {type(made).__name__}.")
+        options["feature_map"] = {"name": name, **dataclasses.asdict(made)}
+    return {"adapter": names[type(adapter)], "options": options}
+
+
+def _made(content: dict[str, Any]) -> Any:
+    if content["adapter"] == "stack":
+        return Stack([_made(part) for part in content["parts"]])
+    if content["adapter"] not in ADAPTERS:
+        raise ValueError(f"expected one of {', '.join(ADAPTERS)}, got {content['adapter']!r}")
+    options = {name: _tuples(value) for name, value in content["options"].items()}
+    if "feature_map" in options:
+        described = dict(options["feature_map"])
+        options["feature_map"] = _FEATURE_MAPS[described.pop("name")](**{k: _tuples(v) for k, v in described.items()})
+    return ADAPTERS[content["adapter"]](**options)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _flat(params: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(params, dict):
+        return {prefix: params}
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        flat |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return nested

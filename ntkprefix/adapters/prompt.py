@@ -1,0 +1,47 @@
+"""Prompt tuning: trained tokens in front of the input."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from ntkprefix import checks
+from ntkprefix.models.adaptation import Adaptation
+from ntkprefix.models.statistics import AttentionStatistics
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptAdapter:
+    """Trained tokens at the input: P width parameters. They are computed with in every layer, unlike a prefix.
+
+    Attributes:
+        length: P, at least 1.
+        deviation: standard deviation of the start.
+
+    Raises:
+        TypeError: a length that is not an integer.
+        ValueError: a length below 1.
+
+    Source: prompt tuning (arXiv 2104.08691); for images VPT (arXiv 2203.12119).
+    """
+
+    length: int = 10
+    deviation: float = 0.02
+
+    def __post_init__(self):
+        checks.at_least(1, "PromptAdapter", length=self.length)
+
+    def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
+        """Gaussian `prompt` [P, width]."""
+        return {"prompt": self.deviation * jax.random.normal(key, (self.length, model.config.block.width))}
+
+    def adapt(self, params: PyTree) -> Adaptation:
+        """The prompt."""
+        return Adaptation(prompt=params["prompt"])
+
+    def project(self, params: PyTree) -> PyTree:
+        """All are allowed."""
+        return params
