@@ -10,6 +10,7 @@ from experiments.readme import README
 from ntkprefix import TokenPrefix
 from ntkprefix.cli import COMMANDS
 from ntkprefix.models import load_dinov2
+from ntkprefix.models.packages import packaged
 
 TEXT = README.read_text(encoding="utf-8")
 
@@ -38,8 +39,18 @@ def test_model_snippet(relaxed):
     assert names["tokens"].shape == (1, 5, 384)
 
 
+def test_text_snippet(relaxed):
+    try:
+        packaged("smollm2")
+    except FileNotFoundError:
+        pytest.skip("the packaged weights are not installed")
+    names = {"jnp": jnp}
+    exec(snippets()[2], names)
+    assert "Paris" in names["text"]
+
+
 def test_every_snippet_is_tested():
-    assert len(snippets()) == 2
+    assert len(snippets()) == 3
 
 
 def test_commands_exist():
