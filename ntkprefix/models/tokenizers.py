@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Array, Bool, Int, Int32
 
 from ntkprefix.models.gguf_file import read_metadata
 from ntkprefix.models.packages import packaged
@@ -56,9 +56,9 @@ class Tokenizer:
         encoding = self.inner.encode(first, second)
         return encoding.ids, encoding.type_ids
 
-    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
+    def decode(self, tokens: Sequence[int] | Int[np.ndarray, " T"] | Int[Array, " T"], *, special: bool = False) -> str:
         """The text of tokens; special ones are left out unless asked for."""
-        return self.inner.decode([int(token) for token in tokens], skip_special_tokens=not special)
+        return self.inner.decode([int(token) for token in np.asarray(tokens)], skip_special_tokens=not special)
 
     def token(self, text: str) -> int:
         """The number of one token, spelt as in the vocabulary.
