@@ -55,7 +55,7 @@ BAD_OPTIONS = {
     "text for a number": (["--n", "many"], "Error parsing --n"),
     "no value": (["--n"], "--n"),
     "no such choice": (["--data", "cats"], "invalid choice 'cats' for argument '--data'"),
-    "setting out of range": (["--sigma", "-1"], "sigma must be positive and finite, got -1.0"),
+    "setting out of range": (["--sigma", "-1"], "expected sigma above 0 and finite, got -1.0"),
 }
 
 
