@@ -219,7 +219,7 @@ def table(report: Report) -> Table:
             result.add_row(
                 verdict.name if first else "",
                 finding.name,
-                f"{finding.estimate.value:.3g} [{finding.estimate.low:.3g}, {finding.estimate.high:.3g}]",
+                "{:.3g} [{:.3g}, {:.3g}]".format(*map(_tidy, finding.estimate)),
                 f"{finding.band[0]:g} to {finding.band[1]:g}",
                 f"[{colour}]{verdict.status}[/]" if first else "",
                 end_section=index == len(verdict.findings) - 1,
@@ -236,6 +236,11 @@ def table(report: Report) -> Table:
         notes.append(f"Interval partly within its band, which more seeds may decide: {', '.join(unsure)}.")
     result.caption = "\n".join(notes) or None
     return result
+
+
+def _tidy(number: float) -> float:
+    """Without the rounding errors of zero, and its sign."""
+    return 0.0 if abs(number) < 1e-12 else number
 
 
 def main(config: Config) -> int:
