@@ -13,19 +13,22 @@ def taylor_error_bound(radius: float, degree: int, value_bound: float = 1.0) -> 
     If |beta q.p_r| <= rho for every prefix key (after recentring: |beta q.(p_r - p_mean)| <= rho), then every weight
     is right up to a factor 1 +- eps, with eps as in `taylor_weight_error`, and
 
-    $$ \| \tilde{out}(q) - out(q) \|_\infty \le \frac{2 eps}{1 - eps} \max_r \|u_r\|_\infty, \qquad eps < 1. $$
+    $$ \| \tilde{out}(q) - out(q) \|_\infty \le \frac{2 eps}{1 - eps} \max_i \|u_i\|_\infty, \qquad eps < 1, $$
 
-    Input keys in the denominator only shrink the error. The bound is one of exact arithmetic: rounding comes on top.
+    the maximum over all values that the query can see, **the input's among them**: an error in the prefix's mass moves
+    weight to or from the input. The bound is one of exact arithmetic: rounding comes on top.
 
     Args:
         radius: rho, at least 0, without unit (a logit).
         degree: p, at least 0.
-        value_bound: the largest absolute entry of the prefix values u_r (with recentring, of the values as they are).
+        value_bound: the largest absolute entry of the values, the prefix's and the input's (with recentring, of the
+            values as they are).
 
     Returns:
         The bound, in the unit of the values; `math.inf` where eps >= 1 and the guarantee says nothing.
 
     Raises:
+        TypeError: arguments that are not numbers, a degree that is not an integer.
         ValueError: a negative or NaN argument.
 
     Example:
@@ -39,8 +42,11 @@ def taylor_error_bound(radius: float, degree: int, value_bound: float = 1.0) -> 
     explicit: degree O(rho + log M) gives an error of at most M^{-c}.
     """
     checks.non_negative("taylor_error_bound", radius=radius, degree=degree, value_bound=value_bound)
+    checks.at_least(0, "taylor_error_bound", degree=degree)
     eps = taylor_weight_error(radius, degree)
-    return math.inf if eps >= 1 else 2 * eps / (1 - eps) * value_bound
+    if eps == 0:
+        return 0.0
+    return math.inf if eps >= 1 else 2 * eps / (1 - eps) * float(value_bound)
 
 
 def taylor_weight_error(radius: float, degree: int) -> float:
@@ -57,6 +63,7 @@ def taylor_weight_error(radius: float, degree: int) -> float:
         eps; `math.inf` where it does not fit a float.
 
     Raises:
+        TypeError: arguments that are not numbers, a degree that is not an integer.
         ValueError: a negative or NaN argument.
 
     Example:
@@ -65,6 +72,7 @@ def taylor_weight_error(radius: float, degree: int) -> float:
         0.453
     """
     checks.non_negative("taylor_weight_error", radius=radius, degree=degree)
+    checks.at_least(0, "taylor_weight_error", degree=degree)
     if radius == 0:
         return 0.0
     log_eps = radius + (degree + 1) * math.log(radius) - math.lgamma(degree + 2)

@@ -14,7 +14,7 @@ from ntkprefix import FeaturePrefix, attention, feature_map, taylor_error_bound
 from ntkprefix.bounds import taylor_degree, taylor_weight_error
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     width=st.integers(1, 4),
     length=st.integers(1, 12),
@@ -22,40 +22,58 @@ from ntkprefix.bounds import taylor_degree, taylor_weight_error
     degree=st.integers(0, 6),
     radius=st.floats(1e-3, 4.0),
     offset=st.floats(-5, 5),
+    log_prefix_values=st.floats(-3, 3),
+    log_input_values=st.floats(-3, 3),
     recentre=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-def test_measured_error_never_exceeds_the_bound(width, length, inputs, degree, radius, offset, recentre, seed):
+def test_measured_error_never_exceeds_the_bound(
+    width, length, inputs, degree, radius, offset, log_prefix_values, log_input_values, recentre, seed
+):
     rng = np.random.default_rng(seed)
-    query, key, value = rng.standard_normal((1, 6, 1, width)), *rng.standard_normal((2, 1, inputs, 1, width))
-    keys, values = (
-        rng.standard_normal((length, 1, width)) + (offset if recentre else 0),
-        rng.standard_normal((length, 1, 3)),
-    )
-    value = rng.standard_normal((1, inputs, 1, 3))
+    query, key = rng.standard_normal((1, 6, 1, width)), rng.standard_normal((1, inputs, 1, width))
+    keys = rng.standard_normal((length, 1, width)) + (offset if recentre else 0)
+    values = 10**log_prefix_values * rng.standard_normal((length, 1, 3))
+    value = 10**log_input_values * rng.standard_normal((1, inputs, 1, 3))
     beta = 1 / math.sqrt(width)
     centred = keys - keys.mean(axis=0) if recentre else keys
     query = query * radius / max(np.abs(beta * np.einsum("bthw,rhw->tr", query, centred)).max(), 1e-12)
     rho = np.abs(beta * np.einsum("bthw,rhw->tr", query, centred)).max()
+    error = measured_error(query, key, value, keys, values, degree=degree, recentre=recentre)
+    largest = max(np.abs(values).max(), np.abs(value).max(initial=0))
+    assert error <= taylor_error_bound(rho, degree, largest) + 1e-10 * (1 + largest)
+
+
+def measured_error(query, key, value, keys, values, *, degree, recentre=True):
+    """The largest difference of an output through the state from the exact one of a NumPy oracle."""
     with jax.enable_x64(True):
         state = FeaturePrefix.from_tokens(
             jnp.asarray(keys), jnp.asarray(values), feature_map=feature_map("taylor", degree=degree), recentre=recentre
         )
         ours = np.asarray(attention(jnp.asarray(query), jnp.asarray(key), jnp.asarray(value), prefix=state))
-    exact = oracle.attention(query, key, value, prefix=oracle.tokens(keys, values))
-    rounding = 1e-10 * (1 + np.abs(values).max())
-    assert np.abs(ours - exact).max() <= taylor_error_bound(rho, degree, np.abs(values).max()) + rounding
+    return np.abs(ours - oracle.attention(query, key, value, prefix=oracle.tokens(keys, values))).max()
 
 
-def test_the_bound_is_within_a_constant_of_a_bad_case():
-    # Two tokens at logits -rho and rho with opposite values: the error that the bound is about. A bound a thousand
-    # times too large would be true and useless.
-    rho, degree = 1.0, 4
-    weights = np.exp([-rho, rho])
-    truncated = [sum(x**j / math.factorial(j) for j in range(degree + 1)) for x in (-rho, rho)]
-    values = np.array([1.0, -1.0])
-    error = abs(values @ weights / weights.sum() - values @ truncated / np.sum(truncated))
-    assert error <= taylor_error_bound(rho, degree) <= 100 * error
+@pytest.mark.parametrize("recentre", [False, True])
+def test_the_input_s_values_count_too(recentre):
+    # Prefix values of a thousandth: what errs is the prefix's mass, and with it the weight of the input's value of 1.
+    query, key, value = np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)), np.ones((1, 1, 1, 1))
+    keys, values = np.array([-1.0 if recentre else 1.0, 1.0]).reshape(2, 1, 1), np.full((2, 1, 1), 1e-3)
+    for degree in (2, 4, 6):
+        error = measured_error(query, key, value, keys, values, degree=degree, recentre=recentre)
+        assert taylor_error_bound(1.0, degree, 1e-3) < error <= taylor_error_bound(1.0, degree, 1.0)
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("degree", [2, 4])
+def test_the_bound_is_within_a_factor_of_three_of_a_bad_case(degree, largest):
+    # Two tokens at logits -rho and rho with opposite values, their weights almost equal: half of the mass errs upwards
+    # and half downwards. Any bound less than a third as large would be false, and any much larger one useless.
+    rho = 0.05
+    query, none = np.ones((1, 1, 1, 1)), np.zeros((1, 0, 1, 1))
+    keys, values = np.array([-rho, rho]).reshape(2, 1, 1), largest * np.array([-1.0, 1.0]).reshape(2, 1, 1)
+    error = measured_error(query, none, none, keys, values, degree=degree)
+    assert error <= taylor_error_bound(rho, degree, largest) <= 3 * error
 
 
 def test_weight_error_covers_both_signs():
@@ -81,5 +99,6 @@ def test_polynomially_small_in_the_prefix_length():
 
 
 @pytest.mark.parametrize(("radius", "expected"), [(0.0, 0.0), (1e3, math.inf), (1e9, math.inf)])
-def test_ends_of_the_range(radius, expected):
-    assert taylor_error_bound(radius, 2) == expected
+@pytest.mark.parametrize("largest", [1.0, math.inf])
+def test_ends_of_the_range(radius, expected, largest):
+    assert taylor_error_bound(radius, 2, largest) == expected

@@ -58,6 +58,8 @@ ERRORS = {
     ),
     "bound of words": (lambda: taylor_error_bound("a", 2), TypeError, "a number as radius, got 'a'"),
     "degree in words": (lambda: taylor_error_bound(1.0, "b"), TypeError, "a number as degree, got 'b'"),
+    "degree between two": (lambda: taylor_error_bound(1.0, 2.5), TypeError, "an integer degree, got float"),
+    "a bound for many radii": (lambda: taylor_error_bound(jnp.ones(3), 2), TypeError, "a number as radius, got an arr"),
     "tolerance in words": (lambda: taylor_degree(1.0, "c"), TypeError, "a number as tolerance, got 'c'"),
     "integers": (
         call(QUERY.astype(int), KEY, VALUE),

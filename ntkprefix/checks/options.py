@@ -40,11 +40,11 @@ def non_negative(function: str, **numbers: float) -> None:
     """Radii, degrees and bounds.
 
     Raises:
-        TypeError: not a real number.
+        TypeError: not one real number.
         ValueError: a negative number or NaN.
     """
     for name, number in numbers.items():
-        if not is_real(number):
+        if not is_real(number) or getattr(number, "ndim", 0):
             raise TypeError(f"{function}: expected a number as {name}, got {described(number)}.")
         if not number >= 0:
             raise ValueError(f"{function}: expected {name} >= 0, got {number}.")
