@@ -104,7 +104,8 @@ def main(config: DemoConfig) -> dict[str, Any]:
     results |= {"seconds": round(time.perf_counter() - began, 1)}
     write_json(out / "results.json", results)
     page = report(results, out)
-    console.print(_for_terminal(_with_failures(summary.brief(results["summary"]), results), _data_line(results)))
+    console.print(Text(_data_line(results)))
+    console.print(_for_terminal(_with_failures(summary.brief(results["summary"]), results)))
     for note in (*_reasons(results), *_cautions(results["summary"])):
         console.print(Text(note))
     where = f"Look at [bold]{escape(str(page))}[/]; every number is in {escape(str(out / 'results.json'))}."
@@ -153,8 +154,8 @@ def report(results: dict[str, Any], out: Path) -> Path:
             "Adapting DINOv2 ViT-S/14",
             text=(
                 f"{_data_line(results)} The pretrained weights are frozen; every method trains a linear head on them. "
-                f"NTK-Attention adds an infinitely long prefix to each of 12 layers as a trained state Z, k per head, "
-                f"which is as many numbers as {summary.break_even(64, 64, 64):g} prefix tokens per layer. P-Tuning v2 "
+                f"NTK-Attention adds an infinitely long prefix to each of 12 layers as a trained state per head, "
+                f"as many numbers as {summary.break_even(64, 64, 64):.1f} prefix tokens per layer. P-Tuning v2 "
                 f"trains the prefix tokens themselves. All take the same steps on the same images, but for linear "
                 f"probing (head only), which takes more. Starts and step sizes were chosen by one rule for all "
                 f"methods, on held-back training digits, whatever the images here."
@@ -274,9 +275,9 @@ def _verdict_table(verdicts: Sequence[dict[str, Any]]) -> Table:
     )
 
 
-def _for_terminal(table: Table, title: str) -> TerminalTable:
+def _for_terminal(table: Table) -> TerminalTable:
     # A name is no markup.
-    shown = TerminalTable(title=Text(title), title_justify="left")
+    shown = TerminalTable()
     for index, column in enumerate(table.columns):
         shown.add_column(column, justify="right" if index else "left")
     for row in table.rows:

@@ -78,14 +78,14 @@ def brief(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def break_even(width: int, value_width: int, features: int) -> float:
-    """Length M beyond which a feature state of R(Hv + 1) numbers is smaller than M tokens of H + Hv.
+    """Length M beyond which a feature state of R(Hv + 1) + H + 1 numbers is smaller than M tokens of H + Hv.
 
     Example:
         >>> from experiments.summary import break_even
-        >>> break_even(64, 64, 64)
-        32.5
+        >>> round(break_even(64, 64, 64), 1)
+        33.0
     """
-    return features * (value_width + 1) / (width + value_width)
+    return (features * (value_width + 1) + width + 1) / (width + value_width)
 
 
 def _of_images(accuracy: float, images: int) -> intervals.Estimate:

@@ -31,7 +31,7 @@ class TuningConfig:
         out: run folder; start again with the same one, at the same commit, to go on with a run that was stopped.
     """
 
-    step_sizes: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    step_sizes: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
     held_back: int = 200
     vision: VisionConfig = field(default_factory=VisionConfig)
     out: Path = Path("runs/tuning")
@@ -59,7 +59,8 @@ def main(config: TuningConfig) -> dict[str, Any]:
             bar.update(task, description=f"{method}, {start}, {step_size:g}")
             this = {"method": method, "start": start, "step_size": step_size}
             settings = {**this, "held_back": config.held_back, "vision": asdict(vision)}
-            measure = partial(_try, model, METHODS[method][start], data, training(vision, method, step_size, seed=0))
+            schedule = training(vision, method, step_size, seed=0)
+            measure = partial(_try, model, METHODS[method][start], data, schedule, vision.head_step_size)
             runs.append({**this, **pieces.get("try", settings, measure)})
             bar.advance(task)
     return {
@@ -97,9 +98,9 @@ def best(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"start": winner["start"], "step_size": winner["step_size"]}
 
 
-def _try(model: Any, adapter: Any, data: ImageData, config: Any) -> dict[str, Any]:
+def _try(model: Any, adapter: Any, data: ImageData, config: Any, head_step_size: float) -> dict[str, Any]:
     try:
-        run = fit(model, adapter, data, config)
+        run = fit(model, adapter, data, config, head_step_size=head_step_size)
     except FloatingPointError as error:
         return {"accuracy": None, "failure": str(error)}
     return {"accuracy": run["accuracy"], "final_loss": run["losses"][-1], "seconds": run["seconds"]}

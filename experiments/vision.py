@@ -29,7 +29,7 @@ METHODS: dict[str, dict[str, Adapter]] = {
     "head only": {"zero": HeadAdapter()},
     "P-Tuning v2, 10 tokens": {"zero": TokenAdapter(length=10), "mean": TokenAdapter(length=10, start="mean")},
     "P-Tuning v2, 32 tokens": {"zero": TokenAdapter(length=32), "mean": TokenAdapter(length=32, start="mean")},
-    "NTK-Attention": {"harmonic": FeatureAdapter(), "mean": FeatureAdapter(calibration="mean")},
+    "NTK-Attention": {"centred": FeatureAdapter(), "harmonic": FeatureAdapter(calibration="harmonic")},
 }
 _CALIBRATION_IMAGES = 64
 
@@ -46,6 +46,8 @@ class VisionConfig:
         epochs: passes over the training images.
         head_epochs: passes for linear probing, whose features are computed once: more, since they cost nothing.
         batch_size: images per step.
+        head_step_size: peak step size of the head where an adapter trains with it, the same for all of them: what suits
+            a prefix makes logits of a zero head leap. Linear probing finds its own, as adapters do.
         seeds: one run of each method per seed, which orders the data and draws random starts.
         methods: names among `METHODS`.
     """
@@ -57,6 +59,7 @@ class VisionConfig:
     epochs: int = 3
     head_epochs: int = 40
     batch_size: int = 16
+    head_step_size: float = 1e-3
     seeds: tuple[int, ...] = (0,)
     methods: tuple[str, ...] = tuple(METHODS)
 
@@ -88,7 +91,19 @@ def compare(config: VisionConfig, data: ImageData, model: ViT) -> dict[str, Any]
                 task = bar.add_task(method, total=None)
                 watch = partial(_show, bar, task, method)
                 try:
-                    runs.append({**this, **fit(model, METHODS[method][this["start"]], data, schedule, watch=watch)})
+                    runs.append(
+                        {
+                            **this,
+                            **fit(
+                                model,
+                                METHODS[method][this["start"]],
+                                data,
+                                schedule,
+                                head_step_size=config.head_step_size,
+                                watch=watch,
+                            ),
+                        }
+                    )
                 except FloatingPointError as error:
                     failures.append({**this, "failure": str(error)})
     return {
@@ -140,6 +155,7 @@ def fit(
     data: ImageData,
     config: TrainConfig,
     *,
+    head_step_size: float,
     watch: Callable[[str, int, int], Any] = lambda *_: None,
 ) -> dict[str, Any]:
     """Train one classifier and test it on the held-out images.
@@ -148,7 +164,8 @@ def fit(
         model: the frozen transformer.
         adapter: what trains besides the head.
         data: images.
-        config: how to train.
+        config: how to train; its step size is the adapter's, and linear probing's.
+        head_step_size: of the head that trains with an adapter.
         watch: told the stage, how much of it is done, and how much there is, as work goes on.
 
     Returns:
@@ -174,7 +191,14 @@ def fit(
     else:
         images = (data.x_train, data.y_train)
         result = train(
-            classifier.loss, params, classifier.frozen, images, config, project=classifier.project, on_step=on_step
+            classifier.loss,
+            params,
+            classifier.frozen,
+            images,
+            config,
+            factors={"adapter": 1.0, "head": head_step_size / config.learning_rate},
+            project=classifier.project,
+            on_step=on_step,
         )
     predicted = classifier.predict(result.params, data.x_test, on_batch=lambda done: watch("testing", done, rows))
     return {

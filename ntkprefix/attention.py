@@ -131,13 +131,13 @@ def attention(
     over_logits = {"bias": bias, "mask": mask}
     for name, array in over_logits.items():
         if array is not None:
-            array = jnp.asarray(array)
+            array = checks.array_like(name, array)
             over_logits[name] = array = array.reshape((1,) * (4 - array.ndim) + array.shape)
             checks.over_logits(name, array, batch, heads, length, key.shape[1])
     lengths = {"query_seq_lengths": query_seq_lengths, "key_value_seq_lengths": key_value_seq_lengths}
     for name, array in lengths.items():
         if array is not None:
-            lengths[name] = jnp.asarray(array)
+            lengths[name] = checks.array_like(name, array)
             checks.lengths(name, lengths[name], batch)
     checks.offset(query_offset, batch)
     checks.flag("is_causal", is_causal)

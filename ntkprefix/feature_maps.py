@@ -87,6 +87,10 @@ class Taylor:
 
     degree: int
 
+    def __post_init__(self):
+        checks.at_least(0, "feature_map('taylor')", degree=self.degree)
+        object.__setattr__(self, "degree", int(self.degree))
+
     @property
     def positive(self) -> bool:
         """True for even degrees: the exponential's Taylor polynomial of even degree has no real root."""
@@ -130,6 +134,12 @@ class Favor:
     features: int
     seed: tuple[int, ...]
 
+    def __post_init__(self):
+        checks.at_least(1, "feature_map('favor')", features=self.features)
+        checks.not_too_many_directions(self.features, MAX_FEATURES)
+        checks.seed("feature_map('favor')", self.seed)
+        object.__setattr__(self, "features", int(self.features))
+
     @property
     def positive(self) -> bool:
         """True: every feature is an exponential."""
@@ -165,8 +175,9 @@ def feature_map(name: str, **options: Any) -> FeatureMap:
         A hashable feature map.
 
     Raises:
-        ValueError: unknown name, a missing or unknown option, a degree below 0, fewer than 1 feature.
-        TypeError: `degree` or `features` is not an integer.
+        ValueError: unknown name, a missing or unknown option, a degree below 0, fewer than 1 feature or more than
+            `MAX_FEATURES`.
+        TypeError: `degree` or `features` is not an integer, `key` is no random key, or a traced one.
 
     Example:
         >>> from ntkprefix import feature_map
@@ -176,13 +187,11 @@ def feature_map(name: str, **options: Any) -> FeatureMap:
     checks.feature_options(name, options, {"elu": (), "taylor": ("degree",), "favor": ("features", "key")})
     match name:
         case "taylor":
-            checks.at_least(0, "feature_map('taylor')", degree=options["degree"])
-            return Taylor(int(options["degree"]))
+            return Taylor(options["degree"])
         case "favor":
-            checks.at_least(1, "feature_map('favor')", features=options["features"])
             checks.one_random_key(options["key"])
             seed = np.asarray(jax.random.key_data(options["key"])).ravel().tolist()
-            return Favor(int(options["features"]), tuple(seed))
+            return Favor(options["features"], tuple(seed))
         case _:
             return Elu()
 

@@ -90,6 +90,7 @@ def train(
     data: Sequence[np.ndarray],
     config: TrainConfig,
     *,
+    factors: PyTree = 1.0,
     project: Callable[[PyTree], PyTree] | None = None,
     on_step: Callable[[int, float], Any] | None = None,
 ) -> TrainResult:
@@ -104,6 +105,8 @@ def train(
         frozen: pytree handed to `loss` as it is.
         data: arrays with one leading axis of rows; a batch is the same rows of each.
         config: how to train.
+        factors: of the step size, for parts of the parameters: a number for all, or a pytree of numbers whose leaves
+            stand for whole branches of `params`, such as `{"adapter": 1.0, "head": 0.1}`. Others compile nothing new.
         project: maps parameters to the nearest allowed ones, after every step. Pass the same object each time, not a
             fresh lambda, or every call compiles again.
         on_step: called after every step with the number of steps done and the loss.
@@ -133,7 +136,7 @@ def train(
     state = optimiser.init(params)
     losses, began = [], time.perf_counter()
     for number, (step_size, batch) in enumerate(zip(step_sizes, _batches(data, config), strict=True), start=1):
-        params, state, value = _step(loss, optimiser, project, params, state, frozen, step_size, batch)
+        params, state, value = _step(loss, optimiser, project, params, state, frozen, step_size, factors, batch)
         losses.append(float(value))
         if not np.isfinite(losses[-1]):
             raise FloatingPointError(
@@ -154,12 +157,17 @@ def _optimiser(weight_decay: float, clip: float) -> optax.GradientTransformation
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def _step(loss, optimiser, project, params, state, frozen, step_size, batch):
+def _step(loss, optimiser, project, params, state, frozen, step_size, factors, batch):
     value, gradient = jax.value_and_grad(loss)(params, frozen, *batch)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers, which strict rules forbid
         updates, state = optimiser.update(gradient, state, params)
-    params = optax.apply_updates(params, jax.tree.map(lambda update: step_size * update, updates))
+    scaled = jax.tree.map(lambda factor, branch: _times(step_size * factor, branch), factors, updates)
+    params = optax.apply_updates(params, scaled)
     return params if project is None else project(params), state, value
+
+
+def _times(factor, branch):
+    return jax.tree.map(lambda leaf: factor * leaf, branch)
 
 
 def _batches(data: Sequence[np.ndarray], config: TrainConfig) -> Iterator[tuple[np.ndarray, ...]]:

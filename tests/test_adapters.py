@@ -1,10 +1,13 @@
 """Adapters on a tiny vision transformer: sizes, no-op starts, live gradients, and learning."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from ntkprefix import feature_map
 from ntkprefix.adapters import (
@@ -50,14 +53,18 @@ def initial(model, adapter):
     [
         (HeadAdapter(), 0),
         (TokenAdapter(length=7), LAYERS * 7 * HEADS * 2 * WIDTH),
-        (FeatureAdapter(), LAYERS * HEADS * (WIDTH * (WIDTH + 1) + 1)),
-        (FeatureAdapter(FAVOR), LAYERS * HEADS * (15 * (WIDTH + 1) + 1)),
-        (FeatureAdapter(rank=2), LAYERS * HEADS * (WIDTH * 2 + 2 * WIDTH + WIDTH + 1)),
-        (FeatureAdapter(normalised=False), LAYERS * HEADS * (WIDTH * WIDTH + 1)),
+        (FeatureAdapter(), LAYERS * HEADS * (WIDTH * (WIDTH + 1) + WIDTH + 1)),
+        (FeatureAdapter(calibration="harmonic"), LAYERS * HEADS * (WIDTH * (WIDTH + 1) + 1)),
+        (FeatureAdapter(FAVOR), LAYERS * HEADS * (15 * (WIDTH + 1) + WIDTH + 1)),
+        (FeatureAdapter(rank=2), LAYERS * HEADS * (WIDTH * 2 + 2 * WIDTH + WIDTH + WIDTH + 1)),
+        (FeatureAdapter(normalised=False), LAYERS * HEADS * (WIDTH * WIDTH + WIDTH + 1)),
         (PromptAdapter(length=5), 5 * HEADS * WIDTH),
         (LoraAdapter(rank=2), LAYERS * 2 * 2 * (2 * HEADS * WIDTH)),
         (LoraAdapter(rank=3, targets=("up",)), LAYERS * 3 * (HEADS * WIDTH + 16)),
-        (Stack([LoraAdapter(rank=2), FeatureAdapter(normalised=False)]), LAYERS * (96 + HEADS * (WIDTH * WIDTH + 1))),
+        (
+            Stack([LoraAdapter(rank=2), FeatureAdapter(normalised=False)]),
+            LAYERS * (96 + HEADS * (WIDTH * WIDTH + WIDTH + 1)),
+        ),
     ],
 )
 def test_parameter_counts(model, adapter, parameters):
@@ -76,9 +83,10 @@ def test_features_start_as_the_pretrained_model_with_live_gradients(model):
     assert (gradient["k"] != 0).all()
 
 
-def test_features_start_on_the_inputs_own_scale(model):
+@pytest.mark.parametrize("calibration", ["centred", "harmonic"])
+def test_features_start_on_the_inputs_own_scale(calibration, model):
     # A state of k = 1 then weighs about as much as the input, averaged over queries, in every layer and head.
-    adapter = FeatureAdapter()
+    adapter = FeatureAdapter(calibration=calibration)
     _, params = initial(model, adapter)
     prefixes = adapter.adapt({**params["adapter"], "k": jnp.ones((LAYERS, HEADS, WIDTH))}).prefixes
 
@@ -108,7 +116,9 @@ def test_a_frozen_scale_has_no_gradient(model):
         def total(p, classifier=classifier):
             return jnp.sum(classifier.features({"adapter": p}, classifier.frozen, jnp.asarray(IMAGES)) ** 2)
 
-        assert bool((jax.grad(total)(params["adapter"])["log_scale"] != 0).any()) == train_scale
+        gradient = jax.grad(total)(params["adapter"])
+        for name in ("log_scale", "centre"):
+            assert bool((gradient[name] != 0).any()) == train_scale, name
 
 
 NO_OPS = {
@@ -133,7 +143,7 @@ def test_starts_that_change_nothing_have_gradients(name, model):
         params["adapter"]
     )
     # Of a product that starts at zero only the zero factor moves at first; the scale moves with what it scales.
-    waiting = ("down", "log_scale")
+    waiting = ("down", "log_scale", "centre")
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         if path[-1].key not in waiting or name == "full":
             assert (leaf != 0).any(), path
@@ -173,8 +183,12 @@ def test_starts_are_at_the_models_own_keys_and_scale(model):
     for token in range(5):
         np.testing.assert_array_equal(tokens["keys"][:, token], statistics.key_mean)
         np.testing.assert_array_equal(tokens["values"][:, token], statistics.value_mean)
-    scale = FeatureAdapter(calibration="mean").init(jax.random.key(0), model, statistics)["log_scale"]
-    np.testing.assert_allclose(scale, statistics.log_sum_exp - np.log(WIDTH), rtol=1e-6)
+    state = FeatureAdapter(calibration="harmonic").init(jax.random.key(0), model, statistics)
+    assert "centre" not in state
+    np.testing.assert_allclose(state["log_scale"], statistics.log_harmonic_mass - np.log(WIDTH), rtol=1e-6)
+    state = FeatureAdapter().init(jax.random.key(0), model, statistics)
+    np.testing.assert_array_equal(state["centre"], statistics.centre)
+    np.testing.assert_allclose(state["log_scale"], statistics.log_centred_mass - np.log(WIDTH), rtol=1e-6)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -182,7 +196,7 @@ def test_starts_are_at_the_models_own_keys_and_scale(model):
     ("wrong", "message"),
     [
         (lambda: TokenAdapter(start="text"), "unknown start 'text'; expected one of zero, mean"),
-        (lambda: FeatureAdapter(calibration="max"), "unknown calibration 'max'; expected one of harmonic, mean"),
+        (lambda: FeatureAdapter(calibration="max"), "unknown calibration 'max'; expected one of centred, harmonic"),
         (lambda: FeatureAdapter(feature_map("taylor", degree=2)), "features are never negative, got Taylor"),
     ],
 )
@@ -244,6 +258,68 @@ def test_damaged_files_are_named(file, content, message, tmp_path):
     (folder / file).unlink()
     with pytest.raises(FileNotFoundError, match=file):
         load_adapter(folder)
+
+
+Z, K, SCALE = np.zeros((2, 3, 4, 5), np.float32), np.zeros((2, 3, 4), np.float32), np.zeros((2, 3), np.float32)
+PLAIN = {"calibration": "harmonic"}
+WHOLE = {"Z": Z, "k": K, "log_scale": SCALE}
+LORA = {"targets": ["query"], "rank": 2}
+DOWN, UP = np.zeros((2, 6, 2), np.float32), np.zeros((2, 2, 6), np.float32)
+HOSTILE = {
+    "an array missing": ("features", PLAIN, {"Z": Z, "k": K}, "arrays of FeatureAdapter, Z, k, log_scale, got Z, k"),
+    "an array too many": ("features", PLAIN, WHOLE | {"x": K}, "got Z, k, log_scale, x"),
+    "an array within one": ("features", PLAIN, WHOLE | {"Z.a": K}, "got Z, Z.a, k"),
+    "a full one within one": ("full", {}, {"a": K, "a.b": K}, "expected one array called a"),
+    "another adapter's": ("tokens", {"length": 2}, WHOLE, "arrays of TokenAdapter, keys, values"),
+    "integers": ("features", PLAIN, WHOLE | {"k": K.astype(np.int8)}, "floating-point numbers as k, got int8"),
+    "integers of all": ("full", {}, {"a": K.astype(np.int8)}, "floating-point numbers as a, got int8"),
+    "NaN": ("features", PLAIN, WHOLE | {"Z": Z + np.nan}, "finite numbers as Z"),
+    "other heads": ("features", PLAIN, WHOLE | {"log_scale": np.zeros((2, 4), np.float32)}, r"log_scale \[L, N\]"),
+    "too few axes": ("features", PLAIN, WHOLE | {"Z": K}, r"expected Z \[L, N, R, Hv\]"),
+    "another length": ("tokens", {"length": 2}, {"keys": Z, "values": Z}, "with L = 2, M = 2"),
+    "another rank": ("lora", LORA | {"rank": 1}, {"query.down": DOWN, "query.up": UP}, "r = 1"),
+    "a part too many": ("stack", [("lora", LORA)], {"0.query.down": DOWN, "0.query.up": UP, "1.k": K}, "also 1.k"),
+    "a part's array missing": ("stack", [("lora", LORA)], {"0.query.down": DOWN}, "arrays of LoraAdapter"),
+    "features in words": ("features", {"feature_map": {"name": "favor", "features": "x", "seed": [0]}}, {}, "integer"),
+    "a trillion features": (
+        "features",
+        {"feature_map": {"name": "favor", "features": 10**12, "seed": [0]}},
+        {},
+        "at most 4,194,304 features",
+    ),
+    "a seed in words": ("features", {"feature_map": {"name": "favor", "features": 4, "seed": "y"}}, {}, "as seed"),
+    "a negative seed": ("features", {"feature_map": {"name": "favor", "features": 4, "seed": [-1]}}, {}, "as seed"),
+    "a degree in words": ("features", {"feature_map": {"name": "taylor", "degree": "x"}}, {}, "integer degree"),
+    "alpha in words": ("lora", {"alpha": "x"}, {}, "a number as alpha"),
+    "alpha NaN": ("lora", {"alpha": float("nan")}, {}, "finite number as alpha"),
+    "deviation in words": ("tokens", {"deviation": "x"}, {}, "a number as deviation"),
+    "deviation below 0": ("prompt", {"deviation": -1.0}, {}, "of at least 0 as deviation"),
+    "no for False": ("features", {"train_scale": "no"}, {}, "True or False as train_scale"),
+    "a list for a name": ("features", {"calibration": ["harmonic"]}, {}, "unknown calibration"),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_files_of_another_make_are_refused(name, tmp_path):
+    kind, options, arrays, message = HOSTILE[name]
+    described = {"adapter": kind, "options": options}
+    if kind == "stack":
+        described = {"adapter": kind, "parts": [{"adapter": part, "options": given} for part, given in options]}
+    (tmp_path / "adapter.json").write_text(json.dumps(described))
+    save_file(arrays, tmp_path / "adapter.safetensors")
+    with pytest.raises(ValueError, match=message) as raised:
+        load_adapter(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_descriptions_nested_too_deep_are_refused(tmp_path):
+    save_adapter(tmp_path, HeadAdapter(), {})
+    (tmp_path / "adapter.json").write_text(
+        '{"adapter": "stack", "parts": [' * 900 + '{"adapter": "head", "options": {}}' + "]}" * 900
+    )
+    with pytest.raises(ValueError, match=r"adapter\.json"):
+        load_adapter(tmp_path)
 
 
 def test_lora_merges_into_the_weights_and_back(model):

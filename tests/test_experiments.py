@@ -5,13 +5,18 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+from models.tiny_vit import TINY
 
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import prefix_cost
 from experiments import RESULTS, notebooks, readme, summary, tuning, vision
 from experiments.plots import smooth
+from ntkprefix.adapters import HeadAdapter, TokenAdapter
 from ntkprefix.images import ImageData, load_images
+from ntkprefix.models import ViT
 from ntkprefix.runs import read_json
+from ntkprefix.train import TrainConfig
 
 
 def a_run(method, seed, accuracy):
@@ -33,7 +38,7 @@ def test_summary_of_one_seed_uses_the_images_and_of_more_the_seeds():
 
 
 def test_break_even_of_a_head_of_64():
-    assert summary.break_even(64, 64, 64) == 32.5
+    assert summary.break_even(64, 64, 64) == (64 * 64 + 64 + 64 + 1) / 128
 
 
 def test_smoothing_keeps_length_and_constants():
@@ -67,6 +72,23 @@ def test_parts_of_sorted_data_have_every_class_in_proportion():
     split = tuning.held_back(chosen, 50)
     np.testing.assert_array_equal(np.bincount(split.y_test), [5, 5, 10, 30])
     np.testing.assert_array_equal(split.x_train[:, 0, 0, 0], split.y_train)
+
+
+@pytest.mark.parametrize("adapter", [HeadAdapter(), TokenAdapter(length=2)], ids=lambda kind: type(kind).__name__)
+def test_accuracy_is_the_share_of_held_out_images_that_are_right(adapter):
+    # Black and white images are learnt at once; a quarter of the held-out labels are made wrong.
+    labels = np.arange(32, dtype=np.int32) % 2
+    pixels = np.broadcast_to(255 * labels[:, None, None, None], (32, 8, 8, 3)).astype(np.uint8)
+    wrong = np.where(np.arange(32) < 8, 1 - labels, labels).astype(np.int32)
+    data = ImageData(
+        x_train=pixels, y_train=labels, x_test=pixels, y_test=wrong, class_names=("black", "white"), name="", notes=""
+    )
+    model = nnx.jit(lambda: ViT(TINY, rngs=nnx.Rngs(0)))()
+    found = vision.fit(
+        model, adapter, data, TrainConfig(epochs=10, batch_size=8, learning_rate=0.03), head_step_size=0.03
+    )
+    assert found["accuracy"] == 0.75
+    assert found["steps"] == len(found["losses"]) == 40
 
 
 def test_subset_is_the_same_every_time_and_no_larger_than_asked():

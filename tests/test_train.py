@@ -38,6 +38,18 @@ def test_equals_a_plain_loop(relaxed):
     np.testing.assert_allclose(result.params["w"], params["w"], rtol=1e-4)
 
 
+def test_factors_make_the_steps_of_a_branch_smaller():
+    # Two steps, of which the schedule's last has size zero; the first of Adam is as large as the step size, whatever
+    # the gradient.
+    config = TrainConfig(epochs=1, batch_size=20, learning_rate=0.1)
+    whole = train(squares, START, 1.0, (X, 2 * X + 1), config).params
+    parts = train(squares, START, 1.0, (X, 2 * X + 1), config, factors={"w": 1.0, "b": 0.25}).params
+    half = train(squares, START, 1.0, (X, 2 * X + 1), config, factors=0.5).params
+    np.testing.assert_allclose([parts["w"], parts["b"]], [whole["w"], 0.25 * whole["b"]], rtol=1e-6)
+    np.testing.assert_allclose([half["w"], half["b"]], [0.5 * whole["w"], 0.5 * whole["b"]], rtol=1e-6)
+    assert whole["w"] > 0.04
+
+
 def test_same_seed_same_bits_and_the_callers_parameters_live_on():
     config = TrainConfig(epochs=2, batch_size=8)
     first, second = (train(squares, START, 1.0, (X, X), config) for _ in range(2))

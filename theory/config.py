@@ -52,7 +52,7 @@ class Config:
     """
 
     quick: bool = False
-    """A short ladder, in under a minute."""
+    """A short ladder, in under a minute once its programs are compiled."""
     out: Path = Path("runs/verify")
     """Run folder. Start again with the same one to resume."""
     n: int = 8

@@ -123,9 +123,8 @@ def guarantee(results: dict[str, Any]) -> Figure:
     if infinite:
         left.axhline(infinite, **_INFINITE)
     left.axhline(1.0, **(_BOUND | {"label": r"guaranteed, $\eta\lambda/2$ per step"}))
-    # Short prefixes may be far from both rates, on either side: the axis is made for the long ones.
-    top = 2 * max(1.0, infinite)
-    left.set_ylim(-top / 3, top)
+    # Short prefixes may be far from both rates, on either side: the axis is linear for the long ones alone.
+    left.set_yscale("symlog", linthresh=2 * max(1.0, infinite))
     _lengths_axis(left, lengths)
     left.set(ylabel="rate of the last quarter / guaranteed rate", title="Measured over guaranteed rate")
     left.legend(fontsize=8)

@@ -19,20 +19,21 @@ from ntkprefix.prefixes import FeaturePrefix
 
 @dataclasses.dataclass(frozen=True)
 class FeatureAdapter:
-    r"""A trained feature state per head: L N (R (Hv + 1) + 1) parameters, however long a prefix it stands for.
+    r"""A trained feature state per head: L N (R (Hv + 1) + H + 1) parameters, however long a prefix it stands for.
 
-    It starts as a no-op, Z = k = 0, with live gradients for both, and on the input's own scale. Without a scale a state
-    weighs e^{-28} in some layers of a real model.
+    It starts as a no-op, Z = k = 0, with live gradients for both, and on the input's own scale, query by query. The
+    log-mass of the input varies by tens of nats, between layers and between the queries of one head: a state without a
+    scale weighs e^{-28} in some layers of a real model, and with one for all queries of a head e^{-85} for the typical
+    query of another. So the prefix lies around a point c in key space, and its log-mass s + beta q.c + log phi(q).k
+    follows the input's.
 
     Attributes:
         feature_map: phi; its features may not be negative, so that k >= 0 keeps the denominator positive.
-        calibration: what each head's log scale starts at, less log R, on the calibration batch. `harmonic`: the log of
-            the input's harmonic mean mass, at which a prefix of k = 1 weighs as much as the input on average over
-            queries; where the input's mass varies much, that average is made by few queries, and the prefix is faint
-            for the others until it grows. `mean`: the input's mean log-sum-exp, at which it weighs as much as the input
-            for a typical query, and in a real model outweighs the input of some beyond any float: it is here to be
-            compared with, and does not train (`experiments/results/tuning.json`).
-        train_scale: whether each head's log scale is trained too.
+        calibration: what a state starts from. `centred`: c is the regression of the input's log-mass on the query, and
+            s the log of the harmonic mean of what it leaves, less log R, so that a prefix of k = 1 weighs as much as
+            the input on average over queries. `harmonic`: c = 0, and s is of the input's whole mass. Where the mass varies
+            much, few queries make that average, and the prefix is faint for all others: it is here to be compared with.
+        train_scale: whether each head's s and c are trained too.
         heads: a state for every query head, or one for each key-value head that its query heads share.
         rank: of Z, a product [R, rank] [rank, Hv]; 0 for Z itself.
         normalised: k is trained. Without it Z is an additive memory (arXiv 2506.13674): nothing is added to the
@@ -43,37 +44,53 @@ class FeatureAdapter:
         ValueError: an unknown calibration, unknown heads, a negative rank, a feature map with negative features.
 
     Source: NTK-Attention (arXiv 2406.14036). The paper's code passes k through an absolute value, whose derivative at
-    its start is zero, and has no scale.
+    its start is zero, and has neither scale nor centre; docs/prefixes.md has what they do.
     """
 
     feature_map: FeatureMap = dataclasses.field(default_factory=Elu)
-    calibration: Literal["harmonic", "mean"] = "harmonic"
+    calibration: Literal["centred", "harmonic"] = "centred"
     train_scale: bool = True
     heads: Literal["query", "kv"] = "query"
     rank: int = 0
     normalised: bool = True
 
     def __post_init__(self):
-        checks.one_of("FeatureAdapter", "calibration", self.calibration, ("harmonic", "mean"))
+        checks.one_of("FeatureAdapter", "calibration", self.calibration, ("centred", "harmonic"))
         checks.one_of("FeatureAdapter", "heads", self.heads, ("query", "kv"))
         checks.at_least(0, "FeatureAdapter", rank=self.rank)
+        checks.yes_or_no("FeatureAdapter", train_scale=self.train_scale, normalised=self.normalised)
         checks.is_feature_map("FeatureAdapter", self.feature_map)
         checks.nonnegative_features("FeatureAdapter", self.feature_map)
 
+    def axes(self) -> dict[str, str]:
+        """Axis letters of every parameter, by its name; N is K for shared heads."""
+        Z = {"down": "L N R rank", "up": "L N rank Hv"} if self.rank else {"Z": "L N R Hv"}
+        k = {"k": "L N R"} if self.normalised else {}
+        centre = {"centre": "L N H"} if self.calibration == "centred" else {}
+        return {"log_scale": "L N", **centre, **Z, **k}
+
+    def sizes(self) -> dict[str, int]:
+        """The letters whose sizes the options tell."""
+        return {"rank": self.rank} if self.rank else {}
+
     def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
-        """`Z` [L, N, R, Hv], `k` [L, N, R] and `log_scale` [L, N]; with a rank `down` [L, N, R, rank] and `up` for Z.
+        """`Z` [L, N, R, Hv], `k` [L, N, R], `log_scale` [L, N] and `centre` [L, N, H]; with a rank `down`
+        [L, N, R, rank] and `up` [L, N, rank, Hv] for Z.
 
         Nothing is random but `down`; `up` is zero, so that Z is.
         """
-        own_scale = {"harmonic": statistics.log_harmonic_mass, "mean": statistics.log_sum_exp}[self.calibration]
+        centred = self.calibration == "centred"
+        own_scale = statistics.log_centred_mass if centred else statistics.log_harmonic_mass
+        centre = statistics.centre
         if self.heads == "kv":
-            # One scale for the query heads of a group: the mean of theirs.
-            layers, kv_heads = statistics.key_mean.shape[:2]
+            # One scale and one centre for the query heads of a group: the mean of theirs.
+            layers, kv_heads, width = statistics.key_mean.shape
             own_scale = own_scale.reshape(layers, kv_heads, -1).mean(axis=-1)
+            centre = centre.reshape(layers, kv_heads, -1, width).mean(axis=-2)
         layers, heads = own_scale.shape
         features = self.feature_map.size(statistics.key_mean.shape[-1])
         values = statistics.value_mean.shape[-1]
-        params = {"log_scale": own_scale - math.log(features)}
+        params = {"log_scale": own_scale - math.log(features)} | ({"centre": centre} if centred else {})
         if self.rank:
             down = jax.random.normal(key, (layers, heads, features, self.rank)) / math.sqrt(self.rank)
             params |= {"down": down, "up": jnp.zeros((layers, heads, self.rank, values))}
@@ -83,12 +100,12 @@ class FeatureAdapter:
 
     def adapt(self, params: PyTree) -> Adaptation:
         """The states of every layer, with k >= 0."""
-        log_scale = params["log_scale"]
+        log_scale, centre = params["log_scale"], params.get("centre")
         if not self.train_scale:
-            log_scale = jax.lax.stop_gradient(log_scale)
+            log_scale, centre = jax.lax.stop_gradient((log_scale, centre))
         Z = jnp.matmul(params["down"], params["up"], precision="highest") if self.rank else params["Z"]
         k = nonnegative(params["k"]) if self.normalised else jnp.zeros(Z.shape[:-1])
-        return Adaptation(prefixes=FeaturePrefix(Z, k, self.feature_map, log_scale))
+        return Adaptation(prefixes=FeaturePrefix(Z, k, self.feature_map, log_scale, centre))
 
     def project(self, params: PyTree) -> PyTree:
         """With k >= 0: under the clip alone an optimiser could carry k so far below zero that it never came back."""

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ntkprefix import checks
 from ntkprefix.adapters.base import Adapter, Stack
 from ntkprefix.adapters.registry import ADAPTERS
 from ntkprefix.feature_maps import Elu, Favor, Taylor
@@ -67,7 +68,8 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: a file is damaged, or not of this kind; the message names it.
+        ValueError: a file is damaged, not of this kind, or has other arrays than the adapter's: names, shapes that do
+            not go together, integers, numbers that are not finite. The message names it.
     """
     folder = Path(folder)
     for name in (_CONFIG, _WEIGHTS):
@@ -76,6 +78,8 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
     content = read_json(folder / _CONFIG)
     try:
         adapter = _made(content)
+    except RecursionError as error:
+        raise ValueError(f"{folder / _CONFIG}: not the description of an adapter (nested too deep).") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder / _CONFIG}: not the description of an adapter ({error}).") from error
     try:
@@ -83,7 +87,11 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / _WEIGHTS}: not a whole safetensors file ({error}).") from error
-    return adapter, _nested({name: jnp.asarray(array) for name, array in arrays.items()})
+    try:
+        _check(adapter, arrays)
+        return adapter, _nested({name: jnp.asarray(array) for name, array in arrays.items()})
+    except ValueError as error:
+        raise ValueError(f"{folder / _WEIGHTS}: not the parameters of {folder / _CONFIG}: {error}.") from error
 
 
 def _described(adapter: Any) -> dict[str, Any]:
@@ -114,6 +122,25 @@ def _made(content: dict[str, Any]) -> Any:
     return ADAPTERS[content["adapter"]](**options)
 
 
+def _check(adapter: Any, arrays: dict[str, np.ndarray]) -> None:
+    """That the arrays are this adapter's, as far as it can be told without the model."""
+    if isinstance(adapter, Stack):
+        parts = [str(index) for index in range(len(adapter.adapters))]
+        strange = sorted(name for name in arrays if name.split(".")[0] not in parts)
+        if strange:
+            raise ValueError(f"expected the arrays of {len(parts)} adapters, got also {', '.join(strange)}")
+        for part, of_part in zip(parts, adapter.adapters, strict=True):
+            start = f"{part}."
+            _check(of_part, {name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)})
+        return
+    axes = adapter.axes()
+    if axes is None:
+        for name, array in arrays.items():
+            checks.finite_array(name, array)
+    else:
+        checks.stored_arrays(type(adapter).__name__, axes, adapter.sizes(), arrays)
+
+
 def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -134,5 +161,9 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
         place = nested
         for part in path:
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"expected one array called {part}, got also {name}")
+        if last in place:
+            raise ValueError(f"expected one array called {name}, got also arrays within it")
         place[last] = value
     return nested

@@ -22,6 +22,9 @@ class FullAdapter:
     towards the pretrained model and not towards zero.
     """
 
+    def axes(self) -> None:
+        """Unknown without the model: as many arrays as it has, of their shapes."""
+
     def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
         """Zeros of every parameter's shape, float32, nested as the model is."""
         weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))

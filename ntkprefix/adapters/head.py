@@ -15,6 +15,14 @@ from ntkprefix.models.statistics import AttentionStatistics
 class HeadAdapter:
     """The baseline without parameters of its own: linear probing."""
 
+    def axes(self) -> dict[str, str]:
+        """No parameters."""
+        return {}
+
+    def sizes(self) -> dict[str, int]:
+        """Nor sizes."""
+        return {}
+
     def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
         """No parameters."""
         return {}

@@ -30,8 +30,8 @@ class LoraAdapter:
         targets: matrices, among query, key, value, out, gate, up, down.
 
     Raises:
-        TypeError: a rank that is not an integer.
-        ValueError: a rank below 1, an unknown target or none.
+        TypeError: a rank that is not an integer, an alpha that is not a number.
+        ValueError: a rank below 1, an unknown target or none, an alpha that is not finite.
 
     Source: LoRA (arXiv 2106.09685); A starts uniform within 1/sqrt(in) as in PEFT, B at zero.
     """
@@ -44,6 +44,19 @@ class LoraAdapter:
         checks.at_least(1, "LoraAdapter", rank=self.rank, targets=len(self.targets))
         for target in self.targets:
             checks.one_of("LoraAdapter", "target", target, tuple(_PARTS))
+        checks.finite("LoraAdapter", alpha=self.alpha)
+
+    def axes(self) -> dict[str, str]:
+        """Axis letters of every parameter, by its name; a target's sizes are its own."""
+        return {
+            f"{target}.{side}": f"L {target}_in r" if side == "down" else f"L r {target}_out"
+            for target in self.targets
+            for side in ("down", "up")
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """The letters whose sizes the options tell."""
+        return {"r": self.rank}
 
     def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
         """`down` [L, in, r] and `up` [L, r, out] of every target."""

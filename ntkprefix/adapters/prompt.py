@@ -22,8 +22,8 @@ class PromptAdapter:
         deviation: standard deviation of the start.
 
     Raises:
-        TypeError: a length that is not an integer.
-        ValueError: a length below 1.
+        TypeError: a length that is not an integer, a deviation that is not a number.
+        ValueError: a length below 1, a negative or infinite deviation.
 
     Source: prompt tuning (arXiv 2104.08691); for images VPT (arXiv 2203.12119).
     """
@@ -33,6 +33,15 @@ class PromptAdapter:
 
     def __post_init__(self):
         checks.at_least(1, "PromptAdapter", length=self.length)
+        checks.finite("PromptAdapter", least=0.0, deviation=self.deviation)
+
+    def axes(self) -> dict[str, str]:
+        """Axis letters of every parameter, by its name."""
+        return {"prompt": "P width"}
+
+    def sizes(self) -> dict[str, int]:
+        """The letters whose sizes the options tell."""
+        return {"P": self.length}
 
     def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
         """Gaussian `prompt` [P, width]."""

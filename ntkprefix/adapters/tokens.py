@@ -26,8 +26,8 @@ class TokenAdapter:
         deviation: standard deviation of the draw.
 
     Raises:
-        TypeError: a length that is not an integer.
-        ValueError: a length below 1, an unknown start.
+        TypeError: a length that is not an integer, a deviation that is not a number.
+        ValueError: a length below 1, an unknown start, a negative or infinite deviation.
 
     Source: P-Tuning v2 (arXiv 2110.07602), without reparametrisation.
     """
@@ -39,6 +39,15 @@ class TokenAdapter:
     def __post_init__(self):
         checks.at_least(1, "TokenAdapter", length=self.length)
         checks.one_of("TokenAdapter", "start", self.start, ("zero", "mean"))
+        checks.finite("TokenAdapter", least=0.0, deviation=self.deviation)
+
+    def axes(self) -> dict[str, str]:
+        """Axis letters of every parameter, by its name."""
+        return {"keys": "L M K H", "values": "L M K Hv"}
+
+    def sizes(self) -> dict[str, int]:
+        """The letters whose sizes the options tell."""
+        return {"M": self.length}
 
     def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
         """Gaussian `keys` [L, M, K, H] and `values` [L, M, K, Hv]."""

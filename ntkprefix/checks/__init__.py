@@ -4,6 +4,7 @@
 """
 
 from ntkprefix.checks.call import (
+    array_like,
     arrays,
     flag,
     implementation,
@@ -16,17 +17,22 @@ from ntkprefix.checks.call import (
 from ntkprefix.checks.options import (
     at_least,
     feature_options,
+    finite,
     is_feature_map,
     non_negative,
     nonnegative_features,
+    not_too_many_directions,
     not_too_many_features,
     one_of,
     one_random_key,
     reachable,
+    seed,
+    yes_or_no,
 )
 from ntkprefix.checks.prefixes import (
     addable,
     feature_count,
+    finite_array,
     fit_together,
     known_scale,
     mergeable,
@@ -34,14 +40,18 @@ from ntkprefix.checks.prefixes import (
     rank_fits,
     scale,
     scale_of_state,
+    stored_arrays,
 )
 
 __all__ = [
     "addable",
+    "array_like",
     "arrays",
     "at_least",
     "feature_count",
     "feature_options",
+    "finite",
+    "finite_array",
     "fit_together",
     "flag",
     "implementation",
@@ -51,6 +61,7 @@ __all__ = [
     "mergeable",
     "non_negative",
     "nonnegative_features",
+    "not_too_many_directions",
     "not_too_many_features",
     "offset",
     "one_of",
@@ -62,5 +73,8 @@ __all__ = [
     "reachable",
     "scale",
     "scale_of_state",
+    "seed",
+    "stored_arrays",
     "window",
+    "yes_or_no",
 ]

@@ -44,6 +44,18 @@ def arrays(query: Any, key: Any, value: Any) -> None:
         )
 
 
+def array_like(name: str, value: Any) -> jax.Array:
+    """An argument that may be an array, a number, or nested lists of them.
+
+    Raises:
+        TypeError: something else.
+    """
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"attention: expected {name} to be an array, got {described(value)}.") from error
+
+
 def over_logits(name: str, array: Any, batch: int, heads: int, queries: int, keys: int) -> None:
     """A mask or bias, already of rank 4, over [B, N, T, S].
 

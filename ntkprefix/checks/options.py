@@ -26,13 +26,39 @@ def at_least(least: int, kind: str, **counts: Any) -> None:
             raise ValueError(f"{kind}: expected {name} of at least {least}, got {count}.")
 
 
+def finite(kind: str, *, least: float = -math.inf, **numbers: Any) -> None:
+    """Numbers that an option takes.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: NaN, infinity, or below `least`.
+    """
+    for name, number in numbers.items():
+        if not is_real(number) or getattr(number, "ndim", 0):
+            raise TypeError(f"{kind}: expected a number as {name}, got {described(number)}.")
+        if not (math.isfinite(number) and number >= least):
+            wanted = "a finite number" if least == -math.inf else f"a finite number of at least {least:g}"
+            raise ValueError(f"{kind}: expected {wanted} as {name}, got {number}.")
+
+
+def yes_or_no(kind: str, **flags: Any) -> None:
+    """Options that are on or off.
+
+    Raises:
+        TypeError: not a bool.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{kind}: expected True or False as {name}, got {described(flag)}.")
+
+
 def one_of(kind: str, name: str, value: Any, known: Sequence[str]) -> None:
     """An option among names.
 
     Raises:
         ValueError: another name.
     """
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{kind}: unknown {name} {value!r}; expected one of {', '.join(known)}.")
 
 
@@ -70,7 +96,7 @@ def feature_options(name: str, options: Mapping[str, Any], expected: Mapping[str
     Raises:
         ValueError: an unknown name, a missing or an unknown option.
     """
-    if name not in expected:
+    if not isinstance(name, str) or name not in expected:
         raise ValueError(f"feature_map: unknown name {name!r}; expected one of {', '.join(expected)}.")
     if set(options) != set(expected[name]):
         wanted = ", ".join(expected[name]) or "no options"
@@ -85,6 +111,9 @@ def is_feature_map(kind: str, feature_map: Any) -> None:
     """
     if isinstance(feature_map, type) or not (callable(feature_map) and hasattr(feature_map, "size")):
         raise TypeError(f"{kind}: expected a feature map, such as feature_map('elu'), got {described(feature_map)}.")
+    missing = [name for name in ("positive", "nonnegative") if not hasattr(feature_map, name)]
+    if missing:
+        raise TypeError(f"{kind}: expected a feature map that says whether it is {missing[0]}, got {feature_map!r}.")
 
 
 def nonnegative_features(kind: str, feature_map: Any) -> None:
@@ -104,11 +133,39 @@ def one_random_key(key: Any) -> None:
     """A JAX random key.
 
     Raises:
-        TypeError: something else, or several.
+        TypeError: something else, several, or a traced one: the features are constants of the compiled program.
     """
+    if isinstance(key, jax.core.Tracer):
+        raise TypeError(
+            "feature_map('favor'): expected a key that is known when compiling, got a traced one. Make the feature map "
+            "outside the jitted function."
+        )
     one = getattr(key, "shape", None) == ((2,) if getattr(key, "dtype", None) == jnp.uint32 else ())
     if not one or not (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32):
         raise TypeError(f"feature_map('favor'): expected one random key, jax.random.key(0), got {described(key)}.")
+
+
+def not_too_many_directions(features: int, most: int) -> None:
+    """The size of a random feature map.
+
+    Raises:
+        ValueError: above `most`.
+    """
+    if features > most:
+        raise ValueError(f"feature_map('favor'): expected at most {most:,} features, got {features:,}.")
+
+
+def seed(kind: str, numbers: Any) -> None:
+    """What a random generator starts from.
+
+    Raises:
+        TypeError: no tuple of integers.
+        ValueError: none, or negative ones.
+    """
+    if not isinstance(numbers, tuple) or not all(map(is_int, numbers)):
+        raise TypeError(f"{kind}: expected a tuple of integers as seed, got {numbers!r}.")
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"{kind}: expected integers of at least 0 as seed, got {numbers!r}.")
 
 
 def not_too_many_features(degree: int, width: int, size: int, most: int) -> None:

@@ -46,13 +46,59 @@ def fit_together(kind: str, axes: Mapping[str, str], named: Mapping[str, Any]) -
         raise ValueError(f"{kind}: expected a leading B axis on every array or on none, got {shapes(present)}.")
 
 
+def stored_arrays(
+    kind: str, axes: Mapping[str, str], sizes: Mapping[str, int], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Arrays from a file: the names that belong there and no others, whose axes of one letter have one size.
+
+    Args:
+        kind: what they make up.
+        axes: axis letters of every array, as in `"L N R Hv"`.
+        sizes: of letters that are known.
+        arrays: what the file has.
+
+    Raises:
+        ValueError: other names, axes or sizes; integers; a number that is not finite.
+    """
+    if set(arrays) != set(axes):
+        raise ValueError(f"expected the arrays of {kind}, {_names(axes)}, got {_names(arrays)}")
+    known = dict(sizes)
+    for name, array in arrays.items():
+        letters = axes[name].split()
+        if len(letters) != array.ndim or any(
+            known.setdefault(letter, size) != size for letter, size in zip(letters, array.shape, strict=True)
+        ):
+            where = ", ".join(f"{letter} = {known[letter]}" for letter in letters if letter in known)
+            fixed = f" with {where}" if where else ""
+            raise ValueError(f"expected {name} [{', '.join(letters)}]{fixed}, got {shapes({name: array})}")
+        finite_array(name, array)
+
+
+def finite_array(name: str, array: np.ndarray) -> None:
+    """An array of a file.
+
+    Raises:
+        ValueError: no floating-point numbers, or not finite.
+    """
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"expected floating-point numbers as {name}, got {array.dtype}")
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise ValueError(f"expected finite numbers as {name}, got {np.size(array)} of which some are not")
+
+
+def _names(named: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(named)) or "none"
+
+
 def scale(function: str, scale: Any, width: int) -> Any:
     """The logit scale beta, 1/sqrt(H) if None.
 
     Raises:
         TypeError: not a real number.
-        ValueError: an array that is not a scalar, NaN or infinity.
+        ValueError: an array that is not a scalar, NaN or infinity; a head without width.
     """
+    if width == 0:
+        raise ValueError(f"{function}: expected a head width H of at least 1, got 0.")
     if scale is None:
         return width**-0.5
     if not is_real(scale):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,9 @@ from jaxtyping import Array, Bool, Float
 
 from ntkprefix._pytree import Leaf, pytree
 from ntkprefix.attention import attention
+
+# Of the mean variance of a query's channel. More would bend the fit; less would follow a short batch's accidents.
+_RIDGE = 1e-2
 
 
 @pytree
@@ -21,12 +25,17 @@ class AttentionStatistics:
         log_harmonic_mass: log of the harmonic mean over queries of sum_s exp(beta q.k_s), [N]: a prefix of that mass
             weighs as much as the input on average over queries. Where the log-sum-exp varies (its deviation is 28 in
             one head of DINOv2 ViT-S), a prefix at its mean would drown some queries' input by a factor e^28.
+        centre: c, [N, H], of the affine function of a query, beta q.c + b, that is nearest to its log-sum-exp by least
+            squares: the point in key space around which a prefix has the input's mass, query by query.
+        log_centred_mass: as `log_harmonic_mass`, of sum_s exp(beta q.(k_s - c)), [N].
         key_mean: [K, H].
         value_mean: [K, Hv].
     """
 
     log_sum_exp: Leaf
     log_harmonic_mass: Leaf
+    centre: Leaf
+    log_centred_mass: Leaf
     key_mean: Leaf
     value_mean: Leaf
 
@@ -75,9 +84,31 @@ def observe_statistics(
     # A query of padding may see nothing, and infinity times zero is none.
     log_mass = jnp.where(counted[..., None], log_mass, 0.0)
     log_weights = jnp.where(counted, jnp.log(jnp.where(counted, weights, 1.0)), -jnp.inf)
+    scaled = query / math.sqrt(query.shape[-1])
+    centre = _nearest_centre(weights, scaled, log_mass)
+    log_centred = log_mass - jnp.einsum("btnh,nh->btn", scaled, centre)
+
+    def log_harmonic_mean(logs: Float[Array, "B T N"]) -> Float[Array, " N"]:
+        return -jax.nn.logsumexp(log_weights[..., None] - logs, axis=(0, 1))
+
     return AttentionStatistics(
         log_sum_exp=jnp.einsum("bt,btn->n", weights, log_mass),
-        log_harmonic_mass=-jax.nn.logsumexp(log_weights[..., None] - log_mass, axis=(0, 1)),
+        log_harmonic_mass=log_harmonic_mean(log_mass),
+        centre=centre,
+        log_centred_mass=log_harmonic_mean(log_centred),
         key_mean=jnp.einsum("bt,btkh->kh", weights, key),
         value_mean=jnp.einsum("bt,btkh->kh", weights, value),
     )
+
+
+def _nearest_centre(
+    weights: Float[Array, "B T"], query: Float[Array, "B T N H"], log_mass: Float[Array, "B T N"]
+) -> Float[Array, "N H"]:
+    """Ridge regression of the log-mass on the scaled query, with a free constant."""
+    query = query - jnp.einsum("bt,btnh->nh", weights, query)[None, None]
+    log_mass = log_mass - jnp.einsum("bt,btn->n", weights, log_mass)[None, None]
+    covariance = jnp.einsum("bt,btnh,btni->nhi", weights, query, query, precision="highest")
+    along = jnp.einsum("bt,btnh,btn->nh", weights, query, log_mass, precision="highest")
+    spread = jnp.trace(covariance, axis1=-2, axis2=-1) / query.shape[-1]
+    ridge = (_RIDGE * spread + jnp.finfo(jnp.float32).tiny)[:, None, None] * jnp.eye(query.shape[-1])[None]
+    return jnp.linalg.solve(covariance + ridge, along[..., None])[..., 0]

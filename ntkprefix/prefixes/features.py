@@ -92,7 +92,8 @@ class FeaturePrefix:
             The state, in float32 or wider.
 
         Raises:
-            TypeError: arrays that are not floating point, no feature map, a scale that is no number.
+            TypeError: arrays that are not floating point, no feature map, a scale that is no number, a `recentre` that
+                is neither True nor False.
             ValueError: shapes that do not fit, a scale that is not above 0.
 
         Source: MATH "Features" and "Recentring".
@@ -103,6 +104,7 @@ class FeaturePrefix:
             {"keys": keys, "values": values, "centre": centre},
         )
         checks.is_feature_map("from_tokens", feature_map)
+        checks.yes_or_no("from_tokens", recentre=recentre)
         beta = checks.positive_scale(scale, keys.shape[-1])
         dtype = accumulator(keys.dtype)
         if centre is None and recentre:
