@@ -27,6 +27,7 @@ from ntkprefix.models import ViT, ViTConfig, load_dinov2
 from ntkprefix.report import Figure, Section, Table, write_report
 from ntkprefix.runs import write_json
 from theory import neural_tangents_compat
+from theory.verify import cautions as verdict_cautions
 from theory.verify import table as verdict_table
 
 _PATCH = ViTConfig.patch
@@ -168,6 +169,7 @@ def report(results: dict[str, Any], out: Path) -> Path:
             "Does training converge as the prefix grows?",
             text=f"{_held(verdicts)} verdicts on the convergence theorem hold on the quick ladder.",
             table=_verdict_table(verdicts),
+            notes=verdict_cautions(verdicts),
             figures=[
                 Figure(out / "verify" / f"{verdict['name']}.png", _sentence(verdict["claim"])) for verdict in verdicts
             ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import theory
 from benchmarks import prefix_cost
-from experiments import RESULTS, readme, summary, tuning, vision
+from experiments import RESULTS, documents, scale, summary, tuning, vision
 from ntkprefix.runs import write_bytes, write_json
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
@@ -18,6 +18,11 @@ PICTURES = Path(__file__).parents[1] / "docs" / "images"
 def make_cost() -> None:
     """`benchmarks/results/prefix_cost.json`."""
     prefix_cost.main(prefix_cost.CostConfig())
+
+
+def make_scale() -> None:
+    """`scale.json`."""
+    write_json(RESULTS / "scale.json", scale.main(scale.ScaleConfig()))
 
 
 def make_tuning() -> None:
@@ -47,6 +52,7 @@ def make_verify() -> None:
 # In this order: vision takes what tuning chose.
 MAKERS: dict[str, Callable[[], Any]] = {
     "cost": make_cost,
+    "scale": make_scale,
     "tuning": make_tuning,
     "vision": make_vision,
     "verify": make_verify,
@@ -54,7 +60,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
 
 
 def main(names: list[str]) -> None:
-    """Remake the named files, all if none is named, and then the README's tables."""
+    """Remake the named files, all if none is named, and then the tables made of them."""
     unknown = set(names) - set(MAKERS)
     if unknown:
         sys.exit(f"experiments.results: expected {', '.join(MAKERS)}; got {', '.join(sorted(unknown))}.")
@@ -62,7 +68,7 @@ def main(names: list[str]) -> None:
         if not names or name in names:
             print(f"making {name} ...", flush=True)
             make()
-    readme.main()
+    documents.main()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Choose every method's start and step size by one rule: the best on a part of the training images held back.
 
-Every method tries the same list of step sizes with each of its starts, and both prefix methods have two of these. The
-test images play no part in it.
+Every method tries the same list of step sizes with each of its starts, of which P-Tuning v2 has two. The test images
+play no part in it.
 """
 
 from __future__ import annotations

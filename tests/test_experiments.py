@@ -10,7 +10,7 @@ from models.tiny_vit import TINY
 
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import prefix_cost
-from experiments import RESULTS, notebooks, readme, summary, tuning, vision
+from experiments import RESULTS, documents, notebooks, summary, tuning, vision
 from experiments.plots import smooth
 from ntkprefix.adapters import HeadAdapter, TokenAdapter
 from ntkprefix.images import ImageData, load_images
@@ -109,14 +109,16 @@ def test_what_was_chosen_is_the_best_of_what_was_tried():
         assert tried[chosen["start"], chosen["step_size"]]["accuracy"] == best
 
 
-def test_the_readme_says_what_the_result_files_say():
-    text = readme.README.read_text(encoding="utf-8")
-    assert readme.render(text) == text
+@pytest.mark.parametrize("document", documents.TABLES, ids=lambda path: path.name)
+def test_documents_say_what_the_result_files_say(document):
+    assert documents.render(document) == document.read_text(encoding="utf-8")
 
 
-def test_a_readme_without_markers_is_an_error():
-    with pytest.raises(ValueError, match="markers of the table 'cost'"):
-        readme.render("# nothing")
+def test_a_document_without_markers_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "page.md").write_text("# nothing")
+    monkeypatch.setitem(documents.TABLES, tmp_path / "page.md", (documents.cost,))
+    with pytest.raises(ValueError, match=r"page.md: expected the markers of the table 'cost'"):
+        documents.render(tmp_path / "page.md")
 
 
 def test_committed_costs_are_the_compilers():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.readme import README
+from experiments.documents import README
 from ntkprefix import TokenPrefix
 from ntkprefix.cli import COMMANDS
 from ntkprefix.models import load_dinov2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -234,8 +234,31 @@ def table(report: Report) -> Table:
     ]
     if unsure:
         notes.append(f"Interval partly within its band, which more seeds may decide: {', '.join(unsure)}.")
-    result.caption = "\n".join(notes) or None
+    result.caption = "\n".join(notes + cautions(report.results["verdicts"])) or None
     return result
+
+
+def cautions(verdicts: Sequence[dict[str, Any]]) -> list[str]:
+    """What passed and yet says little: growths below their bound whose intervals have room for none and for decay.
+
+    Args:
+        verdicts: as in `results.json`.
+
+    Example:
+        >>> from theory.verify import cautions
+        >>> growth = {"name": "exponent of n", "interval": [-1.0, 1.3], "band": [None, 2.0]}
+        >>> cautions([{"name": "requirement", "status": "pass", "findings": [growth]}])
+        ['No growth beyond the band, but too few cases to tell whether there is any: requirement (exponent of n).']
+    """
+    vague = [
+        f"{verdict['name']} ({finding['name']})"
+        for verdict in verdicts
+        for finding in verdict["findings"]
+        if verdict["status"] == "pass" and finding["band"][0] is None and finding["interval"][0] < 0
+    ]
+    if not vague:
+        return []
+    return [f"No growth beyond the band, but too few cases to tell whether there is any: {', '.join(vague)}."]
 
 
 def _tidy(number: float) -> float:

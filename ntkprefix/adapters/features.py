@@ -31,8 +31,9 @@ class FeatureAdapter:
         feature_map: phi; its features may not be negative, so that k >= 0 keeps the denominator positive.
         calibration: what a state starts from. `centred`: c is the regression of the input's log-mass on the query, and
             s the log of the harmonic mean of what it leaves, less log R, so that a prefix of k = 1 weighs as much as
-            the input on average over queries. `harmonic`: c = 0, and s is of the input's whole mass. Where the mass varies
-            much, few queries make that average, and the prefix is faint for all others: it is here to be compared with.
+            the input on average over queries. `harmonic`: c = 0, and s is of the input's whole mass. Where the mass
+            varies much, few queries make that average, and the prefix is faint for all others: it is here to be
+            compared with.
         train_scale: whether each head's s and c are trained too.
         heads: a state for every query head, or one for each key-value head that its query heads share.
         rank: of Z, a product [R, rank] [rank, Hv]; 0 for Z itself.

@@ -34,7 +34,7 @@ def finite(kind: str, *, least: float = -math.inf, **numbers: Any) -> None:
         ValueError: NaN, infinity, or below `least`.
     """
     for name, number in numbers.items():
-        if not is_real(number) or getattr(number, "ndim", 0):
+        if not is_real(number) or jnp.ndim(number):
             raise TypeError(f"{kind}: expected a number as {name}, got {described(number)}.")
         if not (math.isfinite(number) and number >= least):
             wanted = "a finite number" if least == -math.inf else f"a finite number of at least {least:g}"
@@ -70,7 +70,7 @@ def non_negative(function: str, **numbers: float) -> None:
         ValueError: a negative number or NaN.
     """
     for name, number in numbers.items():
-        if not is_real(number) or getattr(number, "ndim", 0):
+        if not is_real(number) or jnp.ndim(number):
             raise TypeError(f"{function}: expected a number as {name}, got {described(number)}.")
         if not number >= 0:
             raise ValueError(f"{function}: expected {name} >= 0, got {number}.")

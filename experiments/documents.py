@@ -1,4 +1,4 @@
-"""Write the README's tables from the committed result files."""
+"""Write the tables of the README and of `docs/` from the committed result files."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ from typing import Any
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import prefix_cost
 from experiments import RESULTS
+from experiments.scale import FAINT
 from ntkprefix.runs import read_json, write_bytes
+from theory.verify import cautions
 
-README = Path(__file__).parents[1] / "README.md"
+_ROOT = Path(__file__).parents[1]
+README, PREFIXES = _ROOT / "README.md", _ROOT / "docs" / "prefixes.md"
 
 
 def main() -> None:
     """Rewrite the tables in place."""
-    write_bytes(README, render(README.read_text(encoding="utf-8")).encode())
+    for document in TABLES:
+        write_bytes(document, render(document).encode())
 
 
-def render(text: str) -> str:
-    """The README with every table made anew.
+def render(document: Path) -> str:
+    """A document's text with every table made anew.
 
     Raises:
         ValueError: a table's markers are missing.
     """
-    parts: dict[str, Callable[[], str]] = {"cost": cost, "vision": vision, "verify": verify}
-    for name, make in parts.items():
+    text = document.read_text(encoding="utf-8")
+    for make in TABLES[document]:
+        name = make.__name__
         found = re.search(rf"<!-- {name}: [^\n]*-->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
         if not found:
-            raise ValueError(f"README.md: expected the markers of the table {name!r}.")
+            raise ValueError(f"{document.name}: expected the markers of the table {name!r}.")
         text = f"{text[: found.start(1)]}{make()}\n{text[found.end(1) :]}"
     return text
 
@@ -86,9 +91,38 @@ def vision() -> str:
         [
             *lines,
             "",
-            f"The state of NTK-Attention is the size of {tokens:g} prefix tokens per layer: it is the smaller one only "
-            f"for prefixes that are longer. Starts and step sizes were chosen by one rule, on training digits "
-            f"held back (`experiments/tuning.py`). Remade by `python -m experiments.results vision`.",
+            f"The state of NTK-Attention is the size of {tokens:.1f} prefix tokens per layer: it is the smaller one "
+            f"only for prefixes that are longer. Starts and step sizes were chosen by one rule, on training digits "
+            f"held back (`experiments/tuning.py`); the head that trains with a prefix has a step size of its own, "
+            f"{config['head_step_size']:g}, for all methods. Remade by `python -m experiments.results vision`.",
+        ]
+    )
+
+
+def transfer() -> str:
+    """Accuracy of every method on other images, with the digits' settings."""
+    results = read_json(RESULTS / "vision_transfer.json")
+    sets = list(results.values())
+    methods = [row["method"] for row in sets[0]["summary"]]
+    lines = [
+        "| method | "
+        + " | ".join(f"{name}, {found['data']['test']:,} held out" for name, found in results.items())
+        + " |",
+        "|---" * (1 + len(sets)) + "|",
+    ]
+    for method in methods:
+        rows = [next(row for row in found["summary"] if row["method"] == method) for found in sets]
+        cells = [f"{row['accuracy']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f})" for row in rows]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    trained = ", ".join(f"{found['data']['train']:,} of {name}" for name, found in results.items())
+    seeds = sets[0]["summary"][0]["seeds"]
+    of = "held-out images, one seed" if seeds == 1 else f"{seeds} seeds"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Held-out accuracy and its 95 % interval over {of}; training images {trained}. Remade by "
+            f"`python -m experiments.transfer` with the folders or `.npz` files of the sets.",
         ]
     )
 
@@ -113,8 +147,30 @@ def verify() -> str:
             "",
             f"n = {config['n']}, d = {config['d']}, sigma = {config['sigma']}, "
             f"M to 2^{longest}, {config['seeds']} seeds ({config['kernel_seeds']} for the kernel at the start, "
-            f"{config['scaling_seeds']} for the requirement). "
+            f"{config['scaling_seeds']} for the requirement). {' '.join(cautions(results['verdicts']))} "
             f"Remade by `python -m experiments.results verify`.",
+        ]
+    )
+
+
+def scale() -> str:
+    """How faint a prefix starts."""
+    results = read_json(RESULTS / "scale.json")
+    rows = results["heads"]
+    lines = ["| layer | head | one scale | with a centre |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['layer']} | {row['head']} | {row['constant']:.1f} | {row['centred']:.1f} |"
+        for row in rows
+        if min(row["constant"], row["centred"]) < FAINT
+    ]
+    faint = {name: sum(row[name] < FAINT for row in rows) for name in ("constant", "centred")}
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"DINOv2 ViT-S/14 on {results['config']['images']} digits other than those that calibrate: every head of "
+            f"{len(rows)} where one of the two is below {FAINT:g} nats, {faint['constant']} with one scale and "
+            f"{faint['centred']} with a centre. Remade by `python -m experiments.results scale`.",
         ]
     )
 
@@ -122,6 +178,9 @@ def verify() -> str:
 def _number(value: Any) -> str:
     # Seven digits are stored: what is smaller than their rounding is zero.
     return "none" if value is None else f"{0.0 if abs(value) < 1e-12 else value:.3g}"
+
+
+TABLES: dict[Path, tuple[Callable[[], str], ...]] = {README: (cost, vision, transfer, verify), PREFIXES: (scale,)}
 
 
 if __name__ == "__main__":
