@@ -16,6 +16,7 @@ from ntkprefix.adapters import (
     FullAdapter,
     HeadAdapter,
     LoraAdapter,
+    MeasureAdapter,
     PromptAdapter,
     Stack,
     TokenAdapter,
@@ -59,6 +60,8 @@ def initial(model, adapter):
         (FeatureAdapter(rank=2), LAYERS * HEADS * (WIDTH * 2 + 2 * WIDTH + WIDTH + WIDTH + 1)),
         (FeatureAdapter(normalised=False), LAYERS * HEADS * (WIDTH * WIDTH + WIDTH + 1)),
         (PromptAdapter(length=5), 5 * HEADS * WIDTH),
+        (MeasureAdapter(components=5, rank=2), LAYERS * 5 * HEADS * (1 + 2 * WIDTH * 3)),
+        (MeasureAdapter(components=1, rank=0), LAYERS * HEADS * (1 + 2 * WIDTH)),
         (LoraAdapter(rank=2), LAYERS * 2 * 2 * (2 * HEADS * WIDTH)),
         (LoraAdapter(rank=3, targets=("up",)), LAYERS * 3 * (HEADS * WIDTH + 16)),
         (
@@ -191,10 +194,27 @@ def test_starts_are_at_the_models_own_keys_and_scale(model):
     np.testing.assert_allclose(state["log_scale"], statistics.log_centred_mass - np.log(WIDTH), rtol=1e-6)
 
 
+def test_clouds_start_with_their_share_of_the_input_s_mass(model):
+    adapter = MeasureAdapter(components=4, rank=1, share=0.25, deviation=1e-4)
+    prefixes = adapter.adapt(initial(model, adapter)[1]["adapter"]).prefixes
+
+    def mass(query, key, value):
+        logits = jnp.einsum("btnh,bsnh->btns", query, key) / jnp.sqrt(float(WIDTH))
+        return query, jax.nn.logsumexp(logits, axis=-1)
+
+    queries, masses = model.observe(normalise(jnp.asarray(IMAGES)), mass)
+    for layer in range(LAYERS):
+        prefix = jax.tree.map(lambda leaf, layer=layer: leaf[layer], prefixes)
+        relative = jnp.exp(prefix.partial(queries[layer], WIDTH**-0.5).log_mass() - masses[layer])
+        np.testing.assert_allclose(jnp.mean(relative, axis=(0, 1)), 0.25, rtol=1e-3)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (lambda: MeasureAdapter(share=0.0), "share above 0, got 0"),
+        (lambda: MeasureAdapter(rank=-1), "rank of at least 0, got -1"),
         (lambda: TokenAdapter(start="text"), "unknown start 'text'; expected one of zero, mean"),
         (lambda: FeatureAdapter(calibration="max"), "unknown calibration 'max'; expected one of centred, harmonic"),
         (lambda: FeatureAdapter(feature_map("taylor", degree=2)), "features are never negative, got Taylor"),
@@ -215,6 +235,7 @@ FILES = {
     "tokens": TokenAdapter(length=3, start="mean"),
     "features": FeatureAdapter(FAVOR, rank=2, heads="kv", train_scale=False),
     "taylor": FeatureAdapter(feature_map("taylor", degree=0)),
+    "measure": MeasureAdapter(components=3, rank=1, share=0.5),
     "stack": Stack([LoraAdapter(rank=2, alpha=3.0, targets=("up", "query")), PromptAdapter(length=2)]),
     "full": FullAdapter(),
     "head": HeadAdapter(),

@@ -10,6 +10,7 @@ from ntkprefix.adapters.files import load_adapter, save_adapter
 from ntkprefix.adapters.full import FullAdapter
 from ntkprefix.adapters.head import HeadAdapter
 from ntkprefix.adapters.lora import LoraAdapter
+from ntkprefix.adapters.measure import MeasureAdapter
 from ntkprefix.adapters.prompt import PromptAdapter
 from ntkprefix.adapters.registry import ADAPTERS
 from ntkprefix.adapters.tokens import TokenAdapter
@@ -21,6 +22,7 @@ __all__ = [
     "FullAdapter",
     "HeadAdapter",
     "LoraAdapter",
+    "MeasureAdapter",
     "PromptAdapter",
     "Stack",
     "TokenAdapter",

@@ -8,6 +8,7 @@ from ntkprefix.adapters.features import FeatureAdapter
 from ntkprefix.adapters.full import FullAdapter
 from ntkprefix.adapters.head import HeadAdapter
 from ntkprefix.adapters.lora import LoraAdapter
+from ntkprefix.adapters.measure import MeasureAdapter
 from ntkprefix.adapters.prompt import PromptAdapter
 from ntkprefix.adapters.tokens import TokenAdapter
 
@@ -18,4 +19,5 @@ ADAPTERS: dict[str, type[Any]] = {
     "prompt": PromptAdapter,
     "tokens": TokenAdapter,
     "features": FeatureAdapter,
+    "measure": MeasureAdapter,
 }

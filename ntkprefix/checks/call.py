@@ -50,10 +50,14 @@ def array_like(name: str, value: Any) -> jax.Array:
     Raises:
         TypeError: something else.
     """
+    unlike = f"attention: expected {name} to be an array, got {described(value)}."
+    # NumPy would read a text as the name of a dtype: "f" is one, and "a" one that it warns of.
+    if isinstance(value, str | bytes):
+        raise TypeError(unlike)
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"attention: expected {name} to be an array, got {described(value)}.") from error
+        raise TypeError(unlike) from error
 
 
 def over_logits(name: str, array: Any, batch: int, heads: int, queries: int, keys: int) -> None:
