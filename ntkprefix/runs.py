@@ -7,14 +7,24 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from ntkprefix._version import __version__
 
@@ -105,8 +115,69 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
+class JsonLines:
+    """A file of one JSON object per line, each written as it comes.
+
+    Args:
+        path: what it already holds stays, but for a last line that is not whole; its folder is made when absent.
+        keep: of the lines there, those for which it is true stay; all if None.
+
+    Raises:
+        ValueError: a line that is no JSON object; the message names the file and the line.
+
+    Example:
+        >>> import tempfile
+        >>> from ntkprefix.runs import JsonLines
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lines = JsonLines(f"{folder}/metrics.jsonl")
+        ...     lines.add(step=1, loss=0.5)
+        ...     print(Path(lines.path).read_text(), end="")
+        {"step": 1, "loss": 0.5}
+    """
+
+    def __init__(self, path: str | Path, *, keep: Callable[[dict[str, Any]], bool] | None = None):
+        self.path = Path(path)
+        kept = []
+        whole, _, _ = (self.path.read_bytes() if self.path.exists() else b"").rpartition(b"\n")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                content = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{self.path}, line {number}: expected JSON, but it does not parse ({error}). Choose another file."
+                ) from error
+            if not isinstance(content, dict):
+                raise ValueError(
+                    f"{self.path}, line {number}: expected a JSON object, got a {type(content).__name__}. Choose "
+                    f"another file."
+                )
+            if keep is None or keep(content):
+                kept.append(line + b"\n")
+        write_bytes(self.path, b"".join(kept))
+
+    def add(self, **content: Any) -> None:
+        """Write one line.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: NaN or an infinity.
+        """
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(content, allow_nan=False) + "\n")
+
+
+class _Rate(ProgressColumn):
+    """Steps per second, or seconds per step where one takes more."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:.3g}/s" if speed >= 1 else f"{1 / speed:.3g} s each")
+
+
 def progress(**options: Any) -> Progress:
-    """A progress bar with counts and times, the same everywhere.
+    """A progress bar with counts, rate, time taken and time left, the same everywhere.
 
     Example:
         >>> from ntkprefix.runs import progress
@@ -118,6 +189,7 @@ def progress(**options: Any) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         **options,

@@ -1,0 +1,144 @@
+"""Runs that were stopped go on where they were: parameters, optimiser and history, kept by orbax."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from ntkprefix import checks
+from ntkprefix.train.config import TrainConfig
+
+
+class Saved(NamedTuple):
+    """All that a run is, between two steps.
+
+    Attributes:
+        arrays: parameters, optimiser state and the best parameters so far.
+        losses: of every step done.
+        validation: validation losses so far.
+        seconds: time in steps.
+    """
+
+    arrays: PyTree
+    losses: list[float]
+    validation: list[float]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """A folder in which a run is kept, after every epoch and every so many steps.
+
+    A checkpoint is written beside the last one and then takes its name in one step, so a run that is killed while
+    writing has the one before. What is kept goes on to the same last bit on the same machine, with the same packages.
+
+    Attributes:
+        folder: of one run; made when absent.
+        every: steps between checkpoints within an epoch; 0 for the ends of epochs alone.
+
+    Raises:
+        TypeError: `every` is not an integer.
+        ValueError: it is negative.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from ntkprefix.train import Checkpoints, TrainConfig, train
+        >>> x, config = np.ones(32, np.float32), TrainConfig(epochs=3)
+        >>> loss = lambda w, _, x: jnp.mean((w - x) ** 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first = train(loss, jnp.zeros(()), None, (x,), config, checkpoints=Checkpoints(folder))
+        ...     again = train(loss, jnp.zeros(()), None, (x,), config, checkpoints=Checkpoints(folder))
+        >>> bool(first.params == again.params)  # the second trained nothing
+        True
+    """
+
+    folder: str | Path
+    every: int = 0
+
+    def __post_init__(self):
+        checks.at_least(0, "Checkpoints", every=self.every)
+
+    def due(self, steps: int) -> bool:
+        """Whether a checkpoint within an epoch comes after that many steps."""
+        return self.every > 0 and steps % self.every == 0
+
+    def save(self, saved: Saved, config: TrainConfig, rows: int) -> None:
+        """Write a checkpoint, whole or not at all, and forget all but the one before it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        told = {
+            "run": _run(saved, config, rows),
+            "losses": saved.losses,
+            "validation": saved.validation,
+            "seconds": saved.seconds,
+        }
+        with self._manager() as manager:
+            arguments = {"arrays": ocp.args.StandardSave(saved.arrays), "history": ocp.args.JsonSave(told)}
+            manager.save(len(saved.losses), args=ocp.args.Composite(**arguments), force=True)
+
+    def restore(self, like: Saved, config: TrainConfig, rows: int) -> Saved | None:
+        """The newest checkpoint, or None where there is none.
+
+        Args:
+            like: the run at its start: its arrays have the shapes to be read.
+            config: of the run.
+            rows: of data.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or that of another run; the message names the folder and what
+                differs.
+        """
+        if not Path(self.folder).is_dir():
+            return None
+        with self._manager() as manager:
+            newest = manager.latest_step()
+            if newest is None:
+                return None
+            where = Path(self.folder) / str(newest)
+            told = self._read(manager, newest, where, history=ocp.args.JsonRestore())["history"]
+            wanted = _run(like, config, rows)
+            found = told.get("run") if isinstance(told, dict) else None
+            if not isinstance(found, dict):
+                raise ValueError(f"{where}: expected a training checkpoint, got something else. Choose another folder.")
+            if found != wanted:
+                differing = [name for name in wanted if found.get(name) != wanted[name]]
+                name = differing[0] if differing else "the description"
+                raise ValueError(
+                    f"{where}: expected a checkpoint of this run, but {name} is {found.get(name)} there and "
+                    f"{wanted.get(name)} here. Choose another folder, or delete this one to start afresh."
+                )
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like.arrays)
+            arrays = self._read(manager, newest, where, arrays=ocp.args.StandardRestore(abstract))["arrays"]
+        return Saved(arrays, told["losses"], told["validation"], told["seconds"])
+
+    def _manager(self) -> ocp.CheckpointManager:
+        # Written before `save` returns: what trains is donated to the next step, and small.
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(Path(self.folder).absolute(), options=options)
+
+    def _read(self, manager: Any, step: int, where: Path, **arguments: Any) -> Any:
+        try:
+            return manager.restore(step, args=ocp.args.Composite(**arguments))
+        except Exception as error:  # orbax, tensorstore and json each have errors of their own
+            raise ValueError(
+                f"{where}: cannot be read as a checkpoint ({type(error).__name__}: {str(error)[:200]}). Delete it to "
+                f"go on from the one before."
+            ) from error
+
+
+def _run(saved: Saved, config: TrainConfig, rows: int) -> dict[str, Any]:
+    """What has to be the same for a run to go on."""
+    shapes = {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(saved.arrays["params"])
+    }
+    return json.loads(json.dumps({**dataclasses.asdict(config), "rows of data": rows, "parameters": shapes}))

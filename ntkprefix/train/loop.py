@@ -1,0 +1,206 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ntkprefix.runs import JsonLines
+from ntkprefix.train.checkpoints import Checkpoints, Saved
+from ntkprefix.train.config import TrainConfig
+from ntkprefix.train.step import Loss, optimiser, step
+
+
+class TrainResult(NamedTuple):
+    """What training leaves.
+
+    Attributes:
+        params: trained parameters; where there is a validation loss, those of the epoch at which it was smallest.
+        losses: loss of every step, before the step.
+        seconds: time in steps, the first (which compiles) left out.
+        validation: validation loss after every epoch; empty without one.
+    """
+
+    params: PyTree
+    losses: np.ndarray
+    seconds: float
+    validation: np.ndarray
+
+
+def train(
+    loss: Loss,
+    params: PyTree,
+    frozen: PyTree,
+    data: Sequence[np.ndarray],
+    config: TrainConfig,
+    *,
+    factors: PyTree = 1.0,
+    project: Callable[[PyTree], PyTree] | None = None,
+    validate: Callable[[PyTree], float] | None = None,
+    checkpoints: Checkpoints | None = None,
+    metrics: str | Path | None = None,
+    on_step: Callable[[int, float], Any] | None = None,
+) -> TrainResult:
+    """Minimise a loss over `params`.
+
+    The step is compiled once, with the buffers of parameters and optimiser state donated. `frozen` is an argument of
+    it, so the pretrained weights are neither copied nor compiled into the program. While the device computes a step,
+    the host reads the loss of the one before.
+
+    Args:
+        loss: (params, frozen, *batch) -> mean loss, or (sum, weight) with sum / weight the mean over what counts.
+        params: the trained pytree; its buffers are copied first, so the caller's stay valid.
+        frozen: pytree handed to `loss` as it is.
+        data: arrays with one leading axis of rows; a batch is the same rows of each.
+        config: how to train.
+        factors: of the step size, for parts of the parameters: a number for all, or a pytree of numbers whose leaves
+            stand for whole branches of `params`, such as `{"adapter": 1.0, "head": 0.1}`. Others compile nothing new.
+        project: maps parameters to the nearest allowed ones, after every step. Pass the same object each time, not a
+            fresh lambda, or every call compiles again.
+        validate: loss on rows that are not trained on, of given parameters; called after every epoch.
+        checkpoints: where the run is kept. If it has been stopped, it goes on from there, to the same last bit.
+        metrics: a JSON Lines file that gets one object per step (step, epoch, loss, step_size, seconds) and one per
+            validation (step, epoch, validation).
+        on_step: called after every step with the number of steps done and the loss.
+
+    Returns:
+        Parameters, losses, seconds and validation losses.
+
+    Raises:
+        ValueError: fewer rows than a batch, arrays of different lengths, patience without a validation loss, or
+            checkpoints of another run.
+        FloatingPointError: the loss is not finite; the message has the step.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from ntkprefix.train import TrainConfig, train
+        >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
+        >>> loss = lambda w, _, x, y: jnp.mean((w * x - y) ** 2)
+        >>> result = train(loss, jnp.zeros(()), None, (x, 3 * x), TrainConfig(epochs=50, learning_rate=0.1))
+        >>> round(float(result.params), 2)
+        3.0
+    """
+    rows = check_data(data)
+    if config.patience and validate is None:
+        raise ValueError("train: expected a validation loss where there is patience, got none. Pass `validate`.")
+    run = _Run(loss, params, frozen, config, factors, project)
+    step_sizes, of_epoch = config.step_sizes(rows), config.steps_per_epoch(rows)
+    if checkpoints is not None:
+        run.restore(checkpoints.restore(run.saved(), config, rows))
+    lines = JsonLines(metrics, keep=lambda line: line.get("step", math.inf) <= run.steps) if metrics else None
+    for batch in config.batches(data, skip=run.steps):
+        if run.stopped(config.patience):
+            break
+        run.advance(step_sizes[run.steps], batch)
+        ends_epoch = run.steps % of_epoch == 0
+        keeper = checkpoints if checkpoints and (ends_epoch or checkpoints.due(run.steps)) else None
+        for number, value in run.read(everything=bool(ends_epoch or keeper)):
+            if lines:
+                lines.add(
+                    step=number,
+                    epoch=number / of_epoch,
+                    loss=value,
+                    step_size=float(step_sizes[number - 1]),
+                    seconds=round(run.seconds, 3),
+                )
+            if on_step is not None:
+                on_step(number, value)
+        if ends_epoch and validate is not None:
+            run.judge(validate(run.params))
+            if lines:
+                lines.add(step=run.steps, epoch=run.steps // of_epoch, validation=run.validation[-1])
+        if keeper:
+            keeper.save(run.saved(), config, rows)
+    return TrainResult(run.chosen(), np.asarray(run.losses, np.float32), run.seconds, np.asarray(run.validation))
+
+
+def check_data(data: Sequence[np.ndarray]) -> int:
+    """Number of rows of arrays that have one length.
+
+    Raises:
+        ValueError: they do not.
+    """
+    rows = len(data[0])
+    if any(len(array) != rows for array in data):
+        raise ValueError(f"train: expected arrays of one length, got {[len(array) for array in data]}.")
+    return rows
+
+
+class _Run:
+    """The state of one run between steps."""
+
+    def __init__(self, loss, params, frozen, config, factors, project):
+        self._transformation = optimiser(config.weight_decay, config.clip)
+        self._static = (loss, self._transformation, project, config.micro_batches)
+        self._frozen, self._factors, self._learning_rate = frozen, factors, config.learning_rate
+        self.params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+        self.state = self._transformation.init(self.params)
+        self.best = None
+        self.losses: list[float] = []
+        self.validation: list[float] = []
+        self.steps, self.seconds = 0, 0.0
+        self._unread: list[tuple[int, Any]] = []
+        self._began = 0.0
+
+    def advance(self, step_size, batch):
+        first = self._began == 0
+        self.params, self.state, value = step(
+            *self._static, self.params, self.state, self._frozen, step_size, self._factors, batch
+        )
+        self.steps += 1
+        self._unread.append((self.steps, value))
+        if first:
+            jax.block_until_ready(value)  # compiling is not counted
+            self._began = time.perf_counter() - self.seconds
+
+    def read(self, *, everything):
+        """Losses that are due: all but the last step's, which the device may still be computing."""
+        while len(self._unread) > (0 if everything else 1):
+            number, value = self._unread.pop(0)
+            value = float(value)
+            self.seconds = time.perf_counter() - self._began
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"train: the loss is {value} at step {number}. Try a smaller learning_rate than "
+                    f"{self._learning_rate}."
+                )
+            self.losses.append(value)
+            yield number, value
+
+    def judge(self, validation):
+        value = float(validation)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"train: the validation loss is {value} after {self.steps} steps.")
+        if not any(value >= before for before in self.validation):
+            self.best = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self.params)
+        self.validation.append(value)
+
+    def stopped(self, patience):
+        if not patience or not self.validation or self._unread:
+            return False
+        return len(self.validation) - 1 - int(np.argmin(self.validation)) >= patience
+
+    def chosen(self):
+        return self.params if self.best is None else self.best
+
+    def saved(self):
+        best = self.params if self.best is None else self.best
+        return Saved(
+            {"params": self.params, "state": self.state, "best": best}, self.losses, self.validation, self.seconds
+        )
+
+    def restore(self, saved):
+        if saved is None:
+            return
+        self.params, self.state = saved.arrays["params"], saved.arrays["state"]
+        self.losses, self.validation, self.seconds = list(saved.losses), list(saved.validation), saved.seconds
+        self.steps = len(self.losses)
+        self.best = saved.arrays["best"] if self.validation else None

@@ -1,0 +1,108 @@
+"""A run that was stopped goes on to the same last bit; what cannot be gone on with is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntkprefix.train import Checkpoints, TrainConfig, train
+
+X = np.linspace(-1, 1, 40, dtype=np.float32)
+START = {"w": jnp.zeros(3), "b": {"c": jnp.ones(())}}
+CONFIG = TrainConfig(epochs=3, batch_size=8, learning_rate=0.05, seed=5)
+STEPS = 15
+
+
+def loss(params, _, x):
+    return jnp.mean((params["w"][0] * x + params["w"][1] * x**2 + params["b"]["c"] - jnp.cos(3 * x)) ** 2)
+
+
+def run(folder, config=CONFIG, start=START, every=0, **options):
+    return train(loss, start, None, (X,), config, checkpoints=Checkpoints(folder, every), **options)
+
+
+def stop_at(step):
+    def on_step(number, _):
+        if number == step:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.losses, b.losses)
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+
+
+@pytest.mark.parametrize(("every", "stop", "again"), [(0, 7, 6), (0, 3, 1), (2, 14, 13)])
+def test_goes_on_to_the_same_bits(tmp_path, every, stop, again):
+    whole = train(loss, START, None, (X,), CONFIG)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", every=every, on_step=stop_at(stop))
+    seen = []
+    resumed = run(tmp_path / "run", every=every, on_step=lambda step, _: seen.append(step))
+    same(resumed, whole)
+    assert seen == list(range(again, STEPS + 1))
+
+
+def test_metrics_have_every_step_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", metrics=tmp_path / "m.jsonl", on_step=stop_at(9))
+    with (tmp_path / "m.jsonl").open("a") as file:
+        file.write('{"step": 10, "lo')  # killed while writing
+    resumed = run(tmp_path / "run", metrics=tmp_path / "m.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    np.testing.assert_array_equal(np.float32([line["loss"] for line in lines]), resumed.losses)
+
+
+def test_the_best_parameters_outlive_a_stop(tmp_path):
+    config = TrainConfig(**{**vars(CONFIG), "patience": 1})
+
+    def by_hand():
+        values = iter([2.0, 1.0, 3.0])
+        return lambda _: next(values)
+
+    whole = train(loss, START, None, (X,), config, validate=by_hand())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, config, validate=by_hand(), on_step=stop_at(12))
+    resumed = run(tmp_path, config, validate=lambda _: 3.0)
+    same(resumed, whole)
+    assert list(resumed.validation) == [2, 1, 3]
+    stopped = run(tmp_path, config, validate=lambda _: pytest.fail("it is over"))
+    same(stopped, whole)
+
+
+def test_at_most_two_checkpoints_are_kept(tmp_path):
+    run(tmp_path, every=2)
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [14, 15]
+
+
+def test_another_run_is_refused(tmp_path):
+    run(tmp_path)
+    other = TrainConfig(**{**vars(CONFIG), "learning_rate": 0.1})
+    with pytest.raises(ValueError, match=r"15: expected a checkpoint of this run, but learning_rate is 0.05 there and"):
+        run(tmp_path, other)
+    with pytest.raises(
+        ValueError, match=r"but parameters is .*\[3\].* there and .*\[4\].* here. Choose another folder"
+    ):
+        run(tmp_path, start={**START, "w": jnp.zeros(4)})
+
+
+@pytest.mark.parametrize("what", ["history/metadata", "arrays/_METADATA", "arrays/manifest.ocdbt"])
+def test_a_damaged_checkpoint_is_named(tmp_path, what):
+    run(tmp_path)
+    path = tmp_path / "15" / what
+    path.write_bytes(path.read_bytes()[:1])
+    with pytest.raises(ValueError, match=r"15: (cannot be read as a checkpoint|expected a training checkpoint)"):
+        run(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_step=stop_at(7))
+    # what a run that was killed while writing leaves
+    (tmp_path / "10.orbax-checkpoint-tmp-0").mkdir()
+    same(run(tmp_path), train(loss, START, None, (X,), CONFIG))
