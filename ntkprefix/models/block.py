@@ -50,6 +50,8 @@ class BlockConfig:
         layer_scale: a trained factor per channel on both branches (DINOv2).
         rotary: rotation of queries and keys; None where positions are added to tokens.
         causal: tokens see none after themselves.
+        remat: training keeps each block's input alone and computes the rest again for the gradient: less memory, a
+            third more time.
         dtype: of the matrix products. Norms and the residual stream are float32 always.
         param_dtype: of the parameters.
 
@@ -80,6 +82,7 @@ class BlockConfig:
     layer_scale: bool = False
     rotary: Rotary | None = None
     causal: bool = False
+    remat: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntkprefix.checks.describe import is_int
 from ntkprefix.models.adaptation import Adaptation
 
 
@@ -35,7 +36,7 @@ def adaptation(prefixes: Any, adapter: Adaptation | None) -> tuple[Any, Any, Any
 
     Raises:
         TypeError: something else as adapter.
-        ValueError: prefixes given twice.
+        ValueError: prefixes given twice, or a prompt of another shape.
     """
     if adapter is None:
         return prefixes, None, None
@@ -43,11 +44,13 @@ def adaptation(prefixes: Any, adapter: Adaptation | None) -> tuple[Any, Any, Any
         raise TypeError(f"adapter: expected an Adaptation, got {type(adapter).__name__}. Call the adapter's `adapt`.")
     if prefixes is not None and adapter.prefixes is not None:
         raise ValueError("prefixes: expected them once, got prefixes= and those of adapter=.")
+    if adapter.prompt is not None and adapter.prompt.ndim != 2:
+        raise ValueError(f"prompt: expected [P, width], one for all rows, got shape {list(adapter.prompt.shape)}.")
     return (prefixes if adapter.prefixes is None else adapter.prefixes), adapter.low_rank, adapter.prompt
 
 
 def enough_positions(length: int, config: Any) -> None:
-    """A text no longer than the model's trained positions.
+    """A text, with the prompt in front of it, no longer than the model's trained positions.
 
     Raises:
         ValueError: it is longer.
@@ -56,35 +59,69 @@ def enough_positions(length: int, config: Any) -> None:
         raise ValueError(f"tokens: expected at most {config.positions} positions, got {length}. Cut the text.")
 
 
-def can_extend(config: Any, adapter: Adaptation | None) -> None:
-    """A model and an adapter that can decode from a cache.
+def can_extend(length: int, cache: Any, config: Any) -> None:
+    """A model that can decode from a cache, and room for `length` tokens in it.
 
     Raises:
-        ValueError: the model is not causal, or the adapter has a prompt.
+        ValueError: the model is not causal, or the cache or the trained positions are too few.
     """
     if not config.block.causal:
         raise ValueError("extend: expected a causal model, got an encoder, whose tokens see those after them.")
-    if adapter is not None and adapter.prompt is not None:
-        raise ValueError("extend: expected an adapter without a prompt. Put the prompt's states into the cache first.")
+    # How many it holds already may be known at run time alone.
+    if length > cache.capacity:
+        raise ValueError(
+            f"extend: expected at most {cache.capacity} tokens, the cache's room, got {length} with the prompt. Make a "
+            "larger one with Cache.empty."
+        )
+    enough_positions(length, config)
 
 
-def generation(shape: tuple[int, ...], new: Any, temperature: Any, top_p: Any, key: Any, config: Any) -> None:
-    """Settings of `generate`.
+def generation(shape: tuple[int, ...], new: Any, lengths: Any, stop: Any, before: int, config: Any) -> None:
+    """What `generate` continues, and how far.
+
+    Args:
+        shape: of the tokens, [B, T].
+        new: tokens to make.
+        lengths: of the rows, or None.
+        stop: the token that ends a row, or None.
+        before: tokens of the adapter's prompt.
+        config: of the model.
 
     Raises:
-        ValueError: one is out of range, the model has no head or too few positions, or the key is missing.
+        TypeError: lengths that are not integers.
+        ValueError: a number out of range, or the model is no decoder, has no head or too few positions.
     """
-    if config.head == "none":
-        raise ValueError("generate: expected a model with a head, got an encoder.")
-    if type(new) is not int or new < 1:
+    if not config.block.causal or config.head == "none":
+        raise ValueError("generate: expected a causal model with a head, got an encoder.")
+    if not is_int(new) or new < 1:
         raise ValueError(f"generate: expected at least 1 new token, got {new!r}.")
     if shape[1] < 1:
         raise ValueError(
-            "generate: expected prompts of at least one token, got none. Start with the model's first token."
+            "generate: expected texts of at least one token, got none. Start with the model's first token."
         )
-    for name, value, least, most in (("temperature", temperature, 0.0, float("inf")), ("top_p", top_p, 0.0, 1.0)):
-        if not isinstance(value, jax.core.Tracer) and not least <= value <= most:
-            raise ValueError(f"generate: expected {name} within {least:g}..{most:g}, got {value}.")
+    if stop is not None and not (is_int(stop) and 0 <= stop < config.vocabulary):
+        raise ValueError(f"generate: expected stop to be a token, an integer below {config.vocabulary}, got {stop!r}.")
+    enough_positions(before + shape[1] + new, config)
+    if lengths is None:
+        return
+    if not hasattr(lengths, "dtype") or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        found = getattr(lengths, "dtype", type(lengths).__name__)
+        raise TypeError(f"lengths: expected an array of integers, got {found}.")
+    if lengths.shape != shape[:1]:
+        raise ValueError(f"lengths: expected one for each text, [{shape[0]}], got shape {list(lengths.shape)}.")
+    if not isinstance(lengths, jax.core.Tracer) and not bool(((lengths >= 1) & (lengths <= shape[1])).all()):
+        raise ValueError(f"lengths: expected each within 1..{shape[1]}, got {lengths.tolist()}.")
+
+
+def drawing(temperature: Any, top_p: Any, key: Any) -> None:
+    """How `generate` chooses a token.
+
+    Raises:
+        ValueError: one is out of range, or the key is missing.
+    """
+    if not isinstance(temperature, jax.core.Tracer) and not temperature >= 0:
+        raise ValueError(f"generate: expected a temperature of at least 0, got {temperature}.")
+    if not isinstance(top_p, jax.core.Tracer) and not 0 < top_p <= 1:
+        raise ValueError(f"generate: expected top_p above 0 and up to 1, got {top_p}.")
     if key is None and (isinstance(temperature, jax.core.Tracer) or temperature > 0):
         raise ValueError("generate: expected a key to draw tokens with, got none. Give key=jax.random.key(0).")
-    enough_positions(shape[1] + new, config)

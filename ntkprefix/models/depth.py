@@ -52,6 +52,7 @@ def scan(
     layers: int,
     prefixes: Any,
     also: Any = None,
+    remat: bool = False,
 ) -> tuple[Any, Any]:
     """Run `carry` through all blocks.
 
@@ -63,6 +64,7 @@ def scan(
         prefixes: None; or a list or tuple with one prefix (or None) per layer, of any kinds and sizes; or one prefix
             whose every array has a leading `layers` axis.
         also: a pytree of arrays with a leading `layers` axis, whose entries the steps get too.
+        remat: the gradient keeps the carry between blocks alone, and runs each block again.
 
     Returns:
         The last carry, and the layers' outputs stacked on a leading axis.
@@ -87,6 +89,9 @@ def scan(
         block_weights, prefix, more = layer
         return step(nnx.merge(graph, block_weights), carry, prefix, more)
 
+    if remat:
+        # A scan's body is not merged with its gradient, so nothing needs to keep XLA from undoing it.
+        body = jax.checkpoint(body, prevent_cse=False)
     outputs = []
     for start, stop, prefix in _runs(prefixes, layers):
         part = (weights, also)

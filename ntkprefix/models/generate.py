@@ -1,7 +1,8 @@
-"""Text from a causal model: one compiled program from the prompt to the last token."""
+"""Text from a causal model: one compiled program from the text's start to its last token."""
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,22 +42,22 @@ def generate(
     prefixes: Any = None,
     adapter: Adaptation | None = None,
 ) -> Generated:
-    """Continue prompts, token by token.
+    """Continue texts, token by token.
 
-    The cache has room for the prompt and the new tokens; a prefix, however long, takes none of it. Temperature and
-    `top_p` are arguments of the compiled program, not part of it.
+    The cache has room for the text, an adapter's prompt in front of it and the new tokens; a prefix, however long,
+    takes none of it. Temperature and `top_p` are arguments of the compiled program, not part of it.
 
     Args:
         model: causal, with a head.
-        tokens: prompts, [B, T], padded on the right where they differ.
+        tokens: texts to continue, [B, T], padded on the right where they differ.
         new: how many tokens to make, at least 1.
-        lengths: of the prompts, [B], at least 1; T for all if None.
+        lengths: of the texts, [B], at least 1; T for all if None.
         temperature: of the softmax that tokens are drawn from; 0 takes the likeliest.
         top_p: tokens are drawn from the smallest set of likeliest ones that has this probability, above 0 up to 1.
         key: random key; needed above a temperature of 0.
         stop: token after which a row is done; when all rows are, the program ends.
         prefixes: as for the model.
-        adapter: as for the model.
+        adapter: as for the model; `weights` are to be merged into it before.
 
     Returns:
         The new tokens and how many of them count.
@@ -77,23 +78,27 @@ def generate(
     Source: nucleus sampling, arXiv 1904.09751.
     """
     checks.tokens(tokens, None, model.config)
-    checks.can_extend(model.config, adapter)
-    checks.generation(tokens.shape, new, temperature, top_p, key, model.config)
+    _, _, prompt = checks.adaptation(prefixes, adapter)
+    before = 0 if prompt is None else prompt.shape[0]
+    checks.generation(tokens.shape, new, lengths, stop, before, model.config)
+    checks.drawing(temperature, top_p, key)
     if lengths is None:
         lengths = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
     graph, weights = nnx.split(model)
     numbers = (jnp.asarray(temperature, jnp.float32), jnp.asarray(top_p, jnp.float32))
     drawn = None if key is None else (key, *numbers)
-    return _generate(graph, weights, tokens, lengths, drawn, prefixes, adapter, new=new, stop=stop)
+    room = before + tokens.shape[1] + new
+    return _generate(graph, weights, tokens, lengths, drawn, prefixes, adapter, room=room, new=new, stop=stop)
 
 
-@partial(jax.jit, static_argnames=("graph", "new", "stop"))
-def _generate(graph, weights, tokens, lengths, drawn, prefixes, adapter, *, new, stop):
+@partial(jax.jit, static_argnames=("graph", "room", "new", "stop"))
+def _generate(graph, weights, tokens, lengths, drawn, prefixes, adapter, *, room, new, stop):
     model = nnx.merge(graph, weights)
-    options = {"prefixes": prefixes, "adapter": adapter}
     batch = tokens.shape[0]
-    cache = Cache.empty(model.config, batch, tokens.shape[1] + new)
-    hidden, cache = model.extend(tokens, cache, lengths=lengths, **options)
+    cache = Cache.empty(model.config, batch, room)
+    hidden, cache = model.extend(tokens, cache, lengths=lengths, prefixes=prefixes, adapter=adapter)
+    # The prompt is in the cache now.
+    later = None if adapter is None else dataclasses.replace(adapter, prompt=None)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     first = _choose(model.logits(last), drawn, 0)
     made = jnp.full((batch, new), 0 if stop is None else stop, jnp.int32).at[:, 0].set(first)
@@ -105,7 +110,7 @@ def _generate(graph, weights, tokens, lengths, drawn, prefixes, adapter, *, new,
 
     def one(carry):
         index, token, cache, made, done = carry
-        hidden, cache = model.extend(token[:, None], cache, **options)
+        hidden, cache = model.extend(token[:, None], cache, prefixes=prefixes, adapter=later)
         token = _choose(model.logits(hidden[:, 0]), drawn, index)
         if stop is not None:
             token = jnp.where(done, stop, token)
@@ -129,8 +134,8 @@ def _choose(logits: Float[Array, "B vocabulary"], drawn: Any, index: Any) -> Int
     scaled = logits / jnp.where(cold, 1.0, temperature)
     descending = -jnp.sort(-scaled, axis=-1)
     probabilities = jax.nn.softmax(descending, axis=-1)
-    # A token stays while those before it have less than top_p, so that the likeliest always does.
-    kept = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
+    # A token stays while those before it have less than top_p; the likeliest always, even for a traced top_p of 0.
+    kept = (jnp.cumsum(probabilities, axis=-1) - probabilities < top_p).at[:, 0].set(True)
     least = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
     scaled = jnp.where(scaled >= least, scaled, -jnp.inf)
     sampled = jax.random.categorical(jax.random.fold_in(key, index), scaled, axis=-1).astype(jnp.int32)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ntkprefix.models.gguf_header import check_header
+
 # GGUF's name of an architecture -> `model_type`, and whether query and key rows are permuted, to turn neighbours.
 _ARCHITECTURES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False)}
 _ENDS = {
@@ -69,17 +71,22 @@ def read_gguf(path: Path) -> Gguf:
     reader, dequantize = _open(path)
     value = _values(reader, path)
     architecture = value("general.architecture")
-    if architecture not in _ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise ValueError(f"{path}: expected an architecture among {', '.join(_ARCHITECTURES)}, got {architecture!r}.")
     kind, permuted = _ARCHITECTURES[architecture]
     try:
+        # Tensors may share their bytes, which would multiply them without end.
+        if sum(tensor.n_bytes for tensor in reader.tensors) > path.stat().st_size:
+            raise ValueError("together they are larger than the file")
         tensors = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     except Exception as error:  # the package raises what NumPy does on blocks that do not fit
-        raise ValueError(f"{path}: a tensor cannot be read ({error}). Is the download complete?") from error
+        raise ValueError(f"{path}: the tensors cannot be read ({error}). Is the download complete?") from error
     if _UNSUPPORTED in tensors:
         raise ValueError(f"{path}: expected no {_UNSUPPORTED}: its frequencies are not supported. Use the HF folder.")
     config = _config(kind, architecture, value, tensors)
     renamed = {_name(name): np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+    if len(renamed) < len(tensors):
+        raise ValueError(f"{path}: expected one name for each tensor, got llama.cpp's and Hugging Face's for the same.")
     if permuted:
         for name, tensor in renamed.items():
             for projection, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
@@ -97,7 +104,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged; the message names it.
     """
     reader, _ = _open(path)
-    return {name: field.contents() for name, field in reader.fields.items()}
+    value = _values(reader, path)
+    return {name: value(name) for name in reader.fields}
 
 
 def _open(path: Path) -> tuple[Any, Callable[..., np.ndarray]]:
@@ -108,9 +116,11 @@ def _open(path: Path) -> tuple[Any, Callable[..., np.ndarray]]:
     except ImportError as error:
         raise ImportError(f"{path}: reading GGUF files needs a package: pip install gguf") from error
     try:
+        check_header(path)
         return gguf.GGUFReader(path), gguf.quants.dequantize
-    except Exception as error:  # it raises nearly anything on damaged files
-        raise ValueError(f"{path}: not a whole GGUF file ({str(error) or type(error).__name__}).") from error
+    except Exception as error:  # the package raises nearly anything on damaged files
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: not a whole GGUF file ({reason}). Is the download complete?") from error
 
 
 def _values(reader: Any, path: Path) -> Callable[..., Any]:
@@ -119,7 +129,10 @@ def _values(reader: Any, path: Path) -> Callable[..., Any]:
             if default is None:
                 raise ValueError(f"{path}: expected the key {name!r}, found none.")
             return default
-        return reader.fields[name].contents()
+        try:
+            return reader.fields[name].contents()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected text in UTF-8 under the key {name!r} ({error}).") from error
 
     return value
 
@@ -128,7 +141,7 @@ def _config(kind: str, prefix: str, value: Callable[..., Any], tensors: Mapping[
     width, heads = value(f"{prefix}.embedding_length"), value(f"{prefix}.attention.head_count")
     config = {
         "model_type": kind,
-        "vocab_size": int(tensors["token_embd.weight"].shape[0]) if "token_embd.weight" in tensors else 0,
+        "vocab_size": max(0, *tensors["token_embd.weight"].shape[:1]) if "token_embd.weight" in tensors else 0,
         "hidden_size": width,
         "num_hidden_layers": value(f"{prefix}.block_count"),
         "num_attention_heads": heads,
@@ -143,6 +156,9 @@ def _config(kind: str, prefix: str, value: Callable[..., Any], tensors: Mapping[
     key_length = value(f"{prefix}.attention.key_length", 0)
     if key_length:
         config["head_dim"] = key_length
+    turning = value(f"{prefix}.rope.dimension_count", 0)
+    if turning:
+        config["rope_dimension_count"] = turning
     scaling = value(f"{prefix}.rope.scaling.type", "none")
     if scaling != "none":
         config["rope_scaling"] = {
@@ -165,7 +181,7 @@ def _name(name: str) -> str:
 
 def _unpermuted(tensor: np.ndarray, heads: Any, name: str, path: Path) -> np.ndarray:
     """Rows (j, half) of each head back to (half, j): llama.cpp turns neighbours, the checkpoint turned halves."""
-    if not isinstance(heads, int) or heads < 1 or tensor.shape[0] % (2 * heads):
-        raise ValueError(f"{path}: expected {name} with rows for {heads} heads, got {tensor.shape[0]} rows.")
+    if not isinstance(heads, int) or heads < 1 or tensor.ndim < 1 or tensor.shape[0] % (2 * heads):
+        raise ValueError(f"{path}: expected {name} with rows for {heads} heads, got shape {list(tensor.shape)}.")
     rest = tensor.shape[1:]
     return tensor.reshape(heads, -1, 2, *rest).swapaxes(1, 2).reshape(-1, *rest)

@@ -13,20 +13,28 @@ from flax import nnx
 
 from ntkprefix.models.checkpoints import NameMap, fill
 from ntkprefix.models.families import TEXT
-from ntkprefix.models.families.settings import Settings, read_settings
+from ntkprefix.models.families.settings import Settings, make_from, read_settings
 from ntkprefix.models.gguf_file import read_gguf
-from ntkprefix.models.packages import packaged
+from ntkprefix.models.hub import locate_model
 from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.text import TextConfig, TextModel
 
 
-def load_text_model(path: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32) -> TextModel:
+def load_text_model(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> TextModel:
     """A pretrained text transformer.
 
     Args:
         path: a folder with `config.json` and safetensors, as `save_pretrained` writes it, whose `model_type` may be
-            bert, chatglm, glm, gpt2, llama, mistral, qwen2 or qwen3; a GGUF file of a llama, qwen2 or qwen3; or
-            "minilm" or "smollm2" for the weights that a package carries.
+            bert, chatglm, glm, gpt2, llama, mistral, qwen2 or qwen3; the name of such a model on the Hugging Face hub,
+            "HuggingFaceTB/SmolLM2-135M", which is fetched unless the hub's cache has it; a GGUF file of a llama, qwen2
+            or qwen3; or "minilm" or "smollm2" for the weights that a package carries.
+        revision: of a hub's model: a branch, a tag or a commit.
         dtype: of the matrix products.
         param_dtype: of the parameters.
 
@@ -34,8 +42,9 @@ def load_text_model(path: str | Path, *, dtype: Any = jnp.float32, param_dtype: 
         The model.
 
     Raises:
-        FileNotFoundError: nothing is there, or the package of the weights is not installed.
-        ImportError: a GGUF file is given, and the package gguf is not installed.
+        FileNotFoundError: nothing is there, the package of the weights is not installed, or a hub's model cannot be
+            fetched or has no safetensors.
+        ImportError: a GGUF file or a hub's name is given, and the package gguf or huggingface_hub is not installed.
         ValueError: a file is damaged, the architecture or a variant of it is unknown, or the tensors do not fit the
             configuration.
 
@@ -44,19 +53,17 @@ def load_text_model(path: str | Path, *, dtype: Any = jnp.float32, param_dtype: 
         >>> load_text_model("smollm2").config.layers  # doctest: +SKIP
         30
     """
-    path = packaged(str(path)) or Path(path)
+    path = locate_model(path, revision=revision)
     if path.is_dir():
         source = path / "config.json"
         family = read_settings(source, _family)
         config = read_settings(source, family.read_config)
         tensors, file = rooted(read_folder(path), family.ROOT, family.ANCHOR), weights_file(path)
-    elif path.is_file():
+    else:
         content = read_gguf(path)
         settings = Settings(content.config, path)
         family = _family(settings)
-        config, tensors, file = family.read_config(settings), content.tensors, path
-    else:
-        raise FileNotFoundError(f"{path}: expected a model folder or a GGUF file, found nothing.")
+        config, tensors, file = make_from(settings, family.read_config), content.tensors, path
     config = config.replace(dtype=dtype, param_dtype=param_dtype)
     names = family.names(config)
     check_layers(config, names, tensors, file)

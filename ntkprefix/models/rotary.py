@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -126,30 +125,3 @@ def rotate(x: Float[Array, "B T N H"], rotation: Rotation, *, interleaved: bool 
     turned = (first * cos - second * sin, second * cos + first * sin)
     together = jnp.stack(turned, -1).reshape(turning.shape) if interleaved else jnp.concatenate(turned, -1)
     return jnp.concatenate([together.astype(x.dtype), still], axis=-1)
-
-
-def read_scaling(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Options of `Rotary` that a Hugging Face configuration asks for: `rope_parameters`, or the older `rope_scaling`.
-
-    Raises:
-        ValueError: a kind of scaling that `Rotary` has not, or numbers missing; the message names them.
-    """
-    asked = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = asked.get("rope_type", asked.get("type", "default"))
-    options: dict[str, Any] = {"base": float(asked.get("rope_theta", config.get("rope_theta", 10_000.0)))}
-    original = asked.get("original_max_position_embeddings", config.get("max_position_embeddings", 8192))
-    try:
-        if kind == "linear":
-            options |= {"factor": float(asked["factor"])}
-        elif kind == "llama3":
-            options |= {"factor": float(asked["factor"]), "original_length": int(original)}
-            options |= {"low": float(asked["low_freq_factor"]), "high": float(asked["high_freq_factor"])}
-        elif kind == "yarn":
-            options |= {"factor": float(asked["factor"]), "original_length": int(original)}
-            options |= {"low": float(asked.get("beta_slow") or 1), "high": float(asked.get("beta_fast") or 32)}
-            options |= {"stretch": asked.get("attention_factor")}
-        elif kind != "default":
-            raise ValueError(f"{where}: expected RoPE scaling default, linear, llama3 or yarn, got {kind!r}.")
-    except KeyError as error:
-        raise ValueError(f"{where}: RoPE scaling {kind!r} needs {error}, which is missing.") from error
-    return options | ({} if kind == "default" else {"scaling": kind})

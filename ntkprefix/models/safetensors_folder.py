@@ -40,10 +40,10 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
     """
     file = weights_file(folder)
     if file.name == _SINGLE:
-        return _read(file, None)
+        return read_tensors(file)
     tensors = {}
     for name, wanted in _shards(file).items():
-        tensors.update(_read(folder / name, wanted))
+        tensors.update(read_tensors(folder / name, wanted))
     return tensors
 
 
@@ -60,6 +60,15 @@ def weights_file(folder: Path) -> Path:
         f"{folder}: expected {_SINGLE} or {_INDEX}, found neither. Pickled checkpoints (.bin, .pt) are not read: "
         "save the model again with safetensors."
     )
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a model folder lacks of its configuration and weights, for a message."""
+    weights = [name for name in (_SINGLE, _INDEX) if (folder / name).is_file()][:1]
+    needed = ["config.json", *(weights or [f"{_SINGLE} or {_INDEX}"])]
+    if weights == [_INDEX]:
+        needed += _shards(folder / _INDEX)
+    return [name for name in needed if not (folder / name).is_file()]
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -95,7 +104,13 @@ def _shards(index: Path) -> dict[str, list[str]]:
     return shards
 
 
-def _read(path: Path, wanted: Iterable[str] | None) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, wanted: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """The named tensors of one safetensors file, all if None.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or lacks a tensor.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: named by {_INDEX}, but there is no such file. Is the download complete?")
     try:

@@ -53,8 +53,8 @@ class TextConfig:
                 raise ValueError(f"TextConfig: expected {name} to be an integer of at least {least}, got {size!r}.")
 
     def replace(self, **changes: Any) -> TextConfig:
-        """A copy with some fields changed; `dtype` and `param_dtype` are the block's."""
-        block = {name: changes.pop(name) for name in ("dtype", "param_dtype") if name in changes}
+        """A copy with some fields changed; `dtype`, `param_dtype` and `remat` are the block's."""
+        block = {name: changes.pop(name) for name in ("dtype", "param_dtype", "remat") if name in changes}
         return dataclasses.replace(self, block=dataclasses.replace(self.block, **block), **changes)
 
 
@@ -186,26 +186,30 @@ class TextModel(nnx.Module):
     ) -> tuple[Float[Array, "B T width"], Cache]:
         """Hidden states of tokens that follow those in a cache, and the cache with them in it.
 
-        A prompt of any length, or one token at a time: causal models alone. The prefix is not in the cache.
+        A text of any length, or one token at a time: causal models alone. The prefix is not in the cache; an adapter's
+        prompt is, like any tokens.
 
         Args:
             tokens: [B, T], padded on the right where rows differ.
             cache: of what came before; see `Cache.empty`.
             lengths: how many of each row's tokens are none of padding, [B]; T for all if None.
             prefixes: as for the call, the same in every call for one text.
-            adapter: as for the call, without a prompt.
+            adapter: as for the call. Its prompt goes in front of these tokens: give it with a text's first ones alone.
 
         Returns:
-            States, [B, T, width], and the longer cache.
+            States, [B, T, width], and the cache, longer by the tokens and the prompt.
 
         Raises:
-            ValueError: as for the call; or a model that is not causal.
+            ValueError: as for the call; a model that is not causal, or a cache that has no room for so many tokens.
         """
         checks.tokens(tokens, None, self.config)
-        checks.can_extend(self.config, adapter)
-        prefixes, low_rank, _ = checks.adaptation(prefixes, adapter)
+        prefixes, low_rank, prompt = checks.adaptation(prefixes, adapter)
+        before = 0 if prompt is None else prompt.shape[0]
+        checks.can_extend(before + tokens.shape[1], cache, self.config)
+        added = before + (tokens.shape[1] if lengths is None else lengths)
+        tokens = jnp.pad(tokens, ((0, 0), (before, 0)))
         positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])[None]
-        x = self._embed(tokens, None, positions)
+        x = self._embed(tokens, None, positions, prompt)
         rotation = self._rotation(positions)
 
         def step(block: Block, carry: tuple[Array, Cache], prefix: Any, also: Any) -> tuple[tuple[Array, Cache], None]:
@@ -225,8 +229,7 @@ class TextModel(nnx.Module):
         (x, cache), _ = depth.scan(
             self.blocks, step, (x, cache), layers=self.config.layers, prefixes=prefixes, also=also
         )
-        added = tokens.shape[1] if lengths is None else lengths
-        return self._finish(x), dataclasses.replace(cache, lengths=cache.lengths + added)
+        return self._finish(x)[:, before:], dataclasses.replace(cache, lengths=cache.lengths + added)
 
     def _run(self, tokens, prefixes, adapter, mask, token_types, positions, observe):
         checks.tokens(tokens, mask, self.config)
@@ -247,6 +250,7 @@ class TextModel(nnx.Module):
             layers=self.config.layers,
             prefixes=prefixes,
             also=low_rank,
+            remat=self.config.block.remat,
         )
         x = self._finish(x)
         return (x if prompt is None else x[:, prompt.shape[0] :]), observed

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
 from ntkprefix.models.gguf_file import read_metadata
-from ntkprefix.models.packages import packaged
+from ntkprefix.models.hub import locate_texts
 
 # GGUF's `token_type` of a control token and of one that a user added.
 _CONTROL, _USER = 3, 4
@@ -106,19 +106,21 @@ def pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Batch:
     return Batch(tokens, mask)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path, *, revision: str | None = None) -> Tokenizer:
     """The tokeniser of a model.
 
     Args:
-        path: a model folder with `tokenizer.json` or `vocab.txt`, one of these files, a GGUF file, or "minilm" or
-            "smollm2" for those that a package carries.
+        path: a model folder with `tokenizer.json` or `vocab.txt`, or one of these files; the name of a model on the
+            Hugging Face hub, "HuggingFaceTB/SmolLM2-135M", which is asked unless its cache has them; a GGUF file; or
+            "minilm" or "smollm2" for those that a package carries.
+        revision: of a hub's model: a branch, a tag or a commit.
 
     Returns:
         The tokeniser, without padding or cutting of its own.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ImportError: the package tokenizers, or for a GGUF file gguf, is not installed.
+        FileNotFoundError: nothing is there, or a hub's model cannot be fetched or has neither file.
+        ImportError: the package tokenizers, gguf for a GGUF file, or huggingface_hub for a hub's name is not installed.
         ValueError: the file is damaged or of a kind that is not supported; the message names it.
 
     Example:
@@ -126,7 +128,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         >>> load_tokenizer("minilm").encode("a fox")  # doctest: +SKIP
         [101, 1037, 4419, 102]
     """
-    path = packaged(str(path)) or Path(path)
+    path = locate_texts(path, revision=revision)
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
         if not found:
@@ -145,15 +147,27 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             inner = _wordpiece(path)
         else:
             inner = _from_gguf(read_metadata(path), path)
+        _try(inner)
     except (FileNotFoundError, ImportError):
         raise
     except Exception as error:  # the library raises bare exceptions
         if str(path) in str(error):
             raise
-        raise ValueError(f"{path}: not a tokeniser that can be read ({error}).") from error
+        raise ValueError(f"{path}: not a tokeniser that can be read ({error}). Is the download complete?") from error
     inner.no_padding()
     inner.no_truncation()
     return Tokenizer(inner)
+
+
+def _try(inner: Any) -> None:
+    """Some damage shows at the first text alone, and then as a panic, which is no `Exception`."""
+    try:
+        inner.encode("a")
+        inner.encode("a", "b")
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(str(error)) from error
 
 
 def _wordpiece(path: Path) -> Any:

@@ -159,6 +159,7 @@ class ViT(nnx.Module):
             layers=self.config.layers,
             prefixes=prefixes,
             also=low_rank,
+            remat=self.config.block.remat,
         )
         x = self.norm(x)
         return (x if prompt is None else jnp.concatenate([x[:, :1], x[:, 1 + prompt.shape[1] :]], axis=1)), observed

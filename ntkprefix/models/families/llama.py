@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ntkprefix.models.block import BlockConfig
 from ntkprefix.models.checkpoints import NameMap, Source, linear, norm
+from ntkprefix.models.families.scaling import read_scaling
 from ntkprefix.models.families.settings import Settings
-from ntkprefix.models.rotary import Rotary, read_scaling
+from ntkprefix.models.rotary import Rotary
 from ntkprefix.models.text import TextConfig
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -21,6 +22,7 @@ def read_config(settings: Settings) -> TextConfig:
         settings.fixed(sliding_window=None)
     width, heads = settings.count("hidden_size"), settings.count("num_attention_heads")
     head_width = settings.count("head_dim", default=width // heads)
+    settings.fixed(rope_dimension_count=head_width)  # from GGUF files: all channels turn
     bias = settings.flag("attention_bias", default=kind == "qwen2")
     block = BlockConfig(
         width=width,
@@ -37,7 +39,7 @@ def read_config(settings: Settings) -> TextConfig:
         out_bias=bias and kind != "qwen2",
         mlp_bias=settings.flag("mlp_bias", default=False),
         qk_norm=kind == "qwen3",
-        rotary=Rotary(width=head_width, **read_scaling(settings.content, str(settings.path))),
+        rotary=Rotary(width=head_width, **read_scaling(settings)),
         causal=True,
     )
     return TextConfig(

@@ -23,13 +23,22 @@ def read_settings(path: Path, make: Callable[[Settings], T]) -> T:
         FileNotFoundError: there is no such file.
         ValueError: it is no JSON object, or not a configuration that `make` takes; the message names it.
     """
+    return make_from(Settings(read_object(path), path), make)
+
+
+def make_from(settings: Settings, make: Callable[[Settings], T]) -> T:
+    """What `make` makes of a configuration.
+
+    Raises:
+        ValueError: it is not one that `make` takes; the message names its file.
+    """
     try:
-        return make(Settings(read_object(path), path))
+        return make(settings)
     except (ValueError, OverflowError) as error:
-        if str(path) in str(error):
+        if str(settings.path) in str(error):
             raise
         # From the sizes' own checks, which know of no file.
-        raise ValueError(f"{path}: not the configuration of a model that is supported ({error}).") from error
+        raise ValueError(f"{settings.path}: not the configuration of a model that is supported ({error}).") from error
 
 
 class Settings:
@@ -104,6 +113,20 @@ class Settings:
         if not isinstance(value, str) or value not in known:
             raise ValueError(f"{self.path}: expected {name} to be one of {', '.join(known)}, got {value!r}.")
         return known[value]
+
+    def section(self, *names: str) -> Settings:
+        """The keys within the first of these names that is there and not empty; none if none is.
+
+        Raises:
+            ValueError: it is no object of keys.
+        """
+        for name in names:
+            value = self.content.get(name)
+            if value and not isinstance(value, dict):
+                raise ValueError(f"{self.path}: expected {name} to be an object, got {value!r}.")
+            if value:
+                return Settings(value, self.path)
+        return Settings({}, self.path)
 
     def fixed(self, **values: Any) -> None:
         """Keys that may only have these values, or be absent.
