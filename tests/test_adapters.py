@@ -46,7 +46,7 @@ def model():
 
 def initial(model, adapter):
     classifier = Classifier(model, adapter)
-    return classifier, classifier.init(jax.random.key(0), IMAGES, classes=2)
+    return classifier, classifier.init(jax.random.key(0), (IMAGES,), classes=2)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,14 @@ def test_training_beats_the_start_and_repeats(model, name):
     first, second = (train(classifier.loss, params, classifier.frozen, (IMAGES, LABELS), config) for _ in range(2))
     assert first.losses[-3:].mean() < 0.8 * first.losses[0]
     np.testing.assert_array_equal(first.losses, second.losses)
-    assert classifier.predict(first.params, IMAGES).shape == LABELS.shape
+    assert classifier.predict(first.params, (IMAGES,)).shape == LABELS.shape
 
 
 def test_prediction_does_not_depend_on_the_batch(model):
     classifier, params = initial(model, TokenAdapter(length=2))
     many = np.concatenate([IMAGES] * 3)
-    np.testing.assert_array_equal(classifier.all_features(params, many)[-24:], classifier.all_features(params, IMAGES))
+    whole, part = (classifier.all_features(params, (images,)) for images in (many, IMAGES))
+    np.testing.assert_array_equal(whole[-24:], part)
 
 
 def test_training_ends_every_step_at_allowed_parameters(model):

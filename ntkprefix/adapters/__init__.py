@@ -11,6 +11,7 @@ from ntkprefix.adapters.full import FullAdapter
 from ntkprefix.adapters.head import HeadAdapter
 from ntkprefix.adapters.lora import LoraAdapter
 from ntkprefix.adapters.measure import MeasureAdapter
+from ntkprefix.adapters.peft import load_peft, save_peft
 from ntkprefix.adapters.prompt import PromptAdapter
 from ntkprefix.adapters.registry import ADAPTERS
 from ntkprefix.adapters.tokens import TokenAdapter
@@ -28,5 +29,7 @@ __all__ = [
     "TokenAdapter",
     "count",
     "load_adapter",
+    "load_peft",
     "save_adapter",
+    "save_peft",
 ]

@@ -62,7 +62,7 @@ class LoraAdapter:
         """`down` [L, in, r] and `up` [L, r, out] of every target."""
         params = {}
         for index, target in enumerate(self.targets):
-            layers, inputs, outputs = _kernel(model, target).shape
+            layers, inputs, outputs = kernel_of(model, target).shape
             bound = 1 / math.sqrt(inputs)
             shape = (layers, inputs, self.rank)
             down = jax.random.uniform(jax.random.fold_in(key, index), shape, minval=-bound, maxval=bound)
@@ -81,7 +81,7 @@ class LoraAdapter:
         """A copy of the model with the updates in its weights; `sign` -1 takes them out again."""
         merged = nnx.clone(model)
         for target in self.targets:
-            kernel, update = _kernel(merged, target), self._update(params[target])
+            kernel, update = kernel_of(merged, target), self._update(params[target])
             kernel.set_value(dataclasses.replace(update, scale=sign * update.scale).merged(kernel[...]))
         return merged
 
@@ -89,7 +89,12 @@ class LoraAdapter:
         return LowRank(params["down"], params["up"], jnp.full(params["down"].shape[0], self.alpha / self.rank))
 
 
-def _kernel(model: Any, target: str) -> nnx.Param:
+def kernel_of(model: Any, target: str) -> nnx.Param:
+    """The matrix of that name in all blocks, [L, in, out].
+
+    Raises:
+        ValueError: the model's MLPs have no gate.
+    """
     part = getattr(model.blocks, _PARTS[target])
     if not hasattr(part, target):
         raise ValueError(f"LoraAdapter: expected targets that the model has, got {target!r}: its MLPs have no gate.")
