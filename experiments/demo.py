@@ -157,9 +157,10 @@ def report(results: dict[str, Any], out: Path) -> Path:
                 f"{_data_line(results)} The pretrained weights are frozen; every method trains a linear head on them. "
                 f"NTK-Attention adds an infinitely long prefix to each of 12 layers as a trained state per head, "
                 f"as many numbers as {summary.break_even(64, 64, 64):.1f} prefix tokens per layer. P-Tuning v2 "
-                f"trains the prefix tokens themselves. All take the same steps on the same images, but for linear "
-                f"probing (head only), which takes more. Starts and step sizes were chosen by one rule for all "
-                f"methods, on held-back training digits, whatever the images here."
+                f"trains the prefix tokens themselves. Both start from a head that was trained alone for a few passes, "
+                f"and take the same steps on the same images; linear probing (head only) takes more passes. Starts "
+                f"and step sizes were chosen by one rule for all methods, on held-back training digits, whatever the "
+                f"images here."
             ),
             table=_with_failures(summary.table(rows), results),
             notes=[*_reasons(results), *_cautions(rows)],

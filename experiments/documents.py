@@ -93,8 +93,9 @@ def vision() -> str:
             "",
             f"The state of NTK-Attention is the size of {tokens:.1f} prefix tokens per layer: it is the smaller one "
             f"only for prefixes that are longer. Starts and step sizes were chosen by one rule, on training digits "
-            f"held back (`experiments/tuning.py`); the head that trains with a prefix has a step size of its own, "
-            f"{config['head_step_size']:g}, for all methods. Remade by `python -m experiments.results vision`.",
+            f"held back (`experiments/tuning.py`); the head that trains with a prefix first trains alone for "
+            f"{config['probe_epochs']} passes, with the same step size {config['head_step_size']:g} for all methods. "
+            f"Remade by `python -m experiments.results vision`.",
         ]
     )
 

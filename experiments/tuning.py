@@ -1,7 +1,8 @@
-"""Choose every method's start and step size by one rule: the best on a part of the training images held back.
+"""Choose every method's start and step size by one rule: the smallest loss on training images held back.
 
 Every method tries the same list of step sizes with each of its starts, of which P-Tuning v2 has two. The test images
-play no part in it.
+play no part in it. The loss tells apart what accuracy does not: of 200 held-back digits several settings have all but
+three or four right.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.vision import METHODS, VisionConfig, fit, shuffled, subset, training
+from experiments.vision import METHODS, VisionConfig, fit, head_start, shuffled, subset, training
 from ntkprefix.images import ImageData, load_images, stratified
 from ntkprefix.models import load_dinov2
 from ntkprefix.runs import environment, progress
+from ntkprefix.train import TrainConfig
 from theory.pieces import Pieces
 
 
@@ -31,7 +33,7 @@ class TuningConfig:
         out: run folder; start again with the same one, at the same commit, to go on with a run that was stopped.
     """
 
-    step_sizes: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    step_sizes: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     held_back: int = 200
     vision: VisionConfig = field(default_factory=VisionConfig)
     out: Path = Path("runs/tuning")
@@ -41,7 +43,7 @@ def main(config: TuningConfig) -> dict[str, Any]:
     """Train each method from each of its starts with each step size.
 
     Returns:
-        Every accuracy and final loss on the held-back images, and what was chosen for each method.
+        Every accuracy and loss on the held-back images, and what was chosen for each method.
     """
     vision, where = config.vision, environment()
     data = held_back(subset(load_images(vision.data, size=vision.size), vision), config.held_back)
@@ -60,7 +62,7 @@ def main(config: TuningConfig) -> dict[str, Any]:
             this = {"method": method, "start": start, "step_size": step_size}
             settings = {**this, "held_back": config.held_back, "vision": asdict(vision)}
             schedule = training(vision, method, step_size, seed=0)
-            measure = partial(_try, model, METHODS[method][start], data, schedule, vision.head_step_size)
+            measure = partial(_try, model, METHODS[method][start], data, schedule, head_start(vision, seed=0))
             runs.append({**this, **pieces.get("try", settings, measure)})
             bar.advance(task)
     return {
@@ -85,22 +87,21 @@ def held_back(data: ImageData, rows: int) -> ImageData:
 
 
 def best(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Start and step size of the most accurate run, the one with the smaller final loss among equals.
+    """Start and step size of the run with the smallest loss on the held-back images, of those that finished.
 
     Example:
         >>> from experiments.tuning import best
-        >>> good = {"start": "zero", "step_size": 0.1, "accuracy": 0.9, "final_loss": 0.3}
-        >>> best([good, {"start": "mean", "step_size": 0.2, "accuracy": None}])
+        >>> good = {"start": "zero", "step_size": 0.1, "loss": 0.3}
+        >>> best([good, {"start": "mean", "step_size": 0.2, "loss": None}])
         {'start': 'zero', 'step_size': 0.1}
     """
-    finished = [run for run in runs if run["accuracy"] is not None]
-    winner = max(finished, key=lambda run: (run["accuracy"], -run["final_loss"]))
+    winner = min((run for run in runs if run["loss"] is not None), key=lambda run: run["loss"])
     return {"start": winner["start"], "step_size": winner["step_size"]}
 
 
-def _try(model: Any, adapter: Any, data: ImageData, config: Any, head_step_size: float) -> dict[str, Any]:
+def _try(model: Any, adapter: Any, data: ImageData, config: TrainConfig, head: TrainConfig) -> dict[str, Any]:
     try:
-        run = fit(model, adapter, data, config, head_step_size=head_step_size)
+        run = fit(model, adapter, data, config, head=head)
     except FloatingPointError as error:
-        return {"accuracy": None, "failure": str(error)}
-    return {"accuracy": run["accuracy"], "final_loss": run["losses"][-1], "seconds": run["seconds"]}
+        return {"loss": None, "accuracy": None, "failure": str(error)}
+    return {"loss": run["held_out_loss"], "accuracy": run["accuracy"], "seconds": run["seconds"]}

@@ -1,8 +1,9 @@
 """Adapt a pretrained vision transformer to images: head only, P-Tuning v2 and NTK-Attention side by side.
 
 Every method trains on the same images from the same frozen weights, with the start and the step size that
-`experiments.tuning` chose for it on a part of the training digits. P-Tuning v2 and NTK-Attention take the same steps in
-the same order; linear probing, whose features are computed once, takes more, and so is the stronger baseline.
+`experiments.tuning` chose for it on a part of the training digits. P-Tuning v2 and NTK-Attention first train their head
+alone for a few passes, then take the same steps in the same order; linear probing, whose features are computed once,
+takes more, and so is the stronger baseline.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import RESULTS
 from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, TokenAdapter, count
-from ntkprefix.classify import Classifier, head_loss
+from ntkprefix.classify import Classifier, head_loss, logits, probe
 from ntkprefix.images import ImageData, load_images, stratified
 from ntkprefix.models import ViT, load_dinov2
 from ntkprefix.runs import environment, progress, read_json
@@ -47,8 +49,10 @@ class VisionConfig:
         epochs: passes over the training images.
         head_epochs: passes for linear probing, whose features are computed once: more, since they cost nothing.
         batch_size: images per step.
-        head_step_size: peak step size of the head where an adapter trains with it, the same for all of them: what suits
-            a prefix makes logits of a zero head leap. Linear probing finds its own, as adapters do.
+        probe_epochs: passes in which the head is trained alone before an adapter joins it: few, so that it fits the
+            images no better than an adapter can learn from.
+        head_step_size: peak step size of the head, before and beside an adapter, the same for all of them: what suits a
+            prefix makes logits leap. Linear probing finds its own, as adapters do.
         seeds: one run of each method per seed, which orders the data and draws random starts.
         methods: names among `METHODS`.
     """
@@ -60,6 +64,7 @@ class VisionConfig:
     epochs: int = 3
     head_epochs: int = 40
     batch_size: int = 16
+    probe_epochs: int = 10
     head_step_size: float = 1e-3
     seeds: tuple[int, ...] = (0,)
     methods: tuple[str, ...] = tuple(METHODS)
@@ -100,7 +105,7 @@ def compare(config: VisionConfig, data: ImageData, model: ViT) -> dict[str, Any]
                                 METHODS[method][this["start"]],
                                 data,
                                 schedule,
-                                head_step_size=config.head_step_size,
+                                head=head_start(config, seed),
                                 watch=watch,
                             ),
                         }
@@ -150,13 +155,20 @@ def training(config: VisionConfig, method: str, step_size: float, seed: int) -> 
     return TrainConfig(epochs=epochs, batch_size=config.batch_size, learning_rate=step_size, seed=seed)
 
 
+def head_start(config: VisionConfig, seed: int) -> TrainConfig:
+    """How every adapter's head is trained before the adapter is."""
+    return TrainConfig(
+        epochs=config.probe_epochs, batch_size=config.batch_size, learning_rate=config.head_step_size, seed=seed
+    )
+
+
 def fit(
     model: ViT,
     adapter: Adapter,
     data: ImageData,
     config: TrainConfig,
     *,
-    head_step_size: float,
+    head: TrainConfig,
     watch: Callable[[str, int, int], Any] = lambda *_: None,
 ) -> dict[str, Any]:
     """Train one classifier and test it on the held-out images.
@@ -166,48 +178,50 @@ def fit(
         adapter: what trains besides the head.
         data: images.
         config: how to train; its step size is the adapter's, and linear probing's.
-        head_step_size: of the head that trains with an adapter.
+        head: how the head is trained before the adapter, and its step size beside it. Unused by linear probing.
         watch: told the stage, how much of it is done, and how much there is, as work goes on.
 
     Returns:
-        Accuracy, sizes, times and the loss of every step. `seconds` is what training took without compiling; for
-        linear probing, with the features.
+        Accuracy and loss on the held-out images, sizes, times and the loss of every step. `seconds` is what training
+        took without compiling, the features that the head starts from included.
     """
-    steps, rows = config.steps(len(data.x_train)), len(data.x_test)
+    rows, tests = len(data.x_train), len(data.x_test)
     classifier = Classifier(model, adapter)
-    params = classifier.init(jax.random.key(config.seed), data.x_train[:_CALIBRATION_IMAGES], len(data.class_names))
-
-    def on_step(step: int, loss: float) -> None:
-        watch(f"loss {loss:7.4f}", step, steps)
-
-    before = 0.0
-    if isinstance(adapter, HeadAdapter):
-        began = time.perf_counter()
-        features = classifier.all_features(
-            params, data.x_train, on_batch=lambda done: watch("features", done, len(data.x_train))
-        )
-        before = time.perf_counter() - began
-        result = train(head_loss, params["head"], None, (features, data.y_train), config, on_step=on_step)
-        result = result._replace(params={**params, "head": result.params})
-    else:
-        images = (data.x_train, data.y_train)
+    calibration = (data.x_train[:_CALIBRATION_IMAGES],)
+    params = classifier.init(jax.random.key(config.seed), calibration, len(data.class_names))
+    probing = config if isinstance(adapter, HeadAdapter) else head
+    began = time.perf_counter()
+    params, result = probe(
+        classifier,
+        params,
+        (data.x_train,),
+        data.y_train,
+        probing,
+        on_batch=lambda done: watch("features", done, rows),
+        on_step=lambda step, loss: watch(f"head {loss:7.4f}", step, probing.steps(rows)),
+    )
+    before, steps = time.perf_counter() - began, config.steps(rows)
+    if not isinstance(adapter, HeadAdapter):
         result = train(
             classifier.loss,
             params,
             classifier.frozen,
-            images,
+            (data.x_train, data.y_train),
             config,
-            factors={"adapter": 1.0, "head": head_step_size / config.learning_rate},
+            factors={"adapter": 1.0, "head": head.learning_rate / config.learning_rate},
             project=classifier.project,
-            on_step=on_step,
+            on_step=lambda step, loss: watch(f"loss {loss:7.4f}", step, steps),
         )
-    predicted = classifier.predict(result.params, data.x_test, on_batch=lambda done: watch("testing", done, rows))
+        params, before = result.params, before + result.seconds
+    features = classifier.all_features(params, (data.x_test,), on_batch=lambda done: watch("testing", done, tests))
+    scores = np.asarray(logits(params["head"], jnp.asarray(features)))
     return {
-        "accuracy": float(np.mean(predicted == data.y_test)),
-        "adapter_parameters": count(result.params["adapter"]),
-        "head_parameters": count(result.params["head"]),
+        "accuracy": float(np.mean(scores.argmax(axis=1) == data.y_test)),
+        "held_out_loss": float(head_loss(params["head"], None, jnp.asarray(features), jnp.asarray(data.y_test))),
+        "adapter_parameters": count(params["adapter"]),
+        "head_parameters": count(params["head"]),
         "steps": len(result.losses),
-        "seconds": round(before + result.seconds, 2),
+        "seconds": round(before, 2),
         "seconds_per_step": round(result.seconds / max(len(result.losses) - 1, 1), 4),
         "losses": [round(float(loss), 5) for loss in result.losses],
     }

@@ -1,8 +1,8 @@
-"""Image classification with a frozen vision transformer, an adapter and a linear head."""
+"""Classification of images or texts with a frozen transformer, an adapter and a linear head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,81 +11,147 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 from ntkprefix.adapters import Adapter
 from ntkprefix.images import normalise
-from ntkprefix.models import ViT
-from ntkprefix.models.adaptation import merge
+from ntkprefix.models import TextModel, ViT
+from ntkprefix.models.adaptation import Adaptation, merge
+from ntkprefix.train import TrainConfig, TrainResult, train
 
-# Images per call outside training: enough to keep two cores or a GPU busy, little enough for any memory.
+# Rows per call outside training: enough to keep two cores or a GPU busy, little enough for any memory.
 _BATCH = 64
 
 
 class Classifier:
-    r"""Logits `W [class token, mean patch token] + b` of a frozen ViT under an adapter; W, b and the adapter train.
+    r"""Logits `W [one token, mean token] + b` of a frozen model under an adapter; W, b and the adapter train.
+
+    The one token is the class token of an image, the first of a text, or the last where a model is causal; the mean is
+    over the patches, or over the text. Inputs are a tuple of arrays of rows: `(images,)`, uint8 [B, h, w, 3], for a
+    `ViT`; `(tokens, mask)`, [B, T] each and padded on the right, for a `TextModel`.
 
     Attributes:
         frozen: the model's weights, shared by all classifiers of one model.
     """
 
-    def __init__(self, model: ViT, adapter: Adapter):
+    def __init__(self, model: ViT | TextModel, adapter: Adapter):
         self._graph, self.frozen = nnx.split(model)
         self._adapter = adapter
+        self._read = _of_images if isinstance(model, ViT) else _of_texts
 
-    def init(self, key: PRNGKeyArray, images: UInt8[np.ndarray, "B h w 3"], classes: int) -> PyTree:
-        """Starting parameters: the adapter's, calibrated on `images`, and a head of zeros.
+    def init(self, key: PRNGKeyArray, inputs: Sequence[np.ndarray], classes: int) -> PyTree:
+        """Starting parameters: the adapter's, calibrated on `inputs`, and a head of zeros.
 
         Args:
             key: random key of the adapter.
-            images: a calibration batch from the training images.
+            inputs: a calibration batch from the training rows.
             classes: number of classes.
 
         Returns:
             `{"adapter": ..., "head": {"kernel", "bias"}}`.
         """
         model = nnx.merge(self._graph, self.frozen)
-        statistics = jax.jit(lambda images: model.attention_statistics(normalise(images)))(jnp.asarray(images))
+        statistics = _statistics(self._graph, self.frozen, *map(jnp.asarray, inputs))
         width = 2 * model.config.block.width
         head = {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
         return {"adapter": self._adapter.init(key, model, statistics), "head": head}
 
-    def features(self, params: PyTree, frozen: PyTree, images: UInt8[Array, "B h w 3"]) -> Float[Array, "B width"]:
-        """Class token and mean patch token, side by side."""
+    def features(self, params: PyTree, frozen: PyTree, *inputs: Array) -> Float[Array, "B width"]:
+        """The one token and the mean token, side by side."""
         adaptation = self._adapter.adapt(params["adapter"])
-        tokens = merge(self._graph, frozen, adaptation)(normalise(images), adapter=adaptation)
-        return jnp.concatenate([tokens[:, 0], jnp.mean(tokens[:, 1:], axis=1)], axis=-1)
+        return self._read(merge(self._graph, frozen, adaptation), adaptation, *inputs)
 
     def project(self, params: PyTree) -> PyTree:
         """The nearest parameters that the adapter allows."""
         return {**params, "adapter": self._adapter.project(params["adapter"])}
 
-    def loss(
-        self, params: PyTree, frozen: PyTree, images: UInt8[Array, "B h w 3"], labels: Int[Array, " B"]
-    ) -> Float[Array, ""]:
-        """Mean cross-entropy, in nats."""
-        return head_loss(params["head"], None, self.features(params, frozen, images), labels)
+    def loss(self, params: PyTree, frozen: PyTree, *inputs_and_labels: Array) -> Float[Array, ""]:
+        """Mean cross-entropy, in nats, of inputs and, after them, labels [B]."""
+        *inputs, labels = inputs_and_labels
+        return head_loss(params["head"], None, self.features(params, frozen, *inputs), labels)
 
     def predict(
-        self, params: PyTree, images: UInt8[np.ndarray, "N h w 3"], *, on_batch: Callable[[int], Any] | None = None
+        self, params: PyTree, inputs: Sequence[np.ndarray], *, on_batch: Callable[[int], Any] | None = None
     ) -> Int[np.ndarray, " N"]:
-        """The most likely class of every image; `on_batch` as in `all_features`."""
-        features = self.all_features(params, images, on_batch=on_batch)
+        """The most likely class of every row; `on_batch` as in `all_features`."""
+        features = self.all_features(params, inputs, on_batch=on_batch)
         return np.asarray(jnp.argmax(logits(params["head"], jnp.asarray(features)), axis=-1))
 
     def all_features(
-        self, params: PyTree, images: UInt8[np.ndarray, "N h w 3"], *, on_batch: Callable[[int], Any] | None = None
+        self, params: PyTree, inputs: Sequence[np.ndarray], *, on_batch: Callable[[int], Any] | None = None
     ) -> Float[np.ndarray, "N width"]:
-        """Features of any number of images, a batch at a time; `on_batch` is told how many are done."""
+        """Features of any number of rows, a batch at a time; `on_batch` is told how many are done."""
         parts = []
-        for start in range(0, len(images), _BATCH):
-            batch = images[start : start + _BATCH]
+        for start in range(0, len(inputs[0]), _BATCH):
+            batch = [array[start : start + _BATCH] for array in inputs]
+            rows = len(batch[0])
             # Every batch has one shape, so one program serves them all.
-            padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), batch.dtype)])
-            parts.append(np.asarray(_features(self, params, self.frozen, padded))[: len(batch)])
+            padded = [np.concatenate([a, np.zeros((_BATCH - rows, *a.shape[1:]), a.dtype)]) for a in batch]
+            parts.append(np.asarray(_features(self, params, self.frozen, *padded))[:rows])
             if on_batch is not None:
-                on_batch(start + len(batch))
+                on_batch(start + rows)
         return np.concatenate(parts)
+
+
+def probe(
+    classifier: Classifier,
+    params: PyTree,
+    inputs: Sequence[np.ndarray],
+    labels: Int[np.ndarray, " N"],
+    config: TrainConfig,
+    *,
+    on_batch: Callable[[int], Any] | None = None,
+    on_step: Callable[[int, float], Any] | None = None,
+) -> tuple[PyTree, TrainResult]:
+    """Train the head alone, on features that are computed once: linear probing.
+
+    It is a method of its own, and a start for others: an adapter that trains beside a head of zeros first learns what
+    suits a head that means nothing yet (arXiv 2202.10054).
+
+    Args:
+        classifier: whose adapter stays at `params`.
+        params: the start.
+        inputs: of the classifier, N rows.
+        labels: class numbers, [N].
+        config: how to train the head.
+        on_batch: as in `Classifier.all_features`.
+        on_step: as in `train`.
+
+    Returns:
+        Parameters with the trained head, and what training it left.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        ValueError: fewer rows than a batch.
+    """
+    features = classifier.all_features(params, inputs, on_batch=on_batch)
+    result = train(head_loss, params["head"], None, (features, labels), config, on_step=on_step)
+    return {**params, "head": result.params}, result
+
+
+def _of_images(model: ViT, adaptation: Adaptation, images: UInt8[Array, "B h w 3"]) -> Float[Array, "B width"]:
+    tokens = model(normalise(images), adapter=adaptation)
+    return jnp.concatenate([tokens[:, 0], jnp.mean(tokens[:, 1:], axis=1)], axis=-1)
+
+
+def _of_texts(
+    model: TextModel, adaptation: Adaptation, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B width"]:
+    hidden = model(tokens, adapter=adaptation, mask=mask)
+    counted = mask.astype(hidden.dtype)
+    lengths = jnp.maximum(jnp.sum(counted, axis=1), 1.0)
+    mean = jnp.einsum("btd,bt->bd", hidden, counted) / lengths[:, None]
+    place = lengths.astype(int) - 1 if model.config.block.causal else jnp.zeros_like(lengths, int)
+    one = jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+    return jnp.concatenate([one, mean], axis=-1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _statistics(graph, frozen, first, mask=None):
+    model = nnx.merge(graph, frozen)
+    return (
+        model.attention_statistics(normalise(first)) if mask is None else model.attention_statistics(first, mask=mask)
+    )
 
 
 def logits(head: PyTree, features: Float[Array, "B width"]) -> Float[Array, "B classes"]:
@@ -104,5 +170,5 @@ def head_loss(
 
 
 @partial(jax.jit, static_argnums=0)
-def _features(classifier, params, frozen, images):
-    return classifier.features(params, frozen, images)
+def _features(classifier, params, frozen, *inputs):
+    return classifier.features(params, frozen, *inputs)

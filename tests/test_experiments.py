@@ -84,11 +84,23 @@ def test_accuracy_is_the_share_of_held_out_images_that_are_right(adapter):
         x_train=pixels, y_train=labels, x_test=pixels, y_test=wrong, class_names=("black", "white"), name="", notes=""
     )
     model = nnx.jit(lambda: ViT(TINY, rngs=nnx.Rngs(0)))()
-    found = vision.fit(
-        model, adapter, data, TrainConfig(epochs=10, batch_size=8, learning_rate=0.03), head_step_size=0.03
-    )
+    config = TrainConfig(epochs=10, batch_size=8, learning_rate=0.03)
+    seen = []
+    found = vision.fit(model, adapter, data, config, head=config, watch=lambda *told: seen.append(told))
     assert found["accuracy"] == 0.75
     assert found["steps"] == len(found["losses"]) == 40
+    # A quarter is wrong by as much as the others are right.
+    assert found["held_out_loss"] > 0.25
+    if isinstance(adapter, TokenAdapter):
+        assert found["losses"][0] < 0.6 < np.log(2)  # the head is trained before the adapter joins it
+    stages = [stage.split()[0] for stage, *_ in seen]
+    assert list(dict.fromkeys(stages)) == [
+        "features",
+        "head",
+        *(["loss"] if isinstance(adapter, TokenAdapter) else []),
+        "testing",
+    ]
+    assert all(done <= total for _, done, total in seen)
 
 
 def test_subset_is_the_same_every_time_and_no_larger_than_asked():
@@ -105,8 +117,8 @@ def test_what_was_chosen_is_the_best_of_what_was_tried():
     for method, chosen in results["chosen"].items():
         tried = {(run["start"], run["step_size"]): run for run in results["runs"] if run["method"] == method}
         assert set(tried) == set(itertools.product(vision.METHODS[method], results["config"]["step_sizes"]))
-        best = max(run["accuracy"] or 0 for run in tried.values())
-        assert tried[chosen["start"], chosen["step_size"]]["accuracy"] == best
+        best = min(run["loss"] for run in tried.values() if run["loss"] is not None)
+        assert tried[chosen["start"], chosen["step_size"]]["loss"] == best
 
 
 @pytest.mark.parametrize("document", documents.TABLES, ids=lambda path: path.name)

@@ -1,0 +1,156 @@
+"""Questions with answers from JSON Lines files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ntkprefix import checks
+from ntkprefix.texts.templates import TEMPLATES, Template
+
+# What is tested on, in this order of preference.
+_TEST_FILES = ("validation.jsonl", "test.jsonl", "dev.jsonl")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question.
+
+    Attributes:
+        prompt: what a decoder reads before it answers.
+        answer: what it should go on with, from the first space on.
+        texts: what an encoder reads, one text or a pair; empty where there is no class.
+        label: class number; -1 where there is none.
+    """
+
+    prompt: str
+    answer: str
+    texts: tuple[str, ...] = ()
+    label: int = -1
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TextData:
+    """A text task.
+
+    Attributes:
+        train: to train and to choose settings on.
+        test: to report on.
+        choices: the answers by class number; empty where answers are free.
+        name: of the task.
+        notes: which files they are from.
+    """
+
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    choices: tuple[str, ...]
+    name: str
+    notes: str
+
+
+def load_texts(task: str, folder: str | Path) -> TextData:
+    r"""Read a task's rows.
+
+    Args:
+        task: a name among `TEMPLATES`: a known data set, or `text`, `pair` or `prompt` for rows of one's own.
+        folder: with `train.jsonl` and one of `validation.jsonl`, `test.jsonl` and `dev.jsonl`: a JSON object per line,
+            UTF-8. `text` and `pair` may have `labels.json`, the names of the classes; else these are their numbers.
+
+    Returns:
+        The task.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: an unknown task, a line that is no JSON object or lacks a field, a label that is no class number,
+            no rows, or a test class that is never trained; the message names file and line.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from ntkprefix.texts import load_texts
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("train", "test"):
+        ...         rows = [{"sentence": "a joy", "label": 1}, {"sentence": "a bore", "label": 0}]
+        ...         text = "\n".join(map(json.dumps, rows))
+        ...         _ = pathlib.Path(folder, f"{name}.jsonl").write_text(text)
+        ...     data = load_texts("sst2", folder)
+        >>> data.train[0].prompt + data.train[0].answer
+        'Review: a joy\nSentiment: positive'
+    """
+    checks.one_of("load_texts", "task", task, tuple(TEMPLATES))
+    template, folder = TEMPLATES[task], Path(folder)
+    choices = template.choices or (_names(folder / "labels.json") if template.texts else ())
+    train_file, test_file = folder / "train.jsonl", _test_file(folder)
+    train, test = (tuple(_examples(path, template, choices)) for path in (train_file, test_file))
+    for path, rows in ((train_file, train), (test_file, test)):
+        if not rows:
+            raise ValueError(f"{path}: expected at least one row, found none.")
+    unseen = {row.label for row in test} - {row.label for row in train}
+    if unseen:
+        raise ValueError(f"{test_file}: expected classes that {train_file.name} has too, got {sorted(unseen)}.")
+    if template.texts and not choices:
+        choices = tuple(map(_number, range(1 + max(row.label for row in train))))
+    return TextData(train=train, test=test, choices=choices, name=task, notes=f"{train_file.name}, {test_file.name}")
+
+
+def _test_file(folder: Path) -> Path:
+    found = [folder / name for name in _TEST_FILES if (folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{folder}: expected one of {', '.join(_TEST_FILES)}, found none.")
+    return found[0]
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    """Classes by their names, where a file has them."""
+    if not path.exists():
+        return ()
+    try:
+        names = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, but it does not parse ({error}).") from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: expected a list of names, one for each class.")
+    return tuple(f" {name}" for name in names)
+
+
+def _number(label: int) -> str:
+    return f" {label}"
+
+
+def _examples(path: Path, template: Template, choices: tuple[str, ...]) -> Iterator[Example]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file of one JSON object per line, found nothing.")
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: expected a JSON object, but it does not parse ({error}).") from error
+        try:
+            for each in template.rows(row):
+                yield _example(each, template, choices, where)
+        except (AttributeError, KeyError, TypeError) as error:
+            found = f"the fields {', '.join(row) or 'none'}" if isinstance(row, dict) else f"a {type(row).__name__}"
+            raise ValueError(f"{where}: expected an object with {_wanted(template)}, got {found}.") from error
+
+
+def _example(row: dict[str, Any], template: Template, choices: tuple[str, ...], where: str) -> Example:
+    prompt = template.prompt.format_map(row)
+    if not template.texts:
+        return Example(prompt, template.answer.format_map(row))
+    label = row["label"]
+    if type(label) is not int or label < 0 or (choices and label >= len(choices)):
+        wanted = f"an integer from 0 to {len(choices) - 1}" if choices else "an integer of at least 0"
+        raise ValueError(f"{where}: expected {wanted} as label, got {label!r}.")
+    texts = tuple(text.format_map(row) for text in template.texts)
+    return Example(prompt, choices[label] if choices else _number(label), texts, label)
+
+
+def _wanted(template: Template) -> str:
+    fields = re.findall(r"{(\w+)}", " ".join([template.prompt, template.answer, *template.texts]))
+    return ", ".join(dict.fromkeys([*fields, *(["label"] if template.texts else [])]))
