@@ -28,7 +28,8 @@ class Classifier:
 
     The one token is the class token of an image, the first of a text, or the last where a model is causal; the mean is
     over the patches, or over the text. Inputs are a tuple of arrays of rows: `(images,)`, uint8 [B, h, w, 3], for a
-    `ViT`; `(tokens, mask)`, [B, T] each and padded on the right, for a `TextModel`.
+    `ViT`; `(tokens, mask)` or `(tokens, mask, segments)`, [B, T] each and padded on the right, for a
+    `TextModel`.
 
     Attributes:
         frozen: the model's weights, shared by all classifiers of one model.
@@ -135,9 +136,13 @@ def _of_images(model: ViT, adaptation: Adaptation, images: UInt8[Array, "B h w 3
 
 
 def _of_texts(
-    model: TextModel, adaptation: Adaptation, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    model: TextModel,
+    adaptation: Adaptation,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    segments: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B width"]:
-    hidden = model(tokens, adapter=adaptation, mask=mask)
+    hidden = model(tokens, adapter=adaptation, mask=mask, token_types=segments)
     counted = mask.astype(hidden.dtype)
     lengths = jnp.maximum(jnp.sum(counted, axis=1), 1.0)
     mean = jnp.einsum("btd,bt->bd", hidden, counted) / lengths[:, None]
@@ -147,7 +152,7 @@ def _of_texts(
 
 
 @partial(jax.jit, static_argnums=0)
-def _statistics(graph, frozen, first, mask=None):
+def _statistics(graph, frozen, first, mask=None, segments=None):  # noqa: ARG001 - they change a start little
     model = nnx.merge(graph, frozen)
     return (
         model.attention_statistics(normalise(first)) if mask is None else model.attention_statistics(first, mask=mask)

@@ -14,6 +14,7 @@ import jax
 import tyro
 
 from ntkprefix._version import __version__
+from ntkprefix.runs import read_json
 
 
 class Command(NamedTuple):
@@ -34,6 +35,12 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "train": Command(
+        module="ntkprefix.commands.train",
+        summary="adapt a pretrained model to images or texts",
+        needs=("flax", "gguf", "onnx", "optax", "orbax", "PIL", "safetensors", "tokenizers"),
+        install='pip install ".[models]"',
+    ),
     "verify": Command(
         module="theory.verify",
         summary="check the convergence theorem over a ladder of prefix lengths",
@@ -129,8 +136,47 @@ def _run(name: str, options: list[str]) -> int:
             f"{command.install}"
         )
     module = importlib.import_module(command.module)
+    options = with_file(options)
     config = tyro.cli(module.Config, args=options, prog=f"ntkprefix {name}", description=command.summary)
     return module.main(config)
+
+
+def with_file(options: Sequence[str]) -> list[str]:
+    """Options with those of `--config FILE` spelt out before them, so that the command line's own, which are last, win.
+
+    Args:
+        options: of a command.
+
+    Returns:
+        Options without `--config`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no file is named, or it is no JSON object of texts, numbers, flags and lists of them.
+    """
+    options = [part for option in options for part in _apart(option)]
+    if "--config" not in options:
+        return options
+    place = options.index("--config")
+    if place + 1 == len(options):
+        raise ValueError("--config: expected a file, got nothing.")
+    path, rest = options[place + 1], [*options[:place], *options[place + 2 :]]
+    spelt: list[str] = []
+    for name, value in read_json(path).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            spelt.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, str | int | float):
+            spelt += [flag, str(value)]
+        elif isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
+            spelt += [flag, *map(str, value)]
+        elif value is not None:
+            raise ValueError(f"{path}: expected a text, a number, a flag or a list of them as {name}, got {value!r}.")
+    return [*spelt, *rest]
+
+
+def _apart(option: str) -> list[str]:
+    return option.split("=", 1) if option.startswith("--config=") else [option]
 
 
 def _usage() -> str:
@@ -143,6 +189,7 @@ def _usage() -> str:
             *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
             "",
             "ntkprefix <command> --help  lists a command's options",
+            "ntkprefix <command> --config FILE  takes options from a JSON object, below those of the command line",
             "ntkprefix --version         shows the version",
         ]
     )

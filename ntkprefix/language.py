@@ -92,7 +92,15 @@ class LanguageTask:
 
         return _by_batches(one, answers, on_batch)
 
-    def generate(self, params: PyTree, answers: Answers, new: int, *, stop: int | None = None) -> list[list[int]]:
+    def generate(
+        self,
+        params: PyTree,
+        answers: Answers,
+        new: int,
+        *,
+        stop: int | None = None,
+        on_batch: Callable[[int], Any] | None = None,
+    ) -> list[list[int]]:
         """Greedy answers to the questions, up to and without `stop`; the answers' own are not read."""
         model = nnx.merge(self._graph, self.frozen)
         adaptation = self._adapter.adapt(params["adapter"])
@@ -104,6 +112,8 @@ class LanguageTask:
             for row, length in zip(np.asarray(found.tokens), np.asarray(found.lengths), strict=True):
                 kept = row[:length].tolist()
                 made.append(kept[:-1] if stop is not None and kept[-1] == stop else kept)
+            if on_batch is not None:
+                on_batch(min(start + _BATCH, len(answers.starts)))
         return made[: len(answers.starts)]
 
     def _hidden(self, params, frozen, tokens, places):

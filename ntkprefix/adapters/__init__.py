@@ -14,6 +14,7 @@ from ntkprefix.adapters.measure import MeasureAdapter
 from ntkprefix.adapters.peft import load_peft, save_peft
 from ntkprefix.adapters.prompt import PromptAdapter
 from ntkprefix.adapters.registry import ADAPTERS
+from ntkprefix.adapters.spell import spelt
 from ntkprefix.adapters.tokens import TokenAdapter
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "load_peft",
     "save_adapter",
     "save_peft",
+    "spelt",
 ]

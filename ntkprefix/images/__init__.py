@@ -2,6 +2,7 @@
 
 from ntkprefix.images.data import ImageData, stratified
 from ntkprefix.images.pixels import normalise
+from ntkprefix.images.preprocess import Preprocess
 from ntkprefix.images.sources import load_images
 
-__all__ = ["ImageData", "load_images", "normalise", "stratified"]
+__all__ = ["ImageData", "Preprocess", "load_images", "normalise", "stratified"]

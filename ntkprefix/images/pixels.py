@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 LARGEST_BYTES = 4 * 2**30
 # Pillow goes by a file's content, not its name, and for some formats (EPS) it starts other programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(images: UInt8[Array, "*B h w 3"]) -> Float[Array, "*B h w 3"]:
@@ -46,7 +46,7 @@ def normalise(images: UInt8[Array, "*B h w 3"]) -> Float[Array, "*B h w 3"]:
         raise TypeError(f"images: expected uint8 from 0 to 255, got {images.dtype}. Are they normalised already?")
     mean, std = (
         jnp.asarray(colour, jnp.float32).reshape((1,) * (images.ndim - 1) + (3,))
-        for colour in (_IMAGENET_MEAN, _IMAGENET_STD)
+        for colour in (IMAGENET_MEAN, IMAGENET_STD)
     )
     return (images.astype(jnp.float32) / 255 - mean) / std
 
@@ -62,6 +62,11 @@ def open_all(files: Iterable[Path], size: int) -> np.ndarray:
 
 def open_image(file: Path, size: int) -> np.ndarray:
     """Open one untrusted file, [size, size, 3]; ValueError naming it when it is no image."""
+    return read_image(file, lambda image: _fit(image, size))
+
+
+def read_image(file: Path, use: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """What `use` makes of an untrusted file's image, upright and RGB; ValueError naming it when it is no image."""
     try:
         if not file.is_file():
             raise ValueError("it is not a file, or a link to none")
@@ -69,7 +74,7 @@ def open_image(file: Path, size: int) -> np.ndarray:
             # Pillow's limit on pixels warns first and fails at twice as many.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_FORMATS) as image:
-                return _fit(_flat(_eight_bits(image)), size)
+                return use(flat(_eight_bits(image)))
     # Pillow's decoders raise nearly anything on damaged files.
     except Exception as error:
         raise ValueError(
@@ -95,12 +100,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _flat(image: Image.Image) -> Image.Image:
-    """Transparent parts on white: what colour lies hidden under them is chance."""
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+def flat(image: Image.Image) -> Image.Image:
+    """RGB, transparent parts on white: what colour lies hidden under them is chance."""
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _empty(count: int, size: int, source: str) -> np.ndarray:

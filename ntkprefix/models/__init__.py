@@ -10,6 +10,7 @@ from ntkprefix.models.cache import Cache
 from ntkprefix.models.families.dinov2 import load_dinov2
 from ntkprefix.models.generate import Generated, generate
 from ntkprefix.models.load import load_text_model
+from ntkprefix.models.preprocessing import load_preprocess
 from ntkprefix.models.rotary import Rotary
 from ntkprefix.models.statistics import AttentionStatistics
 from ntkprefix.models.text import TextConfig, TextModel
@@ -30,5 +31,6 @@ __all__ = [
     "ViTConfig",
     "generate",
     "load_dinov2",
+    "load_preprocess",
     "load_text_model",
 ]

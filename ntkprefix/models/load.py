@@ -26,6 +26,7 @@ def load_text_model(
     revision: str | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> TextModel:
     """A pretrained text transformer.
 
@@ -37,6 +38,7 @@ def load_text_model(
         revision: of a hub's model: a branch, a tag or a commit.
         dtype: of the matrix products.
         param_dtype: of the parameters.
+        remat: see `BlockConfig`.
 
     Returns:
         The model.
@@ -64,7 +66,7 @@ def load_text_model(
         settings = Settings(content.config, path)
         family = _family(settings)
         config, tensors, file = make_from(settings, family.read_config), content.tensors, path
-    config = config.replace(dtype=dtype, param_dtype=param_dtype)
+    config = config.replace(dtype=dtype, param_dtype=param_dtype, remat=remat)
     names = family.names(config)
     check_layers(config, names, tensors, file)
     ignored = [*family.IGNORED, *([r"lm_head\.weight"] if config.head == "tied" else [])]

@@ -47,6 +47,10 @@ class ViTConfig:
             if type(size) is not int or size < 1:
                 raise ValueError(f"ViTConfig.{name}: expected a positive integer, got {size!r}.")
 
+    def replace(self, **changes: Any) -> ViTConfig:
+        """A copy with some fields of the block changed."""
+        return dataclasses.replace(self, block=dataclasses.replace(self.block, **changes))
+
 
 class ViT(nnx.Module):
     """A vision transformer that takes a prefix for every layer beside its images.

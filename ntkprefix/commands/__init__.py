@@ -1,0 +1,1 @@
+"""What stands behind the command line, one command per file; `ntkprefix.cli` imports the one that runs."""

@@ -1,0 +1,246 @@
+"""What `ntkprefix train` trains and tests: classes of images or texts by a head, or answers by a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from rich.progress import Progress
+from safetensors.numpy import save
+
+from ntkprefix.adapters import Adapter
+from ntkprefix.classify import Classifier, head_loss, logits, probe
+from ntkprefix.images import load_images, stratified
+from ntkprefix.language import LanguageTask
+from ntkprefix.models import load_dinov2, load_text_model
+from ntkprefix.models.tokenizers import load_tokenizer
+from ntkprefix.runs import write_bytes
+from ntkprefix.texts import Example, for_decoder, for_encoder, load_texts
+from ntkprefix.train import TrainConfig
+
+# Rows that an adapter's start is calibrated on.
+_CALIBRATION = 32
+
+
+@runtime_checkable
+class Job(Protocol):
+    """A model, its data, and what is minimised.
+
+    Attributes:
+        about: the data in words.
+        train: arrays of the training rows.
+        frozen: the model's weights.
+        numbers_per_token: what one prefix token in every layer takes, in numbers.
+    """
+
+    about: str
+    train: tuple[np.ndarray, ...]
+    frozen: PyTree
+    numbers_per_token: int
+
+    def start(self, config: Any, bar: Progress) -> PyTree:
+        """Parameters to train from, with the adapter's under `adapter`."""
+        ...
+
+    def loss(self, params: PyTree, frozen: PyTree, *rows: Any) -> Any:
+        """As `ntkprefix.train` takes it."""
+        ...
+
+    def project(self, params: PyTree) -> PyTree:
+        """The nearest allowed parameters."""
+        ...
+
+    def factors(self, of_head: float) -> PyTree:
+        """Of the step size, for the parts of the parameters."""
+        ...
+
+    def validate(self, params: PyTree) -> float:
+        """Loss on the training rows held back, in nats."""
+        ...
+
+    def test(self, params: PyTree, bar: Progress) -> dict[str, float]:
+        """What is found on the test rows."""
+        ...
+
+    def save(self, params: PyTree, out: Path) -> None:
+        """Write what is trained besides the adapter."""
+        ...
+
+
+def job_of(config: Any, adapter: Adapter) -> Job:
+    """Load model and data.
+
+    Raises:
+        OSError: they cannot be read.
+        ValueError: they are not what they should be, or do not go together.
+    """
+    options = {"dtype": jnp.dtype(config.dtype), "remat": config.remat}
+    if config.task == "images":
+        images = load_images(config.data_dir or "digits", size=config.size)
+        model = load_dinov2(None if config.model == "dinov2" else config.model, **options)
+        train, test = (((x,), y) for x, y in ((images.x_train, images.y_train), (images.x_test, images.y_test)))
+        return _Classes(config, Classifier(model, adapter), model, train, test, images.class_names, images.name)
+    if config.data_dir is None:
+        raise ValueError(f"train: expected --data-dir, the folder of the rows of {config.task}, got none.")
+    texts = load_texts(config.task, config.data_dir)
+    model, tokenizer = load_text_model(config.model, **options), load_tokenizer(config.model)
+    if model.config.head != "none":
+        return _Answers(config, model, adapter, tokenizer, texts)
+    rows, test_rows = (
+        (for_encoder(part, tokenizer, config.length), np.array([example.label for example in part], np.int32))
+        for part in (texts.train, texts.test)
+    )
+    names = tuple(choice.strip() for choice in texts.choices)
+    return _Classes(config, Classifier(model, adapter), model, rows, test_rows, names, config.task)
+
+
+class _Classes:
+    """A head on a frozen model: images, or texts of an encoder."""
+
+    def __init__(self, config, classifier, model, train, test, names, title):
+        self._classifier, self._names = classifier, names
+        (inputs, labels), (test_inputs, test_labels) = train, test
+        kept, held = _split(config, labels)
+        self.train = (*(array[kept] for array in inputs), labels[kept])
+        self._held = (*(array[held] for array in inputs), labels[held])
+        tested = _chosen(config.test_rows, test_labels, seed=0)
+        self._test = (*(array[tested] for array in test_inputs), test_labels[tested])
+        self.frozen = classifier.frozen
+        self.loss, self.project = classifier.loss, classifier.project
+        self.numbers_per_token = _numbers_per_token(model)
+        self.about = f"{title}: {_rows(self.train, self._held, self._test)}, {len(names)} classes"
+
+    def start(self, config, bar):
+        *inputs, labels = self.train
+        calibration = [array[:_CALIBRATION] for array in inputs]
+        params = self._classifier.init(jax.random.key(config.seed), calibration, len(self._names))
+        head = TrainConfig(
+            epochs=config.head_epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.head_learning_rate,
+            seed=config.seed,
+        )
+        task = bar.add_task("features for the head", total=len(labels))
+        return probe(
+            self._classifier, params, inputs, labels, head, on_batch=lambda done: bar.update(task, completed=done)
+        )[0]
+
+    def factors(self, of_head):
+        return {"adapter": 1.0, "head": of_head}
+
+    def validate(self, params):
+        return self._judge(params, self._held)["loss"]
+
+    def test(self, params, bar):
+        task = bar.add_task("testing", total=len(self._test[-1]))
+        return self._judge(params, self._test, lambda done: bar.update(task, completed=done))
+
+    def _judge(self, params, rows, on_batch=None):
+        *inputs, labels = rows
+        features = jnp.asarray(self._classifier.all_features(params, inputs, on_batch=on_batch))
+        scores = np.asarray(logits(params["head"], features))
+        return {
+            "accuracy": float(np.mean(scores.argmax(axis=1) == labels)),
+            "loss": float(head_loss(params["head"], None, features, jnp.asarray(labels))),
+        }
+
+    def save(self, params, out):
+        head = {name: np.asarray(array) for name, array in params["head"].items()}
+        write_bytes(out / "head.safetensors", save(head, metadata={"classes": "\n".join(self._names)}))
+
+
+class _Answers:
+    """Answers by a language model."""
+
+    def __init__(self, config, model, adapter, tokenizer, texts):
+        self._tokenizer, self._choices = tokenizer, None
+        labels = np.array([example.label for example in texts.train])
+        kept, held = _split(config, labels)
+        tested = _chosen(config.test_rows, np.array([example.label for example in texts.test]), seed=0)
+        train, self._held, self._test = (
+            for_decoder(_take(part, chosen), tokenizer, config.length)
+            for part, chosen in ((texts.train, kept), (texts.train, held), (texts.test, tested))
+        )
+        self._wanted = [example.answer.strip() for example in _take(texts.test, tested)]
+        if texts.choices:
+            self._choices = np.array([tokenizer.encode(choice, special=False)[0] for choice in texts.choices])
+            self._labels = np.array([example.label for example in _take(texts.test, tested)])
+        self.train = tuple(train)
+        parts = (train, self._held, self._test)
+        longest = max(int((part.lengths - part.starts).max(initial=1)) for part in parts)
+        self._task = LanguageTask(model, adapter, longest)
+        self.frozen, self.loss, self.project = self._task.frozen, self._task.loss, self._task.project
+        self.numbers_per_token = _numbers_per_token(model)
+        self.about = f"{texts.name}: {_rows(*parts)}"
+
+    def start(self, config, bar):  # noqa: ARG002 - there is no head that starts first
+        calibration = type(self._held)(*(array[:_CALIBRATION] for array in self.train))
+        return self._task.init(jax.random.key(config.seed), calibration)
+
+    def factors(self, of_head):  # noqa: ARG002
+        return 1.0
+
+    def validate(self, params):
+        return self._loss(params, self._held)
+
+    def test(self, params, bar):
+        task = bar.add_task("testing", total=len(self._test.starts))
+
+        def on_batch(done):
+            bar.update(task, completed=done)
+
+        found = {"loss": self._loss(params, self._test, on_batch)}
+        bar.update(task, completed=0)
+        if self._choices is not None:
+            chosen = self._task.choose(params, self._test, self._choices, on_batch=on_batch)
+            return {"accuracy": float(np.mean(chosen == self._labels)), **found}
+        made = self._task.generate(params, self._test, self._task.longest + 1, on_batch=on_batch)
+        right = [
+            _first_line(self._tokenizer.decode(tokens)) == wanted
+            for tokens, wanted in zip(made, self._wanted, strict=True)
+        ]
+        return {"exact_match": float(np.mean(right)), **found}
+
+    def _loss(self, params, rows, on_batch=None):
+        """Mean over the answers' tokens, in nats."""
+        total = self._task.log_likelihoods(params, rows, on_batch=on_batch).sum()
+        return float(-total / (rows.lengths - rows.starts).sum())
+
+    def save(self, params, out):
+        """There is nothing besides the adapter."""
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0].strip()
+
+
+def _take(rows: Sequence[Example], chosen: np.ndarray) -> list[Example]:
+    return [rows[index] for index in chosen]
+
+
+def _chosen(most: int, labels: np.ndarray, seed: int) -> np.ndarray:
+    return np.flatnonzero(stratified(labels, min(most or len(labels), len(labels)), seed))
+
+
+def _split(config: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows and those held back, shuffled: files come sorted, and the first rows calibrate."""
+    chosen = np.random.default_rng(0).permutation(_chosen(config.train_rows, labels, seed=0))
+    if not config.patience:
+        return chosen, chosen[:0]
+    held = stratified(labels[chosen], max(1, round(config.held_back * len(chosen))), config.seed)
+    return chosen[~held], chosen[held]
+
+
+def _rows(train: Any, held: Any, test: Any) -> str:
+    held_back = f", {len(held[0]):,} held back" if len(held[0]) else ""
+    return f"{len(train[0]):,} training rows{held_back}, {len(test[0]):,} test rows"
+
+
+def _numbers_per_token(model: Any) -> int:
+    block = model.config.block
+    return 2 * model.config.layers * block.kv_heads * block.head_width

@@ -1,0 +1,172 @@
+"""`ntkprefix train`: an adapter on a pretrained model, from images or texts to files."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ntkprefix import checks
+from ntkprefix.adapters import Adapter, count, save_adapter, spelt
+from ntkprefix.commands.jobs import Job, job_of
+from ntkprefix.runs import environment, progress, write_json
+from ntkprefix.train import Checkpoints, TrainConfig, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train.
+
+    Attributes:
+        model: "dinov2", "minilm" or "smollm2", whose weights packages carry; a model folder, a GGUF file, or the name
+            of a model on the Hugging Face hub.
+        adapter: what trains: head, full, lora, tokens, prompt, features or measure, with options
+            (lora:rank=8,targets=query/value) and stacked (lora:rank=4+features).
+        task: "images", or a text task: text, pair or prompt for rows of your own, or the name of a known set (sst2,
+            boolq, svamp, ...; see `ntkprefix.texts.TEMPLATES`).
+        data_dir: where the task's data are: images as a folder or `.npz` file (scikit-learn's digits if absent), texts
+            as a folder of JSON Lines files.
+        out: run folder; `runs/train-<time>` if absent. Give that of a run that was stopped to go on with it.
+        epochs: passes over the training rows.
+        batch_size: rows per step.
+        micro_batches: parts that a batch is computed in, one after another, to save memory.
+        learning_rate: peak step size of the adapter.
+        head_learning_rate: of the head, before and beside the adapter.
+        head_epochs: passes in which the head is trained alone at first.
+        warmup: share of the steps in which the step size rises.
+        schedule: what follows.
+        weight_decay: of AdamW.
+        patience: epochs without a better loss on held-back training rows after which training stops; 0 for never.
+        held_back: share of the training rows that is held back for that.
+        train_rows: at most so many training rows, drawn at random; 0 for all.
+        test_rows: at most so many test rows; 0 for all.
+        size: side of images in pixels.
+        length: tokens of a text; longer ones are cut.
+        dtype: of the model's matrix products; what trains is float32 always.
+        remat: compute blocks again for the gradient, to save memory.
+        seed: of the random start, the order of the data and what is held back.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    model: str = "dinov2"
+    adapter: str = "features"
+    task: str = "images"
+    data_dir: Path | None = None
+    out: Path | None = None
+    epochs: int = 3
+    batch_size: int = 16
+    micro_batches: int = 1
+    learning_rate: float = 1e-2
+    head_learning_rate: float = 1e-3
+    head_epochs: int = 10
+    warmup: float = 0.1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = 1e-4
+    patience: int = 0
+    held_back: float = 0.1
+    train_rows: int = 0
+    test_rows: int = 0
+    size: int = 70
+    length: int = 128
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    remat: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        checks.at_least(0, "train", train_rows=self.train_rows, test_rows=self.test_rows)
+        checks.at_least(1, "train", head_epochs=self.head_epochs, size=self.size, length=self.length)
+        if not 0 < self.held_back < 1:
+            raise ValueError(f"train: expected held_back between 0 and 1, got {self.held_back}.")
+        self.training()
+        spelt(self.adapter)
+
+    def training(self) -> TrainConfig:
+        """How the adapter is trained."""
+        names = {field.name for field in dataclasses.fields(TrainConfig)}
+        return TrainConfig(**{name: value for name, value in vars(self).items() if name in names})
+
+
+def main(config: Config) -> int:
+    """Train, test, and write the run folder: adapter, head, metrics, checkpoints and results.
+
+    Returns:
+        0.
+
+    Raises:
+        OSError: data, weights or the run folder cannot be read or written.
+        ValueError: data or weights are not what they should be, or checkpoints are those of another run.
+        FloatingPointError: training diverged.
+    """
+    console = Console()
+    out = config.out or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
+    adapter = spelt(config.adapter)
+    with console.status("Loading model and data"):
+        job = job_of(config, adapter)
+    console.print(Text(f"{config.model}, {config.adapter}, {job.about}"))
+    results = run(config, adapter, job, out)
+    table = Table("", "")
+    for name, value in {**results["test"], **results["sizes"]}.items():
+        table.add_row(name.replace("_", " "), _shown(value))
+    console.print(table)
+    console.print(Text(f"Look at {out / 'results.json'}; the adapter is in {out / 'adapter'}."), soft_wrap=True)
+    return 0
+
+
+def run(config: Config, adapter: Adapter, job: Job, out: Path) -> dict[str, Any]:
+    """Train one job with progress and write what came of it.
+
+    Returns:
+        What is written to `results.json`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    training = config.training()
+    with progress() as bar:
+        params = job.start(config, bar)
+        steps = training.steps(len(job.train[0]))
+        task = bar.add_task("training", total=steps)
+        result = train(
+            job.loss,
+            params,
+            job.frozen,
+            job.train,
+            training,
+            factors=job.factors(config.head_learning_rate / config.learning_rate),
+            project=job.project,
+            validate=job.validate if config.patience else None,
+            checkpoints=Checkpoints(out / "checkpoints"),
+            metrics=out / "metrics.jsonl",
+            on_step=lambda step, loss: bar.update(task, completed=step, description=f"loss {loss:8.4f}"),
+        )
+        bar.update(task, total=len(result.losses))
+        found = job.test(result.params, bar)
+    results = {
+        "config": {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
+        "environment": environment(),
+        "data": job.about,
+        "test": found,
+        "sizes": {
+            "trained_parameters": count(result.params),
+            "adapter_parameters": count(result.params["adapter"]),
+            "break_even_tokens": round(count(result.params["adapter"]) / job.numbers_per_token, 1),
+            "steps": len(result.losses),
+            "seconds_per_step": round(result.seconds / max(len(result.losses) - 1, 1), 4),
+        },
+        "validation": result.validation.tolist(),
+    }
+    save_adapter(out / "adapter", adapter, jax.device_get(result.params["adapter"]))
+    job.save(result.params, out)
+    write_json(out / "results.json", results)
+    return results
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

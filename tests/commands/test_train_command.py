@@ -1,0 +1,191 @@
+"""`ntkprefix train` from a shell's words to files, with tiny models."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+from texts.words import WORDS, word_tokenizer
+
+from ntkprefix.adapters import FeatureAdapter, LoraAdapter, MeasureAdapter, Stack, load_adapter, spelt
+from ntkprefix.cli import main, with_file
+from ntkprefix.commands import jobs
+from ntkprefix.feature_maps import feature_map
+from ntkprefix.models import BlockConfig, TextConfig, TextModel, ViT, ViTConfig
+
+SMALL = ["--train-rows", "48", "--test-rows", "30", "--epochs", "2", "--size", "8", "--length", "12"]
+
+
+def tiny(*, causal):
+    block = BlockConfig(width=12, heads=3, mlp_width=16, causal=causal)
+    options = {"positions": 16, "token_types": 0 if causal else 2, "head": "tied" if causal else "none"}
+    config = TextConfig(vocabulary=len(WORDS), layers=2, block=block, **options)
+    return nnx.jit(lambda: TextModel(config, rngs=nnx.Rngs(0)))()
+
+
+@pytest.fixture(scope="module")
+def models():
+    block = BlockConfig(width=12, heads=3, mlp_width=16)
+    vit = nnx.jit(lambda: ViT(ViTConfig(patch=4, layers=2, grid=2, block=block), rngs=nnx.Rngs(0)))()
+    return SimpleNamespace(vit=vit, encoder=tiny(causal=False), decoder=tiny(causal=True))
+
+
+@pytest.fixture(autouse=True)
+def without_weights(models, monkeypatch):
+    monkeypatch.setattr(jobs, "load_dinov2", lambda _, **__: models.vit)
+    monkeypatch.setattr(jobs, "load_text_model", lambda name, **_: getattr(models, name))
+    monkeypatch.setattr(jobs, "load_tokenizer", lambda name: word_tokenizer(special=name == "encoder"))
+
+
+def texts(folder, rows):
+    folder.mkdir(exist_ok=True)
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    (tmp_path / "labels.json").parent.mkdir(exist_ok=True)
+    rows = [{"text": text, "label": label} for text, label in [("one two", 0), ("five six", 1)] for _ in range(30)]
+    folder = texts(tmp_path / "data", rows)
+    (folder / "labels.json").write_text('["three", "four"]')
+    return folder
+
+
+def trained(out, *options):
+    assert main(["train", *SMALL, "--out", str(out), *options]) == 0
+    return json.loads((out / "results.json").read_text())
+
+
+def test_images(tmp_path, models):
+    results = trained(tmp_path / "run", "--adapter", "lora:rank=2")
+    assert set(results["test"]) == {"accuracy", "loss"}
+    assert 0 <= results["test"]["accuracy"] <= 1
+    assert results["data"] == "digits: 48 training rows, 30 test rows, 10 classes"
+    adapter, params = load_adapter(tmp_path / "run" / "adapter")
+    assert adapter == LoraAdapter(rank=2)
+    assert results["sizes"]["adapter_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert np.abs(params["value"]["up"]).max() > 0
+    # two layers of three heads of four: a token is 2 x 2 x 12 numbers
+    assert results["sizes"]["break_even_tokens"] == round(results["sizes"]["adapter_parameters"] / 48, 1)
+    with safe_open(tmp_path / "run" / "head.safetensors", framework="numpy") as head:
+        assert head.get_tensor("kernel").shape == (24, 10)
+        assert head.metadata()["classes"].split("\n") == [str(digit) for digit in range(10)]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert results["config"]["adapter"] == "lora:rank=2"
+
+
+def test_classes_of_texts(tmp_path, labelled):
+    options = ["--model", "encoder", "--task", "text", "--data-dir", str(labelled)]
+    results = trained(tmp_path / "run", *options, "--learning-rate", "0.05", "--epochs", "6", "--patience", "3")
+    assert results["test"]["accuracy"] == 1.0
+    assert results["data"] == "text: 43 training rows, 5 held back, 30 test rows, 2 classes"
+    assert len(results["validation"]) >= 3
+
+
+def test_choices_of_a_language_model(tmp_path, labelled):
+    options = ["--model", "decoder", "--task", "text", "--data-dir", str(labelled), "--learning-rate", "0.1"]
+    results = trained(tmp_path / "run", *options, "--adapter", "lora:targets=query/value/up/down", "--epochs", "20")
+    assert results["test"]["accuracy"] == 1.0
+    assert results["test"]["loss"] < 0.5
+    assert not (tmp_path / "run" / "head.safetensors").exists()
+
+
+def test_free_answers_of_a_language_model(tmp_path):
+    rows = [{"prompt": word, "answer": "three"} for word in ("one", "two") for _ in range(20)]
+    options = ["--model", "decoder", "--task", "prompt", "--data-dir", str(texts(tmp_path / "data", rows))]
+    results = trained(tmp_path / "run", *options, "--adapter", "lora:targets=up/down", "--learning-rate", "0.1")
+    assert set(results["test"]) == {"exact_match", "loss"}
+
+
+def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
+    whole = trained(tmp_path / "whole")
+
+    from ntkprefix.commands import train as command
+
+    def stopping(*arguments, on_step, **options):
+        def stop(step, loss):
+            on_step(step, loss)
+            if step == 5:
+                raise KeyboardInterrupt
+
+        return original(*arguments, on_step=stop, **options)
+
+    original = command.train
+    monkeypatch.setattr(command, "train", stopping)
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run")]) == 130
+    assert not (tmp_path / "run" / "results.json").exists()
+    monkeypatch.setattr(command, "train", original)
+    resumed = trained(tmp_path / "run")
+    assert resumed["test"] == whole["test"]
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--learning-rate", "0.5"]) == 2
+    assert "but learning_rate is 0.01 there and 0.5 here" in capsys.readouterr().err
+
+
+def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
+    (tmp_path / "run.json").write_text(
+        json.dumps({"epochs": 1, "adapter": "head", "remat": True, "seed": 3, "out": None})
+    )
+    options = with_file(["--epochs", "2", f"--config={tmp_path / 'run.json'}", "--seed", "1"])
+    assert options == ["--epochs", "1", "--adapter", "head", "--remat", "--seed", "3", "--epochs", "2", "--seed", "1"]
+    results = trained(tmp_path / "run", "--config", str(tmp_path / "run.json"))
+    assert results["config"]["adapter"] == "head"
+    assert results["config"]["remat"] is True
+    assert results["config"]["seed"] == 3
+    assert results["config"]["epochs"] == 2
+
+
+FILES = {
+    "nothing": (None, "--config: expected a file, got nothing"),
+    "absent": ("absent.json", "absent.json"),
+    "no JSON": ("text.json", "text.json: expected JSON"),
+    "nested": ("nested.json", "expected a text, a number, a flag or a list of them as epochs, got {'a': 1}"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_bad_files_of_options(case, tmp_path, capsys):
+    name, message = FILES[case]
+    (tmp_path / "text.json").write_text("text")
+    (tmp_path / "nested.json").write_text('{"epochs": {"a": 1}}')
+    assert main(["train", "--config", *([] if name is None else [str(tmp_path / name)])]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("ntkprefix train: ")
+    assert message in shown
+
+
+BAD = {
+    "adapter": (["--adapter", "lore"], "unknown name 'lore'; expected one of head, full, lora"),
+    "option": (["--adapter", "lora:rnk=2"], "lora has no option 'rnk=2'; expected rank=.., alpha=.., targets=.."),
+    "value": (["--adapter", "lora:rank=0"], "rank of at least 1, got 0"),
+    "held back": (["--held-back", "1"], "held_back between 0 and 1, got 1"),
+    "micro": (["--micro-batches", "3"], "micro_batches that divide"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options(case, capsys):
+    options, message = BAD[case]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *options])
+    assert stopped.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_texts_need_a_folder(capsys):
+    assert main(["train", "--task", "sst2", "--model", "encoder"]) == 2
+    assert "expected --data-dir, the folder of the rows of sst2, got none" in capsys.readouterr().err
+
+
+def test_spelling_of_adapters():
+    assert spelt("features:rank=4,heads=kv,train_scale=False") == FeatureAdapter(rank=4, heads="kv", train_scale=False)
+    assert spelt("features:feature_map=taylor/0").feature_map == feature_map("taylor", degree=0)
+    assert spelt("features:feature_map=favor/8").feature_map.size(4) == 8
+    stack = spelt("lora:rank=2+measure:components=3")
+    assert isinstance(stack, Stack)
+    assert stack.adapters == (LoraAdapter(rank=2), MeasureAdapter(components=3))
