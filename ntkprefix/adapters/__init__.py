@@ -11,6 +11,7 @@ from ntkprefix.adapters.full import FullAdapter
 from ntkprefix.adapters.head import HeadAdapter
 from ntkprefix.adapters.lora import LoraAdapter
 from ntkprefix.adapters.measure import MeasureAdapter
+from ntkprefix.adapters.own import own_tokens
 from ntkprefix.adapters.peft import load_peft, save_peft
 from ntkprefix.adapters.prompt import PromptAdapter
 from ntkprefix.adapters.registry import ADAPTERS
@@ -31,6 +32,7 @@ __all__ = [
     "count",
     "load_adapter",
     "load_peft",
+    "own_tokens",
     "save_adapter",
     "save_peft",
     "spelt",

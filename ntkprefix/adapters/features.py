@@ -14,7 +14,8 @@ from ntkprefix import checks
 from ntkprefix.feature_maps import Elu, FeatureMap
 from ntkprefix.models.adaptation import Adaptation
 from ntkprefix.models.statistics import AttentionStatistics
-from ntkprefix.prefixes import FeaturePrefix
+from ntkprefix.prefixes import FeaturePrefix, TokenPrefix
+from ntkprefix.prefixes.least_squares import fit_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,72 @@ class FeatureAdapter:
         else:
             params |= {"Z": jnp.zeros((layers, heads, features, values))}
         return params | ({"k": jnp.zeros((layers, heads, features))} if self.normalised else {})
+
+    def init_from(
+        self,
+        tokens: TokenPrefix,
+        model: Any,
+        statistics: AttentionStatistics | None = None,
+        queries: tuple[Float[Array, "L B T N H"], Float[Array, "L B T N"]] | None = None,
+    ) -> PyTree:
+        """The start that stands for given prefix tokens.
+
+        Without queries it is the closed form, sums over the tokens, which for elu features approximates little. With
+        queries it is the nearest state on them, by least squares with k >= 0, around the centre and at the scale that
+        a state of zeros starts from.
+
+        Args:
+            tokens: keys [L, M, K, H] and values [L, M, K, Hv], of `own_tokens` or of a trained `TokenAdapter`.
+            model: the frozen model.
+            statistics: of the model's own attention; for the fit alone.
+            queries: of a calibration batch, and the log-sum-exp of the input that each sees; for the fit alone. See
+                `ntkprefix.models.statistics.observe_queries`.
+
+        Returns:
+            Parameters as from `init`.
+
+        Raises:
+            ValueError: no k to start from (`normalised=False`), heads that share states with a fit, queries without
+                statistics, or tokens of another shape.
+        """
+        checks.tokens_of_layers("FeatureAdapter", tokens, 1)
+        if not self.normalised:
+            raise ValueError("FeatureAdapter: expected a normalised state to start from tokens, got additive memory.")
+        centred = self.calibration == "centred"
+        if queries is None:
+            keys, values = tokens.keys, tokens.values
+            if self.heads == "query":
+                group = model.config.block.heads // keys.shape[-2]
+                keys, values = (jnp.repeat(array, group, axis=-2) for array in (keys, values))
+            state = FeaturePrefix.from_tokens(keys, values, feature_map=self.feature_map, recentre=centred)
+        else:
+            state = self._fitted(tokens, model, statistics, queries)
+        params = {"log_scale": state.log_scale, "k": state.k} | ({"centre": state.centre} if centred else {})
+        if not self.rank:
+            return params | {"Z": state.Z}
+        left, sizes, right = jnp.linalg.svd(state.Z, full_matrices=False)
+        root = jnp.sqrt(sizes[..., : self.rank])
+        down, up = left[..., : self.rank] * root[..., None, :], root[..., None] * right[..., : self.rank, :]
+        return params | {"down": down, "up": up}
+
+    def _fitted(self, tokens, model, statistics, queries):
+        if statistics is None or self.heads != "query":
+            raise ValueError(
+                "FeatureAdapter: expected statistics beside queries, and a state for every query head, got "
+                f"{'none' if statistics is None else f'heads={self.heads!r}'}."
+            )
+        start = self.init(jax.random.key(0), model, statistics)
+        centre = start.get("centre", jnp.zeros_like(statistics.centre))
+
+        def one(layer):
+            keys, values, query, log_mass, centre, log_scale = layer
+            options = {"feature_map": self.feature_map, "centre": centre, "log_scale": log_scale}
+            state = fit_state(TokenPrefix(keys, values), query, log_mass, **options)
+            return state.Z, state.k
+
+        layers = (tokens.keys, tokens.values, *queries, centre, start["log_scale"])
+        Z, k = jax.lax.map(one, layers)
+        return FeaturePrefix(Z, k, self.feature_map, start["log_scale"], centre)
 
     def adapt(self, params: PyTree) -> Adaptation:
         """The states of every layer, with k >= 0."""

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from ntkprefix import checks
 from ntkprefix.models.adaptation import Adaptation
 from ntkprefix.models.statistics import AttentionStatistics
-from ntkprefix.prefixes import MeasurePrefix
+from ntkprefix.prefixes import MeasurePrefix, TokenPrefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,17 @@ class MeasureAdapter:
             "value": jnp.broadcast_to(statistics.value_mean[:, None], (*shape[:-1], values)),
             "cross": jnp.zeros((*shape[:-1], values, self.rank)),
         }
+
+    def init_from(self, tokens: TokenPrefix) -> PyTree:
+        """The start that stands for given tokens, keys [L, M, K, H] and values [L, M, K, Hv]: their clusters.
+
+        Raises:
+            ValueError: fewer tokens than clouds, or others than all layers' tokens.
+        """
+        checks.tokens_of_layers("MeasureAdapter", tokens, self.components)
+        options = {"components": self.components, "rank": self.rank}
+        fitted = MeasurePrefix.from_tokens(tokens.keys, tokens.values, **options)
+        return {name: getattr(fitted, name) for name in self.axes()}
 
     def adapt(self, params: PyTree) -> Adaptation:
         """The clouds of every layer."""

@@ -58,6 +58,17 @@ class TokenAdapter:
             keys, values = keys + statistics.key_mean[:, None], values + statistics.value_mean[:, None]
         return {"keys": keys, "values": values}
 
+    def init_from(self, tokens: TokenPrefix) -> PyTree:
+        """The start at given tokens, keys [L, M', K, H] and values [L, M', K, Hv]: the first M of them.
+
+        Raises:
+            ValueError: fewer than M, or others than all layers' tokens.
+
+        Source: initialisation from text (arXiv 2101.00190, section 7.4): the tokens are those of `own_tokens`.
+        """
+        checks.tokens_of_layers("TokenAdapter", tokens, self.length)
+        return {"keys": tokens.keys[:, : self.length], "values": tokens.values[:, : self.length]}
+
     def adapt(self, params: PyTree) -> Adaptation:
         """The tokens of every layer."""
         return Adaptation(prefixes=TokenPrefix(params["keys"], params["values"]))

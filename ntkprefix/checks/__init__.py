@@ -41,6 +41,7 @@ from ntkprefix.checks.prefixes import (
     scale,
     scale_of_state,
     stored_arrays,
+    tokens_of_layers,
 )
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "scale_of_state",
     "seed",
     "stored_arrays",
+    "tokens_of_layers",
     "window",
     "yes_or_no",
 ]

@@ -46,6 +46,19 @@ def fit_together(kind: str, axes: Mapping[str, str], named: Mapping[str, Any]) -
         raise ValueError(f"{kind}: expected a leading B axis on every array or on none, got {shapes(present)}.")
 
 
+def tokens_of_layers(kind: str, tokens: Any, least: int) -> None:
+    """Prefix tokens of every layer, [L, M, K, H] and [L, M, K, Hv], that an adapter starts from.
+
+    Raises:
+        ValueError: no axis of layers, weights, or fewer than `least` tokens.
+    """
+    if tokens.keys.ndim != 4 or tokens.log_weights is not None:
+        found = "log-weights" if tokens.log_weights is not None else f"shape {tokens.keys.shape}"
+        raise ValueError(f"{kind}: expected tokens of every layer, keys [L, M, K, H] without weights, got {found}.")
+    if tokens.keys.shape[1] < least:
+        raise ValueError(f"{kind}: expected at least {least} tokens to start from, got {tokens.keys.shape[1]}.")
+
+
 def stored_arrays(
     kind: str, axes: Mapping[str, str], sizes: Mapping[str, int], arrays: Mapping[str, np.ndarray]
 ) -> None:

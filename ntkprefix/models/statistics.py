@@ -101,6 +101,17 @@ def observe_statistics(
     )
 
 
+def observe_queries(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K Hv"],
+    **options: Any,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """One layer's queries and the log-sum-exp of what each sees: `model.observe(batch, observe_queries)`."""
+    _, log_mass = attention(query, key, value, return_residual=True, **options)
+    return query.astype(jnp.float32), log_mass.astype(jnp.float32)
+
+
 def _nearest_centre(
     weights: Float[Array, "B T"], query: Float[Array, "B T N H"], log_mass: Float[Array, "B T N"]
 ) -> Float[Array, "N H"]:
