@@ -22,6 +22,8 @@ from benchmarks import RESULTS
 from ntkprefix import FeaturePrefix, TokenPrefix, attention
 from ntkprefix.runs import environment, progress, write_json
 
+_LEAST_SECONDS = 0.2
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostConfig:
@@ -88,15 +90,20 @@ def compile_case(prefix: Any, inputs: tuple[jax.Array, ...]) -> tuple[Callable[[
 
 
 def _time(runs: list[Callable[[], Any]], rounds: int) -> np.ndarray:
-    """Seconds, [cases, rounds]; the first, untimed round warms up."""
+    """Seconds, [cases, rounds]; the first, untimed round warms up.
+
+    In a round a case runs as often as fills a fifth of a second, so that one interrupt is no tenth of what it takes.
+    """
     seconds = np.empty((len(runs), rounds))
     with progress(transient=True) as bar:
         for number in bar.track(range(-1, rounds), description="timing"):
             for case, run in enumerate(runs):
-                began = time.perf_counter()
-                run()
+                began, times = time.perf_counter(), 0
+                while not times or time.perf_counter() - began < _LEAST_SECONDS:
+                    run()
+                    times += 1
                 if number >= 0:
-                    seconds[case, number] = time.perf_counter() - began
+                    seconds[case, number] = (time.perf_counter() - began) / times
     return seconds
 
 

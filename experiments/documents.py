@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import prefix_cost
-from experiments import RESULTS
+from experiments import RESULTS, summary
 from experiments.scale import FAINT
 from ntkprefix.runs import read_json, write_bytes
 from theory.verify import cautions
@@ -91,12 +91,25 @@ def vision() -> str:
         [
             *lines,
             "",
-            f"The state of NTK-Attention is the size of {tokens:.1f} prefix tokens per layer: it is the smaller one "
-            f"only for prefixes that are longer. Starts and step sizes were chosen by one rule, on training digits "
-            f"held back (`experiments/tuning.py`); the head that trains with a prefix first trains alone for "
-            f"{config['probe_epochs']} passes, with the same step size {config['head_step_size']:g} for all methods. "
+            f"{_gains(results)} The state of NTK-Attention is the size of {tokens:.1f} prefix tokens per layer: it is "
+            f"the smaller one only for prefixes that are longer. Starts and step sizes were chosen by one rule, on "
+            f"training digits held back (`experiments/tuning.py`); the head that trains with a prefix first trains "
+            f"alone for {config['probe_epochs']} passes, with the same step size {config['head_step_size']:g} for all "
+            f"methods. "
             f"Remade by `python -m experiments.results vision`.",
         ]
+    )
+
+
+def _gains(results: dict[str, Any]) -> str:
+    """How NTK-Attention compares with the most accurate of the other methods, in pairs."""
+    others = [row for row in results["summary"] if row["method"] != "NTK-Attention"]
+    best = max(others, key=lambda row: row["accuracy"])["method"]
+    gain = summary.difference(results, "NTK-Attention", best)
+    surely = "more" if gain.low > 0 else "less" if gain.high < 0 else "neither surely more nor surely less"
+    return (
+        f"NTK-Attention is {surely} accurate than the best other method, {best}: {100 * gain.value:+.1f} points, 95 % "
+        f"interval of pairs {100 * gain.low:+.1f} to {100 * gain.high:+.1f}."
     )
 
 
@@ -117,13 +130,17 @@ def transfer() -> str:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     trained = ", ".join(f"{found['data']['train']:,} of {name}" for name, found in results.items())
     seeds = sets[0]["summary"][0]["seeds"]
+    command = f"python -m experiments.transfer --seeds {' '.join(map(str, sets[0]['config']['seeds']))} SET ..."
     of = "held-out images, one seed" if seeds == 1 else f"{seeds} seeds"
     return "\n".join(
         [
             *lines,
             "",
-            f"Held-out accuracy and its 95 % interval over {of}; training images {trained}. Remade by "
-            f"`python -m experiments.transfer` with the folders or `.npz` files of the sets.",
+            f"Held-out accuracy and its 95 % interval over {of}; training images {trained}. Remade by `{command}` with "
+            f"the folders or `.npz` files of the sets.",
+            "",
+            *(f"- {name}: {_gains(found)}" for name, found in results.items()),
+            *(f"- {name}: {note}" for name, found in results.items() for note in summary.guesses(found)),
         ]
     )
 
@@ -134,10 +151,10 @@ def verify() -> str:
     lines = ["| verdict | finding | estimate | 95 % interval | band | |", "|---|---|---|---|---|---|"]
     for verdict in results["verdicts"]:
         for finding in verdict["findings"]:
-            low, high = (_number(bound) for bound in finding["interval"])
-            band = " to ".join(_number(bound) for bound in finding["band"])
+            low, high = (summary.number(bound) for bound in finding["interval"])
+            band = " to ".join(summary.number(bound) for bound in finding["band"])
             lines.append(
-                f"| {verdict['name']} | {finding['name']} | {_number(finding['estimate'])} | {low} to {high} "
+                f"| {verdict['name']} | {finding['name']} | {summary.number(finding['estimate'])} | {low} to {high} "
                 f"| {band} | {verdict['status']} |"
             )
     config = results["config"]
@@ -174,11 +191,6 @@ def scale() -> str:
             f"{faint['centred']} with a centre. Remade by `python -m experiments.results scale`.",
         ]
     )
-
-
-def _number(value: Any) -> str:
-    # Seven digits are stored: what is smaller than their rounding is zero.
-    return "none" if value is None else f"{0.0 if abs(value) < 1e-12 else value:.3g}"
 
 
 TABLES: dict[Path, tuple[Callable[[], str], ...]] = {README: (cost, vision, transfer, verify), PREFIXES: (scale,)}

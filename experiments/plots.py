@@ -18,18 +18,18 @@ COLOURS = {
 
 
 def loss_curves(runs: list[dict[str, Any]], path: Path) -> Path:
-    """Training loss against passes over the data, smoothed, one thin line per run and the mean of its method."""
+    """Training loss against the number of steps, smoothed, one thin line per run and the mean of its method."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for method, colour in COLOURS.items():
         curves = np.array([smooth(np.array(run["losses"])) for run in runs if run["method"] == method])
         if len(curves) == 0:
             continue
-        share = np.linspace(0, 100, curves.shape[1])
+        steps = np.arange(1, curves.shape[1] + 1)
         for curve in curves if len(curves) > 1 else ():
-            axes.plot(share, curve, color=colour, alpha=0.35, linewidth=0.8)
-        axes.plot(share, curves.mean(axis=0), color=colour, linewidth=2, label=method)
-    axes.set(xlabel="training done (%)", ylabel="cross-entropy (nats), running mean", yscale="log", xlim=(0, 100))
+            axes.plot(steps, curve, color=colour, alpha=0.35, linewidth=0.8)
+        axes.plot(steps, curves.mean(axis=0), color=colour, linewidth=2, label=method)
+    axes.set(xlabel="training steps", ylabel="cross-entropy (nats), running mean", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)

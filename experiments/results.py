@@ -10,7 +10,7 @@ from typing import Any
 import theory
 from benchmarks import prefix_cost
 from experiments import RESULTS, documents, scale, summary, tuning, vision
-from ntkprefix.runs import write_bytes, write_json
+from ntkprefix.runs import environment, write_bytes, write_json
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
 
@@ -64,6 +64,8 @@ def main(names: list[str]) -> None:
     unknown = set(names) - set(MAKERS)
     if unknown:
         sys.exit(f"experiments.results: expected {', '.join(MAKERS)}; got {', '.join(sorted(unknown))}.")
+    if str(environment()["commit"]).endswith("-dirty"):
+        sys.exit("experiments.results: expected a commit that has the code, got changes to it. Commit them first.")
     for name, make in MAKERS.items():
         if not names or name in names:
             print(f"making {name} ...", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,10 +41,48 @@ def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def difference(results: dict[str, Any], method: str, other: str) -> intervals.Estimate:
+    """How much more accurate one method is than another, with a 95 % interval of paired runs.
+
+    With one seed the pairs are the held-out images, which both methods saw; with more they are the seeds.
+
+    Example:
+        >>> from experiments.summary import difference
+        >>> runs = [{"method": "a", "seed": 0, "right": "1110"}, {"method": "b", "seed": 0, "right": "0110"}]
+        >>> difference({"runs": runs}, "a", "b").value
+        0.25
+    """
+    right = {
+        (run["method"], run["seed"]): np.array([float(digit) for digit in run["right"]]) for run in results["runs"]
+    }
+    seeds = [seed for name, seed in right if name == method and (other, seed) in right]
+    gains = [right[method, seed] - right[other, seed] for seed in seeds]
+    return intervals.mean(gains[0] if len(gains) == 1 else [gain.mean() for gain in gains])
+
+
+def guesses(results: dict[str, Any]) -> list[str]:
+    """Of every run that learnt nothing, a sentence: it ends with the training loss of a guess, or a larger one."""
+    guess = math.log(len(results["data"]["classes"]))
+    found = []
+    for run in results["runs"]:
+        last = float(np.mean(run["losses"][-20:]))
+        if last > 0.99 * guess:
+            found.append(
+                f"{run['method']}, seed {run['seed']}, learnt nothing at its step size {run['step_size']:g}: its "
+                f"training loss ends at {last:.2f}, that of a guess is {guess:.2f}."
+            )
+    return found
+
+
+def number(value: float | None) -> str:
+    """A number for a table; what is smaller than the rounding of what is stored is zero."""
+    return "none" if value is None else f"{0.0 if abs(value) < 1e-12 else value:.3g}"
+
+
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as text, for a page."""
     return Table(
-        ["method", "held-out accuracy", "95 % interval", "trained", "in the head", "step size", "steps", "s/step"],
+        ["method", "held-out accuracy", "95 % interval", "trained", "in the head", "step size", "steps", "s/step", "s"],
         [
             [
                 row["method"],
@@ -54,6 +93,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
                 f"{row['step_size']:g}",
                 f"{row['steps']:,}",
                 f"{row['seconds_per_step']:.2g}",
+                f"{row['seconds']:.0f}",
             ]
             for row in rows
         ],

@@ -29,7 +29,7 @@ class TransferConfig:
     """
 
     sets: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0,)
     out: Path = RESULTS / "vision_transfer.json"
 
 

@@ -182,8 +182,9 @@ def fit(
         watch: told the stage, how much of it is done, and how much there is, as work goes on.
 
     Returns:
-        Accuracy and loss on the held-out images, sizes, times and the loss of every step. `seconds` is what training
-        took without compiling, the features that the head starts from included.
+        Accuracy and loss on the held-out images, which of them are `right` (a 1 or 0 each), sizes, times and the loss
+        of every step. `seconds` is what training took without compiling, the features that the head starts from
+        included.
     """
     rows, tests = len(data.x_train), len(data.x_test)
     classifier = Classifier(model, adapter)
@@ -214,9 +215,10 @@ def fit(
         )
         params, before = result.params, before + result.seconds
     features = classifier.all_features(params, (data.x_test,), on_batch=lambda done: watch("testing", done, tests))
-    scores = np.asarray(logits(params["head"], jnp.asarray(features)))
+    right = np.asarray(logits(params["head"], jnp.asarray(features))).argmax(axis=1) == data.y_test
     return {
-        "accuracy": float(np.mean(scores.argmax(axis=1) == data.y_test)),
+        "accuracy": float(right.mean()),
+        "right": "".join(map(str, right.astype(int))),
         "held_out_loss": float(head_loss(params["head"], None, jnp.asarray(features), jnp.asarray(data.y_test))),
         "adapter_parameters": count(params["adapter"]),
         "head_parameters": count(params["head"]),

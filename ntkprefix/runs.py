@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
 
     Returns:
         A JSON-ready dictionary. `commit` is None outside a git checkout and ends in `-dirty` when tracked files
-        differ from it.
+        differ from it, other than result files and documents, which runs write.
     """
     device = jax.devices()[0]
     return {
@@ -204,13 +204,21 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    # describe, not rev-parse: it marks a working tree that differs from its commit.
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    written = [":(exclude)**/results/**", ":(exclude)docs/**", ":(exclude)*.md"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        commit, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True, timeout=10, check=False)
+            for command in (
+                ["rev-parse", "--short=12", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no", "--", ".", *written],
+            )
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return result.stdout.strip() or None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
 def _processor() -> str:

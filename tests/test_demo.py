@@ -151,7 +151,8 @@ def finished(method, accuracy=0.5, steps=60):
         "steps": steps,
         "seconds": 3.0,
         "seconds_per_step": 0.3,
-        "losses": np.linspace(2, 1, steps).tolist(),
+        "losses": np.linspace(2, 0.2, steps).tolist(),
+        "right": "".join(str(int(image < round(accuracy * 40))) for image in range(40)),
     }
 
 
@@ -187,7 +188,11 @@ def test_all_methods_finish(tmp_path, monkeypatch, capsys):
     assert status == 0
     assert results["failures"] == []
     assert [row["accuracy"] for row in results["summary"]] == [0.5, 0.6, 0.7]
-    assert "NTK-Attention reaches 70.0% (95 % interval 54.6% to 81.9%) on held-out images, +20.0 points" in page
+    assert (
+        "NTK-Attention reaches 70.0% (95 % interval 54.6% to 81.9%) on held-out images, +20.0 points (+7.0 to +33.0)"
+        in page
+    )
+    assert f"against training the head alone and +10.0 points (+0.3 to +19.7) against {TOKENS}." in page
     assert "1 of 1 verdicts on the theorem behind it hold" in page
     assert page.count("<img ") == 3
     assert "says little" not in page
@@ -230,7 +235,7 @@ def test_a_failed_seed_of_a_method_that_finished_is_a_note(tmp_path, monkeypatch
     assert [row["seeds"] for row in results["summary"]] == [1, 1]
     assert "failed</td>" not in page
     assert "NTK-Attention, seed 1, failed: " in page
-    assert "+20.0 points" in page
+    assert "+20.0 points (+7.0 to +33.0) against training the head alone." in page
 
 
 def test_few_steps_are_pointed_out(tmp_path, monkeypatch):
@@ -262,8 +267,17 @@ LEADS = {
 }
 
 
+def test_a_run_that_learnt_nothing_is_pointed_out(tmp_path, monkeypatch, capsys):
+    lost = finished("NTK-Attention", 0.5) | {"losses": [0.7] * 60}
+    _, _, page = run_with(results_of([finished("head only"), lost]), tmp_path, monkeypatch)
+    told = "NTK-Attention, seed 0, learnt nothing at its step size 0.1: its training loss ends at 0.70"
+    assert f"<li>{told}, that of a guess is 0.69.</li>" in page
+    assert "head only, seed 0, learnt" not in page
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("case", LEADS)
 def test_lead(case):
     methods, sentence = LEADS[case]
     rows = [{"method": method, "accuracy": 0.5, "interval": [0.4, 0.6]} for method in methods]
-    assert lead(rows).endswith(sentence)
+    assert lead({"summary": rows, "runs": []}).endswith(sentence)

@@ -37,6 +37,30 @@ def test_summary_of_one_seed_uses_the_images_and_of_more_the_seeds():
     assert [row["method"] for row in three] == ["a"]
 
 
+def test_methods_are_compared_in_pairs():
+    def run(method, seed, right):
+        return {"method": method, "seed": seed, "right": right}
+
+    one = {"runs": [run("a", 0, "1101"), run("b", 0, "1001"), run("a", 1, "1111")]}
+    found = summary.difference(one, "a", "b")  # seed 1 has no pair
+    deviation = np.std([0, 1, 0, 0], ddof=1) / 2
+    np.testing.assert_allclose(found, [0.25, 0.25 - 3.1824 * deviation, 0.25 + 3.1824 * deviation], atol=1e-4)
+    bits = {"a": ("11", "11", "10"), "b": ("10", "11", "00")}
+    runs = [run(method, seed, bits[method][seed]) for method in bits for seed in range(3)]
+    half = 4.3027 * np.std([0.5, 0.0, 0.5], ddof=1) / 3**0.5
+    np.testing.assert_allclose(
+        summary.difference({"runs": runs}, "a", "b"), [1 / 3, 1 / 3 - half, 1 / 3 + half], atol=1e-4
+    )
+
+
+def test_runs_that_learnt_nothing_are_named():
+    runs = [a_run("a", 0, 0.1) | {"losses": [2.4] * 30}, a_run("b", 0, 0.9) | {"losses": [2.4] * 10 + [0.1] * 20}]
+    told = summary.guesses({"data": {"classes": list("0123456789")}, "runs": runs})
+    assert told == [
+        "a, seed 0, learnt nothing at its step size 0.1: its training loss ends at 2.40, that of a guess is 2.30."
+    ]
+
+
 def test_break_even_of_a_head_of_64():
     assert summary.break_even(64, 64, 64) == (64 * 64 + 64 + 64 + 1) / 128
 

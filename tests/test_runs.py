@@ -4,6 +4,7 @@ import json
 import math
 import os
 import stat
+import subprocess
 
 import pytest
 
@@ -57,3 +58,24 @@ def test_environment_is_json_and_names_the_device():
     assert json.loads(json.dumps(environment)) == environment
     assert environment["packages"]["jax"]
     assert environment["device"]
+
+
+def test_the_commit_is_dirty_when_code_differs_and_not_when_results_do(tmp_path, monkeypatch):
+    def git(*command):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *command], check=True, capture_output=True)
+
+    git("init")
+    for name in ("package/code.py", "experiments/results/a.json", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("add", ".")
+    git("commit", "-m", "all")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "package" / "runs.py"))
+    clean = runs.environment()["commit"]
+    assert len(clean) == 12
+    for name in ("experiments/results/a.json", "README.md"):
+        (tmp_path / name).write_text("2")
+    assert runs.environment()["commit"] == clean
+    (tmp_path / "package" / "code.py").write_text("2")
+    assert runs.environment()["commit"] == f"{clean}-dirty"
