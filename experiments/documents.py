@@ -59,10 +59,21 @@ def cost() -> str:
             "",
             f"{config['queries']} queries and keys, {config['heads']} heads of {config['width']}, forward, float32; "
             f"flops and memory as the compiler counts them, time as the median of ratios in {config['rounds']} rounds, "
-            f"with quartiles ({where['processor']}, {where['cores']} cores). A state is compared with an exact prefix "
-            f"for its cost alone: how far its output is from the exact one is what `taylor_error_bound` is about. "
-            f"Remade by `python -m benchmarks.prefix_cost`.",
+            f"with quartiles ({where['processor']}, {where['cores']} cores). {_as_many_tokens(results['rows'])} It is "
+            f"compared with an exact prefix for its cost alone: how far its output is from the exact one is what "
+            f"`taylor_error_bound` is about. Remade by `python -m benchmarks.prefix_cost`.",
         ]
+    )
+
+
+def _as_many_tokens(rows: list[dict[str, Any]]) -> str:
+    """What a state costs, in prefix tokens."""
+    medians = {row["M"]: row["relative_time"][1] for row in rows if row["prefix"] == "tokens"}
+    state = next(row["relative_time"][1] for row in rows if row["prefix"] == "state")
+    dearer = [M for M, time in medians.items() if time > state]
+    return (
+        f"A state takes {state:.3g} times as long as no prefix, whatever length it stands for, and less than "
+        f"{min(dearer):,} tokens do."
     )
 
 

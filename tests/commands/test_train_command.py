@@ -1,11 +1,15 @@
 """`ntkprefix train` from a shell's words to files, with tiny models."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+import tyro
 from flax import nnx
 from safetensors import safe_open
 from texts.words import WORDS, word_tokenizer
@@ -13,9 +17,11 @@ from texts.words import WORDS, word_tokenizer
 from ntkprefix.adapters import FeatureAdapter, LoraAdapter, MeasureAdapter, Stack, load_adapter, spelt
 from ntkprefix.cli import main, with_file
 from ntkprefix.commands import jobs
+from ntkprefix.commands import train as command
 from ntkprefix.feature_maps import feature_map
 from ntkprefix.models import BlockConfig, TextConfig, TextModel, ViT, ViTConfig
 
+ROOT = Path(__file__).parents[2]
 SMALL = ["--train-rows", "48", "--test-rows", "30", "--epochs", "2", "--size", "8", "--length", "12"]
 
 
@@ -106,8 +112,6 @@ def test_free_answers_of_a_language_model(tmp_path):
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
     whole = trained(tmp_path / "whole")
 
-    from ntkprefix.commands import train as command
-
     def stopping(*arguments, on_step, **options):
         def stop(step, loss):
             on_step(step, loss)
@@ -175,6 +179,26 @@ def test_bad_options(case, capsys):
         main(["train", *options])
     assert stopped.value.code == 2
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/training.md"])
+def test_documented_commands_are_understood(document):
+    lines = re.findall(r"^ntkprefix (train.*?)(?: +#.*)?$", (ROOT / document).read_text(), re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        options = [option for option in shlex.split(line)[1:] if option not in ("--config", "run.json")]
+        tyro.cli(command.Config, args=options)
+
+
+def test_documented_python_trains_a_population(models):
+    """With fewer configurations: what is shown is the call."""
+    text = (ROOT / "docs" / "training.md").read_text()
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("range(3)", "range(1)")
+    images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
+    names = {"jax": jax, "model": models.vit, "images": images, "labels": np.arange(32, dtype=np.int32) % 10}
+    exec(snippet, names)
+    assert names["population"].losses.shape == (3, 8)
+    assert set(names["best"]) == {"adapter", "head"}
 
 
 def test_texts_need_a_folder(capsys):
