@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from ntkprefix.checks import at_least, finite, one_of
+
+Inputs = Literal["sphere", "gaussian", "digits"]
+Projection = Literal["pca", "random"]
+Targets = Literal["gaussian", "teacher", "labels"]
 
 
 class Data(NamedTuple):
@@ -25,9 +31,9 @@ def make_data(
     d: int,
     n_test: int = 32,
     *,
-    data: Literal["sphere", "gaussian", "digits"] = "sphere",
-    projection: Literal["pca", "random"] = "pca",
-    targets: Literal["gaussian", "teacher", "labels"] = "gaussian",
+    data: Inputs = "sphere",
+    projection: Projection = "pca",
+    targets: Targets = "gaussian",
     target_scale: float = 1.0,
     seed: int = 0,
 ) -> Data:
@@ -39,35 +45,47 @@ def make_data(
     smooth function; `labels`: a digit's class c as the unit vector e_{c mod d} less its mean, to unit norm.
 
     Args:
-        n: training inputs.
-        d: width; at most 64 for digits, at least 2 for labels.
-        n_test: held-out inputs.
+        n: training inputs, at least 1.
+        d: width, at least 1; at most 64 for digits, at least 2 for labels.
+        n_test: held-out inputs; 0 for none.
         data: kind of inputs.
         projection: for digits, `pca` or `random`.
         targets: kind of targets.
         target_scale: factor on the targets.
-        seed: the same seed gives the same data.
+        seed: the same seed gives the same data; within 0..2^32 - 1.
 
     Returns:
         Data of type float32 (float64 when JAX is set to it).
 
     Raises:
         ImportError: digits are asked for and scikit-learn is not installed.
-        ValueError: an unknown kind, too many digits or dimensions, or labels without digits.
+        TypeError: a count or the seed is not an integer, or the scale is not a number.
+        ValueError: an unknown kind, a count or seed out of range, a scale that is not finite, too many digits or
+            dimensions, or labels without digits.
 
     Example:
         >>> from theory import make_data
         >>> make_data(n=8, d=4).x.shape
         (8, 4)
     """
+    at_least(1, "make_data", n=n, d=d)
+    at_least(0, "make_data", n_test=n_test, seed=seed)
+    if seed >= 2**32:
+        raise ValueError(f"make_data: expected a seed below 2^32, got {seed}.")
+    finite("make_data", target_scale=target_scale)
+    one_of("make_data", "data", data, get_args(Inputs))
+    one_of("make_data", "projection", projection, get_args(Projection))
+    one_of("make_data", "targets", targets, get_args(Targets))
+    if targets == "labels" and (data != "digits" or d < 2):
+        raise ValueError(
+            f"make_data: expected data='digits' and d of at least 2 for targets='labels', got data={data!r} and d={d}."
+        )
     input_key, target_key = jax.random.split(jax.random.key(seed))
     labels = None
     if data == "digits":
         inputs, labels = _digits(n + n_test, d, projection, seed)
-    elif data in ("sphere", "gaussian"):
-        inputs = _random_inputs(input_key, n + n_test, d, unit_norm=data == "sphere")
     else:
-        raise ValueError(f"expected data 'sphere', 'gaussian' or 'digits', got {data!r}.")
+        inputs = _random_inputs(input_key, n + n_test, d, unit_norm=data == "sphere")
     x, x_test = inputs[:n], inputs[n:]
     return Data(x, target_scale * _targets(targets, target_key, x, labels), x_test)
 
@@ -84,10 +102,6 @@ def _targets(kind, key, x, labels):
         return _random_inputs(key, n, d, unit_norm=False)
     if kind == "teacher":
         return _teacher(key, x)
-    if kind != "labels":
-        raise ValueError(f"expected targets 'gaussian', 'teacher' or 'labels', got {kind!r}.")
-    if labels is None or d < 2:
-        raise ValueError(f"expected data='digits' and d of at least 2 for targets='labels', got d={d}.")
     centred = np.eye(d)[labels[:n] % d] - 1 / d
     return jnp.asarray(centred / np.linalg.norm(centred, axis=1, keepdims=True), x.dtype)
 
@@ -106,10 +120,10 @@ def _digits(count, d, projection, seed):
     except ImportError as error:
         raise ImportError("data='digits' needs scikit-learn: pip install scikit-learn") from error
     images, labels = load_digits(return_X_y=True)
-    if not (count <= len(images) and 1 <= d <= images.shape[1] and projection in ("pca", "random")):
+    if count > len(images) or d > images.shape[1]:
         raise ValueError(
-            f"expected at most {len(images)} digits, held-out ones included, of at most {images.shape[1]} dimensions, "
-            f"by 'pca' or 'random' projection, got {count} digits, d={d}, projection={projection!r}."
+            f"make_data: expected at most {len(images)} digits, held-out ones included, of at most {images.shape[1]} "
+            f"dimensions, got {count} digits, d={d}."
         )
     images = images - images.mean(axis=0)
     rng = np.random.default_rng(seed)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from ntkprefix.checks import at_least
 from theory import checks
 from theory.model import stylized_model
 
@@ -54,7 +55,7 @@ def train(
         x: inputs, [n, d].
         y: targets, [n, d].
         steps: number of updates.
-        step_size: eta.
+        step_size: eta, above 0.
         optimizer: a name among `OPTIMIZERS`, or what makes an optax optimiser from a step size. Pass the same object
             each time, not a fresh lambda, or every call compiles again.
         batch_size: inputs per step, drawn without replacement; all when absent. Their gradient is scaled
@@ -65,8 +66,11 @@ def train(
         Loss and movement at steps 0..steps, on all inputs, and the trained prefix.
 
     Raises:
+        TypeError: an argument is not an array of floating-point numbers, their dtypes differ, `steps` or `batch_size`
+            is not an integer, `step_size` is not a number, `key` is no random key, or `optimizer` is neither a name nor
+            a function.
         ValueError: `batch_size` is given without a key or is not within 1..n, the optimiser's name is unknown, steps
-            are negative, or shapes do not belong together.
+            are negative, the step size is not positive and finite, the shapes do not belong together, or one is empty.
 
     Example:
         >>> import jax
@@ -79,22 +83,30 @@ def train(
 
     Source: arXiv 2406.14036, setting of the convergence theorem.
     """
-    checks.prefix("train", W, a, x=x)
-    checks.same_shape("train", x, y)
-    if steps < 0:
-        raise ValueError(f"train: expected steps of at least 0, got {steps}.")
+    checks.prefix("train", W, a, x=x, y=y)
+    checks.targets("train", x, y)
+    at_least(0, "train", steps=steps)
+    checks.positive("train", step_size=step_size)
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"train: expected an optimizer among {', '.join(OPTIMIZERS)}, got {optimizer!r}.")
         optimizer = OPTIMIZERS[optimizer]
-    n = x.shape[0]
-    if batch_size is not None and (key is None or not 1 <= batch_size <= n):
-        raise ValueError(
-            f"train: expected batch_size within 1..{n} and a key, got {batch_size}, "
-            f"key {'absent' if key is None else 'given'}."
+    elif not callable(optimizer):
+        raise TypeError(
+            f"train: expected a name or what makes an optimizer from a step size, such as optax.adam, got "
+            f"{type(optimizer).__name__}."
         )
+    if key is not None:
+        checks.random_key("train", key)
+    if batch_size is not None:
+        at_least(1, "train", batch_size=batch_size)
+        if key is None or batch_size > len(x):
+            raise ValueError(
+                f"train: expected batch_size within 1..{len(x)} and a key, got {batch_size}, "
+                f"key {'absent' if key is None else 'given'}."
+            )
     # eta is an argument of the compiled function, so that a new step size compiles nothing.
-    step_size = jnp.asarray(step_size, W.dtype)
+    step_size = jnp.asarray(step_size, jnp.result_type(W))
     return _train(W, a, x, y, step_size, key, steps=steps, optimizer=optimizer, batch_size=batch_size)
 
 

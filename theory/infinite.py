@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntkprefix.checks import at_least
 from theory import checks, neural_tangents_compat
 from theory.kernels import as_matrix, infinite_ntk
+from theory.model import covariance_matrix
 
 # Modes that gradient descent kills in one step keep this share of their error: gradient flow only ever shrinks.
 _LEAST_FACTOR = 1e-12
@@ -57,7 +59,11 @@ def predict_infinite(
 
     Raises:
         ImportError: neural_tangents is not installed.
-        ValueError: H* is singular, because inputs coincide, or the step size is absent or not below 2/lambda_max(H*).
+        TypeError: an argument is not an array of floating-point numbers or is traced, dtypes differ, `steps` is not an
+            integer, or `step_size` or `sigma` is not a number.
+        ValueError: the shapes do not belong together, one is empty, values are not finite, steps are negative, sigma is
+            not positive, both sigma and a covariance are given, the covariance is not one, H* overflows or is singular,
+            because inputs coincide, or the step size is absent or not below 2/lambda_max(H*).
 
     Example:
         >>> import jax
@@ -69,15 +75,23 @@ def predict_infinite(
 
     Source: derived in docs; the limit of arXiv 2406.14036's training dynamics as M grows.
     """
-    checks.same_shape("predict_infinite", x, y)
-    dtype = x.dtype
+    checks.inputs("predict_infinite", x=x, y=y, x_test=x_test)
+    checks.targets("predict_infinite", x, y)
+    checks.known("predict_infinite", x=x, y=y, x_test=x_test, step_size=step_size, sigma=sigma, covariance=covariance)
+    checks.finite("predict_infinite", x=x, y=y, x_test=x_test)
+    if steps is not None:
+        at_least(0, "predict_infinite", steps=steps)
+    if step_size is not None:
+        checks.number("predict_infinite", step_size=step_size)
+    dtype = jnp.result_type(x)
     with jax.enable_x64(True):
+        covariance = covariance_matrix("predict_infinite", x.shape[1], sigma, covariance)
         x, y, x_test, covariance = (
             None if array is None else jnp.asarray(np.asarray(array, np.float64))
             for array in (x, y, x_test, covariance)
         )
-        kernel = infinite_ntk(x, sigma=sigma, covariance=covariance)
-        cross = None if x_test is None else infinite_ntk(x_test, x, sigma=sigma, covariance=covariance)
+        kernel = infinite_ntk(x, covariance=covariance)
+        cross = None if x_test is None else infinite_ntk(x_test, x, covariance=covariance)
         spectrum = _spectrum(kernel)
         largest = spectrum.values[-1]
         if steps is None:
@@ -101,7 +115,13 @@ class _Spectrum(NamedTuple):
 
 
 def _spectrum(kernel):
-    values, vectors = np.linalg.eigh(np.asarray(as_matrix(kernel)))
+    matrix = np.asarray(as_matrix(kernel))
+    if not np.isfinite(matrix).all():
+        raise ValueError(
+            "predict_infinite: expected inputs whose H* is finite, got ones for which it overflows: it grows as "
+            "e^(sigma^2 |x|^2). Use a smaller sigma or smaller inputs."
+        )
+    values, vectors = np.linalg.eigh(matrix)
     if values[0] <= 1e-10 * values[-1]:
         raise ValueError(
             f"predict_infinite: expected pairwise distinct inputs, got ones whose H* is singular to rounding: "

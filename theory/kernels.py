@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ntkprefix.checks import at_least
 from theory import checks
 from theory.model import covariance_matrix
 
@@ -34,6 +35,10 @@ def finite_ntk(
     All four sums are blocks of one Gram matrix of the rows (a_r A_ir, A_ir c_i1r, …, A_ir c_idr), which is
     summed over chunks of r: n1 n2 (d+1)² M multiplications, against n1 n2 d³ M for contracting Jacobians.
 
+    It can be differentiated in forward mode only (`jax.jvp`, `jax.jacfwd`): the loop over chunks ends at the true M,
+    which is an argument of the compiled function, and reverse mode asks for a length that is known when compiling. That
+    would take a compilation for every M, or a loop over the padding too.
+
     Args:
         W: prefix, [M, d].
         a: signs, [M].
@@ -45,7 +50,10 @@ def finite_ntk(
         H, [n1, n2, d, d], indexed (i, j, k, l), as `neural_tangents.empirical_ntk_fn` has it.
 
     Raises:
-        ValueError: `chunk` is not positive, or shapes do not belong together.
+        TypeError: an argument is not an array of floating-point numbers, their dtypes differ, or `chunk` is not an
+            integer.
+        ValueError: `chunk` is below 1, the shapes do not belong together, one is empty, or JAX is asked for a
+            derivative in reverse mode.
 
     Example:
         >>> import jax
@@ -56,8 +64,7 @@ def finite_ntk(
 
     Source: arXiv 2406.14036 defines the kernel; the Gram form is derived in docs.
     """
-    if chunk < 1:
-        raise ValueError(f"finite_ntk: expected a chunk of at least 1, got {chunk}.")
+    at_least(1, "finite_ntk", chunk=chunk)
     checks.prefix("finite_ntk", W, a, X1=X1, X2=X2)
     M = W.shape[0]
     # Lengths are rounded up to a power of two, so that one compilation serves every M in between; the loop
@@ -158,7 +165,10 @@ def infinite_ntk(
         H*, [n1, n2, d, d], indexed (i, j, k, l).
 
     Raises:
-        ValueError: sigma is not positive, both sigma and a covariance are given, or the covariance is not one.
+        TypeError: inputs or covariance are not arrays of floating-point numbers, the inputs' dtypes differ, or sigma is
+            not a number.
+        ValueError: inputs are not [n, d] of one width or are empty, sigma is not positive and finite, both sigma and a
+            covariance are given, or the covariance is not one.
 
     Example:
         >>> import jax
@@ -169,7 +179,9 @@ def infinite_ntk(
 
     Source: derived in docs, by tilting the Gaussian; arXiv 2406.14036 only assumes that the limit is positive.
     """
-    covariance = covariance_matrix(X1.shape[1], sigma, covariance).astype(X1.dtype)
+    checks.inputs("infinite_ntk", X1=X1, X2=X2)
+    X1 = jnp.asarray(X1)
+    covariance = covariance_matrix("infinite_ntk", X1.shape[1], sigma, covariance).astype(X1.dtype)
     return _closed_form(X1, X1 if X2 is None else X2, covariance)
 
 
@@ -187,11 +199,22 @@ def _closed_form(X1, X2, covariance):
 def as_matrix(H: Float[Array, "n1 n2 d d"]) -> Float[Array, "n1*d n2*d"]:
     """Flatten a kernel [n1, n2, d, d] to the matrix [n1 d, n2 d] whose eigenvalues rule training.
 
+    Args:
+        H: kernel, [n1, n2, d, d], indexed (i, j, k, l).
+
+    Returns:
+        The matrix, [n1 d, n2 d], indexed (ik, jl). NumPy stays NumPy.
+
+    Raises:
+        TypeError: H is not an array of floating-point numbers.
+        ValueError: H is not [n1, n2, d, d], or is empty.
+
     Example:
         >>> import jax
         >>> from theory import as_matrix, infinite_ntk
         >>> as_matrix(infinite_ntk(jax.numpy.eye(3))).shape
         (9, 9)
     """
+    checks.kernel("as_matrix", H)
     n1, n2, d, _ = H.shape
     return H.transpose(0, 2, 1, 3).reshape(n1 * d, n2 * d)

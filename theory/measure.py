@@ -49,8 +49,9 @@ def make_setting(config: Config) -> Setting:
     """Draw the data and find lambda and the step size.
 
     Raises:
-        ValueError: H* is too large; overflows, because sigma or the inputs are too large; or is singular to rounding,
-            because inputs coincide or are too many for their dimension.
+        ImportError: digits are asked for and scikit-learn is not installed.
+        ValueError: there are not enough digits; or H* is too large; overflows, because sigma or the inputs are too
+            large; or is singular to rounding, because inputs coincide or are too many for their dimension.
 
     Example:
         >>> from theory import Config
@@ -101,7 +102,11 @@ def measure_kernel(setting: Setting, config: Config, M: int) -> dict[str, Any]:
 
 
 def measure_agreement(setting: Setting, config: Config) -> dict[str, Any]:
-    """Relative difference of `finite_ntk` from `neural_tangents.empirical_ntk_fn`, for each seed."""
+    """Relative difference of `finite_ntk` from `neural_tangents.empirical_ntk_fn`, for each seed.
+
+    Raises:
+        ImportError: neural_tangents is not installed.
+    """
     difference = []
     for key in _keys(config, config.seeds, _AGREEMENT_M):
         W, a = init_stylized(key, _AGREEMENT_M, config.d, config.sigma)
@@ -111,7 +116,12 @@ def measure_agreement(setting: Setting, config: Config) -> dict[str, Any]:
 
 
 def measure_infinite(setting: Setting, config: Config) -> dict[str, Any]:
-    """Loss at every step and held-out predictions at the last one, for an infinite prefix; None where it diverges."""
+    """Loss at every step and held-out predictions at the last one, for an infinite prefix; None where it diverges.
+
+    Raises:
+        ImportError: neural_tangents is not installed.
+        ValueError: H* is singular in float64.
+    """
     x, y, x_test = setting.data
     if config.diverges:
         # There is no curve to come close to. The verdicts that ask for one do not apply.
@@ -147,7 +157,12 @@ def _measure_run(setting, config, M, key, infinite):
 
 
 def measure_requirement(config: Config) -> dict[str, Any]:
-    """Smallest M of the ladder from which on the bound holds, for each seed; NaN where even the last fails."""
+    """Smallest M of the ladder from which on the bound holds, for each seed; None where even the last fails.
+
+    Raises:
+        ImportError: as for `make_setting`.
+        ValueError: as for `make_setting`.
+    """
     setting = make_setting(config)
     # Long enough for the bound to demand what counts, where the limit on steps allows; rounded up to a power of two, so
     # that settings share compilations.

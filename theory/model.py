@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
+from ntkprefix.checks import at_least
 from theory import checks
 
 
-@jax.jit
 def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """Attend from each input to a prefix that serves as keys and, with signs, as values.
 
@@ -27,6 +27,10 @@ def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array
     Returns:
         Outputs F, [n, d].
 
+    Raises:
+        TypeError: an argument is not an array of floating-point numbers, or their dtypes differ.
+        ValueError: the shapes do not belong together, or one is empty.
+
     Example:
         >>> import jax
         >>> from theory import init_stylized, stylized_model
@@ -37,6 +41,12 @@ def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array
     Source: arXiv 2406.14036, section on the convergence guarantee, with sqrt(M) in place of its M (and a step size
     that is M times larger: the trajectory is the same).
     """
+    checks.prefix("stylized_model", W, a, x=x)
+    return _model(W, a, x)
+
+
+@jax.jit
+def _model(W, a, x):
     weights = jax.nn.softmax(jnp.matmul(x, W.T, precision="highest"), axis=-1)
     return math.sqrt(W.shape[0]) * jnp.matmul(weights * a[None], W, precision="highest")
 
@@ -64,8 +74,10 @@ def init_stylized(
         W, [M, d], and a, [M].
 
     Raises:
-        ValueError: M is odd or below 2, sigma is not positive, both sigma and a covariance are given, or the covariance
-            is not one.
+        TypeError: the key is none, M or d is not an integer, sigma is not a number, or the covariance is not an array
+            of floating-point numbers.
+        ValueError: M is odd or below 2, d is below 1, sigma is not positive and finite, both sigma and a covariance are
+            given, or the covariance is not one.
 
     Example:
         >>> import jax
@@ -76,14 +88,13 @@ def init_stylized(
 
     Source: arXiv 2406.14036, initialisation of the convergence theorem.
     """
-    if M < 2 or M % 2:
-        raise ValueError(
-            f"expected an even M of at least 2, because tokens come in pairs, got {M}. Use {max(2, M + M % 2)}."
-        )
+    checks.random_key("init_stylized", key)
+    checks.even("init_stylized", M)
+    at_least(1, "init_stylized", d=d)
+    checks.positive("init_stylized", sigma=sigma)
     if covariance is None:
-        checks.positive("sigma", sigma)
         return _draw(key, sigma, M, d)
-    covariance = covariance_matrix(d, sigma, covariance)
+    covariance = covariance_matrix("init_stylized", d, sigma, covariance)
     # An eigenvalue root, because a covariance may be singular and a Cholesky factor then is NaN.
     values, vectors = jnp.linalg.eigh(covariance)
     return _draw(key, vectors * jnp.sqrt(jnp.maximum(values, 0))[None], M, d)
@@ -97,14 +108,24 @@ def _draw(key, root, M, d):
     return jnp.concatenate([W, W]), jnp.concatenate([signs, -signs])
 
 
-def covariance_matrix(d: int, sigma: float, covariance: Float[Array, "d d"] | None) -> Float[Array, "d d"]:
+def covariance_matrix(where: str, d: int, sigma: float, covariance: Float[Array, "d d"] | None) -> Float[Array, "d d"]:
     """Sigma as a matrix, from whichever of the two ways to give it was used.
 
+    Args:
+        where: the function to name in a message.
+        d: width.
+        sigma: standard deviation of each entry; 1 where a covariance is given.
+        covariance: [d, d], or None.
+
+    Returns:
+        Sigma, [d, d].
+
     Raises:
-        ValueError: sigma is not positive, both are given, or the covariance is not one.
+        TypeError: sigma is not a number, or the covariance is not an array of floating-point numbers.
+        ValueError: sigma is not positive and finite, both are given, or the covariance is not one.
     """
+    checks.positive(where, sigma=sigma)
     if covariance is None:
-        checks.positive("sigma", sigma)
         return jnp.asarray(sigma**2 * np.eye(d), dtype=float)
-    checks.covariance(d, sigma, covariance)
-    return covariance
+    checks.covariance(where, d, sigma, covariance)
+    return jnp.asarray(covariance)

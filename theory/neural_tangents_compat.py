@@ -83,7 +83,9 @@ def empirical_ntk_fn(f: Callable, *, implementation: int = 1, **options: Any) ->
         ValueError: another implementation is asked for.
     """
     if implementation not in (1, 2):
-        raise ValueError(f"expected implementation 1 or 2, got {implementation}: the others fail on current JAX.")
+        raise ValueError(
+            f"empirical_ntk_fn: expected implementation 1 or 2, got {implementation}: the others fail on current JAX."
+        )
     options = {"trace_axes": ()} | options
     return _relaxed(_relaxed(load().empirical_ntk_fn)(f, implementation=implementation, **options))
 

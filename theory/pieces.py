@@ -43,17 +43,22 @@ class Pieces:
             What `measure` returned, now or in an earlier run.
 
         Raises:
+            OSError: the file cannot be written or read.
             ValueError: the file is damaged; the message names it.
         """
         settings = json.loads(json.dumps({"made_by": self.made_by, **settings}, sort_keys=True))
         path = self.path(name, settings)
         if not path.exists():
             write_json(path, {"settings": settings, "measured": measure()})
-        content = read_json(path)
+        try:
+            content, cause = read_json(path), None
+        except ValueError as error:
+            content, cause = {}, error
         if content.get("settings") != settings or not isinstance(content.get("measured"), dict):
             raise ValueError(
-                f"{path}: expected a measurement made with these settings, but it is not. Delete it to measure again."
-            )
+                f"{path}: expected a measurement made with these settings, got a damaged file. Delete this one file: "
+                "only what it held is then measured again."
+            ) from cause
         return content["measured"]
 
     def path(self, name: str, settings: Mapping[str, Any]) -> Path:

@@ -10,26 +10,33 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
 
 from theory import intervals
 from theory.bound import within_bound
-from theory.verdicts import asymptotic, bracket
+from theory.verdicts import KERNEL_AGREEMENT, asymptotic, bracket
 
+# One size for all, so that side by side or one below the other their letters are alike.
+_SIZE = (9.2, 3.6)
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "0.9",
     "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.constrained_layout.w_pad": 0.08,
     "lines.linewidth": 1.6,
     "pdf.fonttype": 42,
 }
 # From Okabe and Ito's palette, told apart with any colour vision.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _INFINITE: dict[str, Any] = {"color": "black", "linestyle": "--", "label": r"$M = \infty$ (kernel $H^*$)"}
+_SUBS = (1.0, 2.0, 5.0)
+_PLAIN = FuncFormatter(lambda number, _: f"{number:g}".replace("-", "−"))
 _BOUND: dict[str, Any] = {"color": _ORANGE, "linestyle": ":", "label": "guaranteed bound"}
 
 
@@ -38,10 +45,13 @@ def draw_all(results: dict[str, Any], folder: str | Path) -> list[Path]:
 
     Args:
         results: contents of a run's results.json.
-        folder: where PNG and PDF files go.
+        folder: where PNG and PDF files go; it is there.
 
     Returns:
         The files written.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     written = []
     for name, draw in PLOTS.items():
@@ -57,18 +67,22 @@ def draw_all(results: dict[str, Any], folder: str | Path) -> list[Path]:
 
 
 def kernel_error(results: dict[str, Any]) -> Figure:
-    """Relative error of the kernel at the start against M, with the fitted power."""
-    figure, (axes,) = _panels(1)
-    kernel = results["kernel"]
-    _band(axes, kernel["lengths"], kernel["error"], _BLUE, f"{len(kernel['error'][0])} seeds")
-    _fit(axes, kernel["lengths"], kernel["error"], _finding(results, "kernel", 0))
-    _reference_slope(axes, kernel["lengths"], kernel["error"])
-    _lengths_axis(axes, kernel["lengths"], log_y=True)
-    axes.set(
+    """Relative error of the kernel at the start against M, and its difference from another computation of it."""
+    figure, (left, right) = _panels(2)
+    kernel, difference = results["kernel"], _array(results["agreement"]["difference"])
+    _falling(left, kernel["lengths"], kernel["error"], _finding(results, "kernel", 0), reference=-0.5)
+    left.set(
         ylabel=r"$\|H_M(0) - H^*\| \,/\, \|H^*\|$",
-        title=_title(results, "Kernel at the start against its infinite limit", "kernel"),
+        title=_title(results, "Kernel at the start against its limit", "kernel"),
     )
-    axes.legend()
+    right.plot(np.arange(1, len(difference) + 1), difference, "o", color=_GREEN, markersize=4, label="each seed")
+    right.axhline(KERNEL_AGREEMENT[1], color=_ORANGE, linestyle=":", label="allowed")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # An exact agreement has no log.
+    right.set_yscale("log", nonpositive="clip")
+    right.set_ylim(KERNEL_AGREEMENT[1] * 1e-3, max(10 * KERNEL_AGREEMENT[1], 2 * np.nanmax(difference, initial=0)))
+    right.set(xlabel="seed", ylabel="relative difference", title="Kernel at the start against neural_tangents")
+    right.legend(loc="lower right")
     return figure
 
 
@@ -97,13 +111,8 @@ def lazy(results: dict[str, Any]) -> Figure:
     """How far weights and kernel move during training."""
     figure, (left, right) = _panels(2)
     training = results["training"]
-    _band(left, training["lengths"], training["movement"], _BLUE, _seeds(results))
-    _fit(left, training["lengths"], training["movement"], _finding(results, "lazy", 0))
-    _band(right, training["lengths"], training["drift"], _GREEN, _seeds(results))
-    _fit(right, training["lengths"], training["drift"], _finding(results, "lazy", 1))
-    for axes in (left, right):
-        _lengths_axis(axes, training["lengths"], log_y=True)
-        axes.legend(loc="lower left")
+    _falling(left, training["lengths"], training["movement"], _finding(results, "lazy", 0))
+    _falling(right, training["lengths"], training["drift"], _finding(results, "lazy", 1), colour=_GREEN)
     left.set(ylabel=r"$\max_{t,r}\, \|w_r(t) - w_r(0)\|$", title=_title(results, "Weight movement", "lazy"))
     right.set(ylabel=r"$\|H_M(T) - H_M(0)\| \,/\, \|H^*\|$", title="Kernel drift")
     return figure
@@ -123,11 +132,10 @@ def guarantee(results: dict[str, Any]) -> Figure:
     if infinite:
         left.axhline(infinite, **_INFINITE)
     left.axhline(1.0, **(_BOUND | {"label": r"guaranteed, $\eta\lambda/2$ per step"}))
-    # Short prefixes may be far from both rates, on either side: the axis is linear for the long ones alone.
-    left.set_yscale("symlog", linthresh=2 * max(1.0, infinite))
+    _signed_log_axis(left)
     _lengths_axis(left, lengths)
     left.set(ylabel="rate of the last quarter / guaranteed rate", title="Measured over guaranteed rate")
-    left.legend(fontsize=8)
+    left.legend(loc="lower right")
     _share(right, lengths, within_bound(_array(training["excess"])))
     right.set_title(_title(results, "Loss within the bound at every step", "guarantee"))
     return figure
@@ -142,7 +150,7 @@ def curves(results: dict[str, Any]) -> Figure:
     shown = _shown(len(lengths))
     for index in shown:
         middle, low, high = _centre(loss[index], axis=0)
-        left.plot(steps, middle, color=colours[index], label=f"$M =$ {_power(lengths[index])}")
+        left.plot(steps, middle, color=colours[index], label=_length(lengths[index]))
         left.fill_between(steps, low, high, color=colours[index], alpha=0.15, linewidth=0)
     start, infinite = loss[0, 0, 0], np.array(results["infinite"]["loss"], float)
     least = start
@@ -158,17 +166,14 @@ def curves(results: dict[str, Any]) -> Figure:
     left.set(
         xlabel="step t",
         ylabel=r"loss $\frac{1}{2}\sum_i \|F(x_i) - y_i\|^2$",
-        title=f"Loss curves, mean and range over {_seeds(results)}",
+        title=f"Loss curves, geometric mean and range, {_seeds(results)}",
     )
-    left.legend(loc="lower left", fontsize=7.5, ncols=1 + (len(shown) > 4), columnspacing=1.0)
-    _band(right, lengths, training["curve_difference"], _BLUE, _seeds(results))
-    _fit(right, lengths, training["curve_difference"], _finding(results, "curve", 0))
-    _lengths_axis(right, lengths, log_y=True)
+    left.legend(loc="lower left", ncols=1 + (len(shown) > 4), columnspacing=1.0)
+    _falling(right, lengths, training["curve_difference"], _finding(results, "curve", 0))
     right.set(
         ylabel=r"$\sup_t\, |L_M(t) - L_\infty(t)| \,/\, L(0)$",
         title=_title(results, "Distance to the infinite-prefix curve", "curve"),
     )
-    right.legend(loc="lower left")
     return figure
 
 
@@ -176,15 +181,12 @@ def prediction(results: dict[str, Any]) -> Figure:
     """Held-out predictions against the infinite prefix's: error against M, and all outputs at the largest M."""
     figure, (left, right) = _panels(2)
     training = results["training"]
-    _band(left, training["lengths"], training["prediction_error"], _BLUE, _seeds(results))
-    _fit(left, training["lengths"], training["prediction_error"], _finding(results, "prediction", 0))
-    _lengths_axis(left, training["lengths"], log_y=True)
+    _falling(left, training["lengths"], training["prediction_error"], _finding(results, "prediction", 0))
     left.set(ylabel="relative error on held-out inputs", title=_title(results, "Held-out predictions", "prediction"))
-    left.legend(loc="lower left")
     limit = np.array(results["infinite"]["predictions"], float)
     middle = len(training["lengths"]) // 2
     for index, colour, marker in ((middle, _ORANGE, "^"), (-1, _BLUE, "o")):
-        label = f"$M =$ {_power(training['lengths'][index])}"
+        label = _length(training["lengths"][index])
         outputs = np.array(training["predictions"][index][0], float)
         right.plot(limit, outputs, marker, color=colour, markersize=3, alpha=0.6, linestyle="none", label=label)
     if np.isfinite(limit).all():
@@ -209,13 +211,14 @@ def requirement(results: dict[str, Any]) -> Figure:
     for index, (axes, vary) in enumerate(zip(panels, names, strict=True)):
         _smallest(axes, results, vary)
         finding = _finding(results, "requirement", index + 1)
-        estimate = None if finding is None else finding["estimate"]
-        # Adding zero takes the sign off a rounded -0.00.
-        title = growths[vary] if estimate is None else f"{growths[vary]}: {round(estimate, 2) + 0.0:.2f}"
+        if finding is None or finding["estimate"] is None:
+            title = growths[vary]
+        else:
+            title = f"{growths[vary]}: {_with_interval(finding)}"
         axes.set(xlabel=names[vary], title=title)
     panels[0].set_ylabel("smallest M that keeps the bound")
     text = "Prefix length that the guarantee needs (dots grow with the number of seeds)"
-    figure.suptitle(_title(results, text, "requirement"), fontsize=10)
+    figure.suptitle(_title(results, text, "requirement"), fontsize=_STYLE["axes.titlesize"])
     return figure
 
 
@@ -241,7 +244,7 @@ def _smallest(axes: Axes, results: dict[str, Any], vary: str) -> None:
             axes.plot(places, np.full(len(places), height), marker, color=_ORANGE, label=label)
     axes.set_yscale("log", base=2)
     axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="upper left")
 
 
 PLOTS: dict[str, Callable[[dict[str, Any]], Figure]] = {
@@ -256,7 +259,7 @@ PLOTS: dict[str, Callable[[dict[str, Any]], Figure]] = {
 
 
 def _panels(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=({1: 5.2, 2: 9.2, 3: 10.0}[count], 3.6), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
 
 
@@ -269,6 +272,25 @@ def _centre(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.n
     """Geometric mean and range over seeds; NaN where a seed diverged."""
     floor = np.maximum(values, np.finfo(np.float32).tiny)
     return np.exp(np.log(floor).mean(axis=axis)), floor.min(axis=axis), floor.max(axis=axis)
+
+
+def _falling(
+    axes: Axes,
+    lengths: list[int],
+    rows: Any,
+    finding: dict[str, Any] | None,
+    *,
+    colour: str = _BLUE,
+    reference: float | None = None,
+) -> None:
+    """What falls as M grows, [lengths, seeds]: mean and range over seeds, and the power that fits."""
+    _band(axes, lengths, rows, colour, f"{len(rows[0])} seeds")
+    _fit(axes, lengths, rows, finding)
+    if reference is not None:
+        _reference_power(axes, lengths, rows, reference)
+    _lengths_axis(axes, lengths)
+    _log_axis(axes)
+    axes.legend(loc="upper right")
 
 
 def _band(axes: Axes, sizes: Any, rows: Any, colour: str, label: str) -> None:
@@ -285,14 +307,14 @@ def _fit(axes: Axes, lengths: list[int], rows: Any, finding: dict[str, Any] | No
     middle = _centre(_array(rows)[asymptotic(lengths)], axis=1)[0]
     height = np.exp(np.log(middle).mean() - finding["estimate"] * np.log(rungs).mean())
     low, high = finding["interval"]
-    label = f"fit: $M^{{{finding['estimate']:.2f}}}$, 95 % [{low:.2f}, {high:.2f}]"
+    label = f"fit: $M^{{{finding['estimate']:.2f}}}$, 95 % interval [{low:.2f}, {high:.2f}]"
     axes.plot(rungs, height * rungs ** finding["estimate"], color=_ORANGE, linestyle="--", label=label)
 
 
-def _reference_slope(axes: Axes, lengths: list[int], rows: Any) -> None:
+def _reference_power(axes: Axes, lengths: list[int], rows: Any, power: float) -> None:
     ends = np.array([lengths[0], lengths[-1]], float)
-    start = 0.6 * _centre(_array(rows), axis=1)[0][-1]
-    axes.plot(ends, start * (ends / ends[-1]) ** -0.5, color="0.5", linestyle=":", linewidth=1.2, label="slope −1/2")
+    height = 0.6 * _centre(_array(rows), axis=1)[0][-1] * (ends / ends[-1]) ** power
+    axes.plot(ends, height, color="0.5", linestyle=":", linewidth=1.2, label=f"$M^{{{power:g}}}$")
 
 
 def _share(axes: Axes, lengths: list[int], holds: np.ndarray) -> None:
@@ -306,19 +328,35 @@ def _share(axes: Axes, lengths: list[int], holds: np.ndarray) -> None:
     axes.legend(loc="lower right")
 
 
-def _lengths_axis(axes: Axes, lengths: list[int], *, log_y: bool = False) -> None:
+def _lengths_axis(axes: Axes, lengths: list[int]) -> None:
     axes.set_xscale("log", base=2)
     # matplotlib finds no limits by itself when every run diverged.
     margin = (lengths[-1] / lengths[0]) ** 0.05
     axes.set_xlim(lengths[0] / margin, lengths[-1] * margin)
     axes.xaxis.set_major_locator(LogLocator(base=4 if len(lengths) > 5 else 2, numticks=9))
     axes.set_xlabel("prefix length M (tokens)")
-    if log_y:
-        # Nothing is there to scale when every run diverged.
-        if any(np.nanmax(_array(line.get_ydata()), initial=0) > 0 for line in axes.lines):
-            axes.set_yscale("log")
-        else:
-            axes.text(0.5, 0.5, "training diverged", transform=axes.transAxes, ha="center")
+
+
+def _log_axis(axes: Axes) -> None:
+    # Nothing is there to scale when every run diverged.
+    if not any(np.nanmax(_array(line.get_ydata()), initial=0) > 0 for line in axes.lines):
+        axes.text(0.5, 0.5, "training diverged", transform=axes.transAxes, ha="center")
+        return
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    # Within few decades, powers of ten alone would leave most of the axis without a number.
+    if high / low < 1e3:
+        axes.yaxis.set_major_locator(LogLocator(subs=_SUBS))
+        axes.yaxis.set_major_formatter(_PLAIN)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _signed_log_axis(axes: Axes) -> None:
+    """Ratios, which are compared by their logs, but for those of short prefixes that may be near 0 or negative."""
+    axes.set_yscale("symlog", linthresh=1, linscale=0.5)
+    far = max(map(abs, axes.get_ylim()))
+    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=_SUBS if far < 1e3 else [1]))
+    axes.yaxis.set_major_formatter(_PLAIN)
 
 
 def _ladder_colours(count: int) -> list:
@@ -331,8 +369,15 @@ def _shown(count: int) -> list[int]:
     return sorted({round(index) for index in np.linspace(0, count - 1, min(count, 7))})
 
 
-def _power(M: int) -> str:
-    return f"$2^{{{M.bit_length() - 1}}}$" if M & (M - 1) == 0 else str(M)
+def _length(M: int) -> str:
+    return f"$M = 2^{{{M.bit_length() - 1}}}$" if M & (M - 1) == 0 else f"$M = {M}$"
+
+
+def _with_interval(finding: dict[str, Any]) -> str:
+    # An end that JSON has as null is infinite. Adding zero takes the sign off a rounded -0.00.
+    low, high = (far if end is None else end for end, far in zip(finding["interval"], (-np.inf, np.inf), strict=True))
+    value, low, high = (f"{round(number, 2) + 0.0:.2f}" for number in (finding["estimate"], low, high))
+    return f"{value} [{low}, {high}]"
 
 
 def _finding(results: dict[str, Any], name: str, index: int) -> dict[str, Any] | None:

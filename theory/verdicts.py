@@ -1,8 +1,8 @@
 """The seven verdicts: pure functions of measurements, each of which can fail.
 
 The rule is the same everywhere: a finding passes when its whole 95 % interval over seeds lies within the declared
-band. A measurement too noisy to tell therefore fails; it is called undecided. A verdict passes when all of its findings
-do.
+band, is undecided when a part of it does, and fails when none of it does or there is no interval. A verdict is as good
+as the worst of its findings, so that a measurement too noisy to tell never passes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from theory.bound import DEMANDED, within_bound
 from theory.intervals import Estimate, Numbers
 
 Band = tuple[float, float]
+Status = Literal["pass", "undecided", "fail", "not applicable"]
 
 # Sampling error of a mean over M tokens: exponent -1/2. The rest is room for finite M.
 KERNEL_SLOPE: Band = (-0.6, -0.4)
@@ -74,7 +75,7 @@ class Finding:
 
     @property
     def undecided(self) -> bool:
-        """True when the interval lies partly within the band: not passed, nor contradicted."""
+        """True when the interval lies partly within the band, which more seeds may decide; never for NaN."""
         low, high = self.band
         return not self.passed and self.estimate.low <= high and low <= self.estimate.high
 
@@ -90,11 +91,18 @@ class Verdict:
     """Why the setting is outside the theorem; empty when it is inside."""
 
     @property
-    def status(self) -> Literal["pass", "fail", "not applicable"]:
-        """`not applicable` when the setting is outside the theorem, else whether all findings passed."""
+    def status(self) -> Status:
+        """`not applicable` when the setting is outside the theorem, else that of the worst finding."""
         if self.outside:
             return "not applicable"
-        return "pass" if all(finding.passed for finding in self.findings) else "fail"
+        if all(finding.passed for finding in self.findings):
+            return "pass"
+        return "undecided" if all(finding.passed or finding.undecided for finding in self.findings) else "fail"
+
+    @property
+    def holds(self) -> bool:
+        """True when nothing is left to be shown: the verdict passes, or does not apply."""
+        return self.status in ("pass", "not applicable")
 
 
 def asymptotic(lengths: Sequence[int]) -> slice:

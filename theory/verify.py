@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ntkprefix.checks import yes_or_no
 from ntkprefix.runs import environment, progress, write_json
 from theory import measure, verdicts
 from theory.config import Config
@@ -21,7 +24,7 @@ from theory.verdicts import Verdict
 _SETTING_FIELDS = ("n", "d", "n_test", "sigma", "data", "projection", "targets", "target_scale", "seed")
 _TRAINING_FIELDS = (*_SETTING_FIELDS, "optimizer", "step_size", "batch_size", "steps", "seeds")
 _SCALING_FIELDS = (*_TRAINING_FIELDS[:-2], "scaling_seeds", "scaling_lengths", "scaling_max_steps")
-_COLOURS = {"pass": "green", "fail": "red", "not applicable": "yellow"}
+_COLOURS = {"pass": "green", "undecided": "magenta", "fail": "red", "not applicable": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """True when no verdict failed."""
-        return all(verdict.status != "fail" for verdict in self.verdicts)
+        """True when every verdict that applies passed; an undecided one did not."""
+        return all(verdict.holds for verdict in self.verdicts)
 
 
 def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -> Report:
@@ -52,18 +55,25 @@ def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -
         The verdicts and all numbers behind them.
 
     Raises:
-        ImportError: neural_tangents, or matplotlib with `plots`, is not installed.
-        ValueError: a file of an earlier run is damaged, or the infinite-prefix kernel is singular.
+        ImportError: neural_tangents, scikit-learn for digits, or matplotlib with `plots`, is not installed.
+        OSError: the run folder cannot be made or written; of this it makes sure before it measures anything.
+        TypeError: `config` is not a Config, or an option is not a bool.
+        ValueError: a piece of an earlier run is damaged, the infinite-prefix kernel is singular, too large or
+            overflows, or there are not enough digits.
 
     Source: arXiv 2406.14036, convergence theorem; the seven lines are listed in docs.
     """
+    if not isinstance(config, Config):
+        raise TypeError(f"verify: expected a Config, got {type(config).__name__}. Use Config(quick=True), for example.")
+    yes_or_no("verify", plots=plots, show_progress=show_progress)
+    _prepare(config.out)
     with progress(disable=not show_progress, transient=True) as bar:
         measured = _measure(config, bar)
     judged = judge(measured, config)
     results = {
         "config": _plain_config(config),
         "environment": environment(),
-        "passed": all(verdict.status != "fail" for verdict in judged),
+        "passed": all(verdict.holds for verdict in judged),
         "verdicts": [_plain_verdict(verdict) for verdict in judged],
         **measured,
     }
@@ -73,6 +83,24 @@ def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -
 
         draw_all(results, config.out)
     return Report(judged, results, config.out)
+
+
+def _prepare(out: Path) -> None:
+    """Make the run folder, and find out whether files can be written there.
+
+    Raises:
+        OSError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        _pieces_folder(out).mkdir(parents=True, exist_ok=True)
+        for folder in (out, _pieces_folder(out)):
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"{out}: cannot be made a run folder ({error.strerror}). Choose another with --out.") from error
+
+
+def _pieces_folder(out: Path) -> Path:
+    return out / "pieces"
 
 
 def judge(measured: dict[str, Any], config: Config) -> tuple[Verdict, ...]:
@@ -123,7 +151,7 @@ def _measure(config: Config, bar: Any) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"scaling_{vary} has {value}, but {error}") from error
     task = bar.add_task("verify", total=2 + len(config.kernel_lengths) + len(config.lengths) + len(variations))
-    pieces = Pieces(config.out / "pieces", measure.source())
+    pieces = Pieces(_pieces_folder(config.out), measure.source())
 
     def get(name: str, fields: tuple[str, ...], run: Callable[[], dict], of: Config = config, **more: Any) -> dict:
         bar.update(task, description=name)
@@ -226,23 +254,21 @@ def table(report: Report) -> Table:
             )
     reasons = dict.fromkeys(verdict.outside for verdict in report.verdicts if verdict.outside)
     notes = [f"Not applicable: {reason}." for reason in reasons]
-    unsure = [
-        f"{verdict.name} ({finding.name})"
-        for verdict in report.verdicts
-        for finding in verdict.findings
-        if verdict.status == "fail" and finding.undecided
-    ]
-    if unsure:
-        notes.append(f"Interval partly within its band, which more seeds may decide: {', '.join(unsure)}.")
     result.caption = "\n".join(notes + cautions(report.results["verdicts"])) or None
     return result
 
 
 def cautions(verdicts: Sequence[dict[str, Any]]) -> list[str]:
-    """What passed and yet says little: growths below their bound whose intervals have room for none and for decay.
+    """What the seeds or cases are too few for.
+
+    That is what is undecided, and what passed and yet says little: growths below their bound whose intervals have room
+    for none and for decay.
 
     Args:
         verdicts: as in `results.json`.
+
+    Returns:
+        One sentence for each kind that there is.
 
     Example:
         >>> from theory.verify import cautions
@@ -250,15 +276,22 @@ def cautions(verdicts: Sequence[dict[str, Any]]) -> list[str]:
         >>> cautions([{"name": "requirement", "status": "pass", "findings": [growth]}])
         ['No growth beyond the band, but too few cases to tell whether there is any: requirement (exponent of n).']
     """
-    vague = [
-        f"{verdict['name']} ({finding['name']})"
-        for verdict in verdicts
-        for finding in verdict["findings"]
-        if verdict["status"] == "pass" and finding["band"][0] is None and finding["interval"][0] < 0
-    ]
-    if not vague:
-        return []
-    return [f"No growth beyond the band, but too few cases to tell whether there is any: {', '.join(vague)}."]
+    undecided, vague = [], []
+    for verdict in verdicts:
+        for finding in verdict["findings"]:
+            name = f"{verdict['name']} ({finding['name']})"
+            if verdict["status"] == "undecided" and not finding["passed"]:
+                undecided.append(name)
+            elif verdict["status"] == "pass" and finding["band"][0] is None:
+                # JSON has no infinity: a lower end that is null is none.
+                low = finding["interval"][0]
+                if low is None or low < 0:
+                    vague.append(name)
+    sentences = {
+        "Undecided, with an interval partly within its band; more seeds may tell": undecided,
+        "No growth beyond the band, but too few cases to tell whether there is any": vague,
+    }
+    return [f"{sentence}: {', '.join(names)}." for sentence, names in sentences.items() if names]
 
 
 def _tidy(number: float) -> float:
@@ -267,9 +300,24 @@ def _tidy(number: float) -> float:
 
 
 def main(config: Config) -> int:
-    """Run, print the table of verdicts and where to look, and return 1 when a verdict failed, else 0."""
+    """Run, print the table of verdicts and where to look.
+
+    Returns:
+        Exit status: 0 when every verdict that applies passed, else 1.
+
+    Raises:
+        ImportError: a package is not installed.
+        KeyboardInterrupt: as it came, once stderr says how to go on.
+        OSError: the run folder cannot be made or written.
+        ValueError: a piece of an earlier run is damaged, or the setting cannot be measured.
+    """
     console = Console()
-    report = verify(config, show_progress=console.is_terminal)
+    try:
+        report = verify(config, show_progress=console.is_terminal)
+    except KeyboardInterrupt:
+        folder = _pieces_folder(config.out)
+        print(f"ntkprefix verify: stopped. The same command goes on from the pieces in {folder}.", file=sys.stderr)
+        raise
     setting = report.results["setting"]
     console.print(table(report))
     console.print(

@@ -49,19 +49,3 @@ def test_the_seed_decides():
     first, again, other = (make_data(3, 2, 1, seed=seed).x for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"data": "cube"}, "expected data 'sphere', 'gaussian' or 'digits', got 'cube'"),
-        ({"targets": "odd"}, "expected targets 'gaussian', 'teacher' or 'labels', got 'odd'"),
-        ({"targets": "labels"}, "expected data='digits' and d of at least 2 for targets='labels'"),
-        ({"data": "digits", "d": 65}, "of at most 64 dimensions"),
-        ({"data": "digits", "n": 1797}, "at most 1797 digits"),
-        ({"data": "digits", "projection": "flat"}, "got 36 digits, d=2, projection='flat'"),
-    ],
-)
-def test_errors(unchecked, options, message):
-    with pytest.raises(ValueError, match=message):
-        make_data(**({"n": 4, "d": 2} | options))

@@ -59,15 +59,6 @@ def test_a_new_step_size_compiles_nothing(problem):
     assert _train._cache_size() == before
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"batch_size": 3}, "and a key, got 3, key absent"), ({"batch_size": 9, "key": jax.random.key(0)}, "1..5")],
-)
-def test_batch_errors(problem, options, message):
-    with pytest.raises(ValueError, match=message):
-        train(*problem, steps=1, step_size=0.1, **options)
-
-
 def kernel_spectrum(x, **options):
     matrix = np.asarray(as_matrix(infinite_ntk(x, **options)), np.float64)
     return matrix, np.linalg.eigvalsh(matrix)
@@ -161,19 +152,3 @@ def test_optimisers_go_by_name_too():
     W, a, x, y = (jnp.ones((4, 2)), jnp.array([1.0, 1.0, -1.0, -1.0]), jnp.eye(2), jnp.eye(2))
     named, made = (train(W, a, x, y, steps=3, step_size=0.1, optimizer=o) for o in ("adam", optax.adam))
     np.testing.assert_array_equal(named.W, made.W)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"optimizer": "lion"}, "expected an optimizer among gd, momentum, adam, sgd, got 'lion'"),
-        ({"steps": -1}, "expected steps of at least 0, got -1"),
-        ({"y": jnp.eye(3)}, r"expected x and y of one shape \[n, d\], got \(2, 2\) and \(3, 3\)"),
-        ({"x": jnp.ones((2, 3))}, r"expected x \[n, d\] with the d = 2 of W, got shape \(2, 3\)"),
-        ({"a": jnp.ones(3)}, r"expected W \[M, d\] and a \[M\], got shapes \(4, 2\) and \(3,\)"),
-    ],
-)
-def test_what_does_not_belong_together_is_named(unchecked, change, message):
-    given = {"W": jnp.ones((4, 2)), "a": jnp.ones(4), "x": jnp.eye(2), "y": jnp.eye(2), "steps": 3, "step_size": 0.1}
-    with pytest.raises(ValueError, match=f"train: {message}"):
-        train(**(given | change))

@@ -1,7 +1,6 @@
 import jax
 import numpy as np
 import numpy_model as oracle
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,9 +42,3 @@ def test_initial_covariance():
 def test_singular_covariance_stays_in_its_plane():
     W, _ = init_stylized(jax.random.key(0), 64, 2, covariance=jax.numpy.ones((2, 2)))
     np.testing.assert_allclose(W[:, 0], W[:, 1], atol=1e-5)
-
-
-@pytest.mark.parametrize("M", [0, 3])
-def test_odd_lengths_are_refused(M):
-    with pytest.raises(ValueError, match=f"expected an even M of at least 2, .* got {M}"):
-        init_stylized(jax.random.key(0), M, 2)
