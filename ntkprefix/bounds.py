@@ -25,7 +25,8 @@ def taylor_error_bound(radius: float, degree: int, value_bound: float = 1.0) -> 
             values as they are).
 
     Returns:
-        The bound, in the unit of the values; `math.inf` where eps >= 1 and the guarantee says nothing.
+        The bound, in the unit of the values; `math.inf` where eps >= 1 and the guarantee says nothing, or where it does
+        not fit a float.
 
     Raises:
         TypeError: arguments that are not numbers, a degree that is not an integer.
@@ -43,10 +44,11 @@ def taylor_error_bound(radius: float, degree: int, value_bound: float = 1.0) -> 
     """
     checks.non_negative("taylor_error_bound", radius=radius, degree=degree, value_bound=value_bound)
     checks.at_least(0, "taylor_error_bound", degree=degree)
-    eps = taylor_weight_error(radius, degree)
-    if eps == 0:
+    eps, largest = taylor_weight_error(radius, degree), _as_float(value_bound)
+    if eps == 0 and (radius == 0 or math.isfinite(largest)):
         return 0.0
-    return math.inf if eps >= 1 else 2 * eps / (1 - eps) * float(value_bound)
+    # An eps that is too small for a float is above 0 all the same, and no bound when the values have none.
+    return math.inf if eps >= 1 or math.isinf(largest) else 2 * eps / (1 - eps) * largest
 
 
 def taylor_weight_error(radius: float, degree: int) -> float:
@@ -60,7 +62,7 @@ def taylor_weight_error(radius: float, degree: int) -> float:
         degree: p, at least 0.
 
     Returns:
-        eps; `math.inf` where it does not fit a float.
+        eps; `math.inf` where it does not fit a float, 0 where it is too small for one.
 
     Raises:
         TypeError: arguments that are not numbers, a degree that is not an integer.
@@ -75,7 +77,7 @@ def taylor_weight_error(radius: float, degree: int) -> float:
     checks.at_least(0, "taylor_weight_error", degree=degree)
     if radius == 0:
         return 0.0
-    log_eps = radius + (degree + 1) * math.log(radius) - math.lgamma(degree + 2)
+    log_eps = _log_weight_error(_as_float(radius), int(degree) + 1)
     return math.exp(log_eps) if log_eps < 700 else math.inf
 
 
@@ -90,7 +92,8 @@ def taylor_degree(radius: float, tolerance: float) -> int:
         The degree p; it grows like rho + log(1/tolerance).
 
     Raises:
-        ValueError: a negative or infinite radius, or a tolerance that is not above 0.
+        TypeError: arguments that are not numbers.
+        ValueError: a negative or infinite radius, a tolerance that is not above 0, NaN.
 
     Example:
         >>> from ntkprefix.bounds import taylor_degree
@@ -98,7 +101,27 @@ def taylor_degree(radius: float, tolerance: float) -> int:
         7
     """
     checks.reachable(radius, tolerance)
-    degree = 0
-    while taylor_error_bound(radius, degree) > tolerance:
-        degree += 1
-    return degree
+    # The bound rises with the degree up to about rho and falls from there: once below the tolerance, it stays.
+    low, high = -1, 0
+    while taylor_error_bound(radius, high) > tolerance:
+        low, high = high, 2 * high + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if taylor_error_bound(radius, middle) > tolerance else (low, middle)
+    return high
+
+
+def _log_weight_error(radius: float, terms: int) -> float:
+    """log(e^r r^n / n!), or a bound of it: the factorial by Stirling's bound from below where it fits no float."""
+    if terms < 10**6:
+        return radius + terms * math.log(radius) - math.lgamma(terms + 1)
+    log_ratio = math.log(radius) - math.log(terms)
+    return _as_float(terms) * (math.exp(min(log_ratio, 700.0)) + log_ratio + 1)
+
+
+def _as_float(number: float) -> float:
+    """The number, infinite where it is an integer that no float can hold."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf

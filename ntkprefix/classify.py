@@ -9,15 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
+from ntkprefix._extras import extra
 from ntkprefix.adapters import Adapter
 from ntkprefix.images import normalise
 from ntkprefix.models import TextModel, ViT
 from ntkprefix.models.adaptation import Adaptation, merge
 from ntkprefix.train import TrainConfig, TrainResult, train
+
+with extra("models", "ntkprefix.classify"):
+    import optax
+    from flax import nnx
 
 # Rows per call outside training: enough to keep two cores or a GPU busy, little enough for any memory.
 _BATCH = 64

@@ -102,13 +102,22 @@ class Taylor:
         return self.degree == 0
 
     def size(self, width: int) -> int:
-        """R = binom(H + degree, degree)."""
-        return math.comb(width + self.degree, self.degree)
+        """R = binom(H + degree, degree).
+
+        Raises:
+            ValueError: more than `MAX_FEATURES`, or features of very many factors: whoever asks is about to allocate.
+        """
+        size = math.comb(width + self.degree, self.degree)
+        checks.not_too_many_features(self.degree, width, size, MAX_FEATURES)
+        return size
 
     def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, ...]]:
-        """Monomials of (1, x) / c of exact degree p, with c = sqrt(r) for large x; the factor c^p is the log scale."""
+        """Monomials of (1, x) / c of exact degree p, with c = sqrt(r) for large x; the factor c^p is the log scale.
+
+        Raises:
+            ValueError: as for `size`.
+        """
         size = self.size(x.shape[-1])
-        checks.not_too_many_features(self.degree, x.shape[-1], size, MAX_FEATURES)
         indices, weights = _monomials(x.shape[-1], self.degree)
         radius = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, initial=0.0))
         # Features up to (radius / c)^p: 3/8 of the exponents for the query's, as much for the keys', the rest for sums.
@@ -175,8 +184,8 @@ def feature_map(name: str, **options: Any) -> FeatureMap:
         A hashable feature map.
 
     Raises:
-        ValueError: unknown name, a missing or unknown option, a degree below 0, fewer than 1 feature or more than
-            `MAX_FEATURES`.
+        ValueError: unknown name, a missing or unknown option, a degree below 0, fewer than 1 random feature or more
+            than `MAX_FEATURES`. How many features a Taylor map has depends on H: too many are refused on use.
         TypeError: `degree` or `features` is not an integer, `key` is no random key, or a traced one.
 
     Example:

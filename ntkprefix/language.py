@@ -9,13 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from ntkprefix._extras import extra
 from ntkprefix.adapters import Adapter
 from ntkprefix.models import TextModel, generate
 from ntkprefix.models.adaptation import merge
 from ntkprefix.texts.arrays import Answers
+
+with extra("models", "ntkprefix.language"):
+    from flax import nnx
 
 # Rows per call outside training.
 _BATCH = 16

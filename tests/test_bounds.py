@@ -102,3 +102,36 @@ def test_polynomially_small_in_the_prefix_length():
 @pytest.mark.parametrize("largest", [1.0, math.inf])
 def test_ends_of_the_range(radius, expected, largest):
     assert taylor_error_bound(radius, 2, largest) == expected
+
+
+def test_numbers_beyond_floats():
+    huge = 10**400
+    assert taylor_error_bound(1, huge) == taylor_error_bound(0, huge, huge) == 0
+    assert (
+        taylor_error_bound(huge, 3, 1) == taylor_error_bound(1, 3, huge) == taylor_error_bound(huge, huge) == math.inf
+    )
+    # Below the smallest float eps is above 0 all the same, and no bound of unbounded values.
+    assert taylor_error_bound(1, huge, math.inf) == math.inf
+
+
+@pytest.mark.parametrize("radius", [1e5, 1e9, 1e300, 1.7e308])
+def test_degrees_of_huge_radii(radius):
+    """eps = 1 where rho + p log(rho / p) + p = 0: p = rho / t with t + log t + 1 = 0."""
+    t = 0.2784645427610738
+    degree = taylor_degree(radius, 0.1)
+    np.testing.assert_allclose(degree * 10**6 // int(radius), 1e6 / t, rtol=1e-3)
+    assert taylor_error_bound(radius, degree) <= 0.1 < taylor_error_bound(radius, degree - 1)
+
+
+def test_the_factorial_s_two_forms_agree():
+    # either side of a million terms, where the second, a bound from above, takes over
+    near = [math.log(taylor_weight_error(278_400.0, 10**6 + step)) for step in (-3, -2, -1, 0)]
+    step, jump, _ = np.diff(near)
+    assert step < jump < step + math.log(2 * math.pi * 10**6)
+
+
+def test_the_smallest_degree_is_found_wherever_the_bound_is_not_monotone():
+    for radius in (0.0, 0.1, 3.0, 30.0):
+        for tolerance in (1e-300, 1e-8, 0.5, 1e5, math.inf):
+            counted = next(p for p in range(1000) if taylor_error_bound(radius, p) <= tolerance)
+            assert taylor_degree(radius, tolerance) == counted

@@ -15,6 +15,7 @@ from ntkprefix import (
     taylor_error_bound,
 )
 from ntkprefix.bounds import taylor_degree, taylor_weight_error
+from ntkprefix.prefixes.least_squares import fit_state
 
 Z = jnp.zeros
 QUERY, KEY, VALUE = Z((2, 3, 4, 8)), Z((2, 5, 2, 8)), Z((2, 5, 2, 6))
@@ -29,6 +30,15 @@ def call(*arrays, **options):
 
 def with_prefix(prefix):
     return lambda: attention(*INPUT, prefix=prefix)
+
+
+def clouds(**options):
+    return lambda: MeasurePrefix.from_tokens(*TOKENS, components=1, **options)
+
+
+def fitted(tokens=TokenPrefix(*TOKENS), log_mass=Z((2, 3, 4))):  # noqa: B008 - constants
+    options = {"feature_map": feature_map("elu"), "centre": Z((4, 8)), "log_scale": Z((4,))}
+    return fit_state(tokens, QUERY, log_mass, **options)
 
 
 ERRORS = {
@@ -272,6 +282,79 @@ ERRORS = {
     "negative radius of a weight": (lambda: taylor_weight_error(-1.0, 2), ValueError, "taylor_weight_error: .* radius"),
     "infinite radius": (lambda: taylor_degree(float("inf"), 0.1), ValueError, "a finite radius, got inf"),
     "no tolerance": (lambda: taylor_degree(1.0, 0.0), ValueError, "tolerance above 0"),
+    "radius in words": (lambda: taylor_degree("a", 0.1), TypeError, "taylor_degree: expected a number as radius"),
+    "a radius beyond floats": (lambda: taylor_degree(10**400, 0.1), ValueError, "a finite radius, got 1000"),
+    "weight in words": (lambda: taylor_weight_error("a", 2), TypeError, "taylor_weight_error: .* as radius, got 'a'"),
+    "tokens of None": (with_prefix(TokenPrefix(None, None)), TypeError, "TokenPrefix: expected keys to be .* got None"),
+    "values of None": (with_prefix(TokenPrefix(TOKENS[0], None)), TypeError, "expected values to be .* got None"),
+    "weights in words": (with_prefix(TokenPrefix(*TOKENS, "a")), TypeError, "expected log_weights to be .* got str"),
+    "no state": (with_prefix(FeaturePrefix(None, None)), TypeError, "FeaturePrefix: expected Z to be .* got None"),
+    "state without k": (with_prefix(FeaturePrefix(STATE.Z, None)), TypeError, "expected k to be an array .* got None"),
+    "centre in words": (
+        with_prefix(FeaturePrefix(STATE.Z, STATE.k, centre="mean")),
+        TypeError,
+        "expected centre to be an array of floating-point numbers, got str",
+    ),
+    "state of no map": (
+        lambda: attention(*INPUT, prefix=FeaturePrefix(STATE.Z, STATE.k, None)),
+        TypeError,
+        "a feature map, .* got None",
+    ),
+    "no cloud": (with_prefix(MeasurePrefix(*(None,) * 5)), TypeError, "MeasurePrefix: expected log_weight .* got None"),
+    "share of tokens of None": (
+        lambda: TokenPrefix(None, None).partial(QUERY, 1.0),
+        TypeError,
+        "expected keys .* None",
+    ),
+    "share of no state": (lambda: FeaturePrefix(None, None).partial(QUERY, 1.0), TypeError, "expected Z .* got None"),
+    "share of no cloud": (lambda: MeasurePrefix(*"abcde").partial(QUERY, 1.0), TypeError, "log_weight .* got str"),
+    "adding to no state": (lambda: FeaturePrefix(None, None) + STATE, TypeError, "expected Z to be .* got None"),
+    "adding no state": (lambda: STATE + FeaturePrefix(STATE.Z, None), TypeError, "expected k to be .* got None"),
+    "subtracting a state of other k": (
+        lambda: STATE - FeaturePrefix(STATE.Z, Z((2, 9))),
+        ValueError,
+        r"states of one shape, got k \(2, 8\) and \(2, 9\)",
+    ),
+    "appending to no state": (lambda: FeaturePrefix(None, None).append(*TOKENS), TypeError, "expected Z .* got None"),
+    "appending nothing": (lambda: STATE.append(None, None), TypeError, "from_tokens: expected keys to be .* got None"),
+    "merging nothings": (lambda: merge(Partial(None, None, None)), TypeError, "merge: expected num to be .* got None"),
+    "features of no tokens": (
+        lambda: FeaturePrefix.from_tokens(None, None),
+        TypeError,
+        "from_tokens: expected keys to be an array of floating-point numbers, got None",
+    ),
+    "features of no values": (
+        lambda: FeaturePrefix.from_tokens(TOKENS[0], None),
+        TypeError,
+        "values to be .* got None",
+    ),
+    "clouds of no tokens": (
+        lambda: MeasurePrefix.from_tokens(None, TOKENS[1], components=1),
+        TypeError,
+        "from_tokens: expected keys to be .* got None",
+    ),
+    "far too many features": (
+        lambda: FeaturePrefix.from_tokens(*TOKENS, feature_map=feature_map("taylor", degree=200)),
+        ValueError,
+        r"degree=200\) has 75,824,205,888,366 features at head width 8; expected at most 4,194,304",
+    ),
+    "features past writing out": (
+        lambda: feature_map("taylor", degree=10**40).size(64),
+        ValueError,
+        r"has 10\^2471 features at head width 64; expected at most 4,194,304",
+    ),
+    "features of too many factors": (
+        lambda: FeaturePrefix.from_tokens(Z((3, 2, 2)), TOKENS[1], feature_map=feature_map("taylor", degree=1000)),
+        ValueError,
+        "has 501,501 features of 1000 factors each at head width 2; expected at most 67,108,864 factors",
+    ),
+    "seed in words": (clouds(seed="a"), TypeError, "MeasurePrefix.from_tokens: expected an integer as seed, got 'a'"),
+    "fractional seed": (clouds(seed=1.5), TypeError, "an integer as seed, got 1.5"),
+    "boolean seed": (clouds(seed=True), TypeError, "an integer as seed, got True"),
+    "seeds": (clouds(seed=jnp.arange(2)), TypeError, "an integer as seed, got an array of int32"),
+    "huge seed": (clouds(seed=2**70), ValueError, "a seed within 64 bits, got 1180591620717411303424"),
+    "fitting words": (lambda: fitted(log_mass="a"), TypeError, "fit_state: expected log_mass to be .* got str"),
+    "fitting no tokens": (lambda: fitted(TokenPrefix(None, None)), TypeError, "TokenPrefix: expected keys .* got None"),
 }
 
 
@@ -294,3 +377,19 @@ def test_nan_in_a_prefix_is_caught_under_jit_by_jax_itself():
     prefix = FeaturePrefix(Z((2, 8, 6)), Z((2, 8)).at[1, 3].set(jnp.nan))
     with jax.debug_nans(True), pytest.raises((FloatingPointError, ValueError)):
         jax.jit(attention)(*INPUT, prefix=prefix)
+
+
+def test_prefixes_are_made_of_anything_until_they_are_used():
+    """JAX's transformations rebuild them around placeholders."""
+    for prefix in (TokenPrefix(*TOKENS), STATE, MeasurePrefix.from_tokens(*TOKENS, components=1)):
+        for placeholder in (None, object(), "axis"):
+            jax.tree.map(lambda _, one=placeholder: one, prefix)
+        assert jax.eval_shape(lambda one: attention(*INPUT, prefix=one), prefix).shape == (2, 3, 4, 6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_seeds_that_will_do():
+    first = MeasurePrefix.from_tokens(*TOKENS, components=1, seed=3)
+    for seed in (jnp.asarray(3), -1, 2**63 - 1):
+        assert MeasurePrefix.from_tokens(*TOKENS, components=1, seed=seed).mean.shape == first.mean.shape
+    assert jax.jit(lambda seed: MeasurePrefix.from_tokens(*TOKENS, components=1, seed=seed).mean)(3).shape == (1, 2, 8)

@@ -49,9 +49,10 @@ def refused(options, capsys):
 
 
 def folder_with_a_bad_image(path):
-    (path / "a").mkdir(parents=True)
-    for index in range(20):
-        Image.new("RGB", (9, 9)).save(path / "a" / f"{index}.png")
+    for name in ("a", "b"):
+        (path / name).mkdir(parents=True)
+        for index in range(10):
+            Image.new("RGB", (9, 9)).save(path / name / f"{index}.png")
     (path / "a" / "7.png").write_bytes(b"text")
     return path
 

@@ -1,13 +1,16 @@
 """What importing costs, and what is public."""
 
+import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import ntkprefix
+from ntkprefix._extras import extra
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,3 +43,40 @@ def test_imports_point_one_way():
 def test_the_constraints_name_versions_and_no_host():
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line), line
+
+
+MISSING = [
+    ("theory", "optax", 'theory: needs the package optax, .* pip install "ntkprefix\\[theory\\]"'),
+    (
+        "ntkprefix.images",
+        "PIL",
+        r"ntkprefix\.images: needs the package PIL \(pillow\), .* pip install \"\.\[models\]\"",
+    ),
+    ("ntkprefix.models", "flax", r"ntkprefix\.models: needs the package flax, .* \"ntkprefix\[models\]\""),
+    ("ntkprefix.models.hub", "onnx", r"ntkprefix\.models: needs the package onnx, .* \"ntkprefix\[models\]\""),
+    (
+        "ntkprefix.adapters",
+        "safetensors",
+        r"ntkprefix\.models: needs the package safetensors, .* \"ntkprefix\[models\]\"",
+    ),
+    ("ntkprefix.train", "optax", r"ntkprefix\.train: needs the package optax, .* \"ntkprefix\[models\]\""),
+    ("ntkprefix.train", "orbax", r"ntkprefix\.train: needs the package orbax \(orbax-checkpoint\), .*"),
+]
+
+
+@pytest.mark.parametrize(("module", "package", "message"), MISSING)
+def test_a_missing_package_is_named_with_what_installs_it(module, package, message):
+    program = f"import sys; sys.modules[{package!r}] = None; import {module}"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 1
+    assert re.search("ImportError: " + message, found.stderr.strip().splitlines()[-1]), found.stderr
+
+
+def test_extras_exist_and_other_errors_pass():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for path in (path for folder in ("ntkprefix", "theory") for path in (ROOT / folder).rglob("*.py")):
+        for name in re.findall(r'with extra\("(\w+)"', path.read_text()):
+            assert name in extras, path
+    for module in ("ntkprefix.absent", "theory.absent"):
+        with pytest.raises(ModuleNotFoundError, match="absent"), extra("models", "a part"):
+            importlib.import_module(module)

@@ -4,19 +4,22 @@ A new adapter is one file with a frozen dataclass that has `init`, `adapt` and `
 line in `ADAPTERS`.
 """
 
-from ntkprefix.adapters.base import Adapter, Stack, count
-from ntkprefix.adapters.features import FeatureAdapter
-from ntkprefix.adapters.files import load_adapter, save_adapter
-from ntkprefix.adapters.full import FullAdapter
-from ntkprefix.adapters.head import HeadAdapter
-from ntkprefix.adapters.lora import LoraAdapter
-from ntkprefix.adapters.measure import MeasureAdapter
-from ntkprefix.adapters.own import own_tokens
-from ntkprefix.adapters.peft import load_peft, save_peft
-from ntkprefix.adapters.prompt import PromptAdapter
-from ntkprefix.adapters.registry import ADAPTERS
-from ntkprefix.adapters.spell import spelt
-from ntkprefix.adapters.tokens import TokenAdapter
+from ntkprefix._extras import extra
+
+with extra("models", "ntkprefix.adapters"):
+    from ntkprefix.adapters.base import Adapter, Stack, count
+    from ntkprefix.adapters.features import FeatureAdapter
+    from ntkprefix.adapters.files import load_adapter, save_adapter
+    from ntkprefix.adapters.full import FullAdapter
+    from ntkprefix.adapters.head import HeadAdapter
+    from ntkprefix.adapters.lora import LoraAdapter
+    from ntkprefix.adapters.measure import MeasureAdapter
+    from ntkprefix.adapters.own import own_tokens
+    from ntkprefix.adapters.peft import load_peft, save_peft
+    from ntkprefix.adapters.prompt import PromptAdapter
+    from ntkprefix.adapters.registry import ADAPTERS
+    from ntkprefix.adapters.spell import spelt
+    from ntkprefix.adapters.tokens import TokenAdapter
 
 __all__ = [
     "ADAPTERS",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ntkprefix.checks.describe import described, is_int, is_real
+from ntkprefix.checks.describe import described, is_int, is_integer, is_real
 
 
 def at_least(least: int, kind: str, **counts: Any) -> None:
@@ -84,7 +85,7 @@ def reachable(radius: float, tolerance: float) -> None:
         ValueError: a radius or tolerance for which there is no degree.
     """
     non_negative("taylor_degree", radius=radius, tolerance=tolerance)
-    if math.isinf(radius):
+    if radius > sys.float_info.max:
         raise ValueError(f"taylor_degree: expected a finite radius, got {radius}.")
     if tolerance == 0:
         raise ValueError(f"taylor_degree: expected a tolerance above 0, got {tolerance}.")
@@ -168,14 +169,37 @@ def seed(kind: str, numbers: Any) -> None:
         raise ValueError(f"{kind}: expected integers of at least 0 as seed, got {numbers!r}.")
 
 
+def random_seed(kind: str, number: Any) -> None:
+    """What JAX makes a random key from; a traced integer will do.
+
+    Raises:
+        TypeError: not one integer.
+        ValueError: more than 64 bits.
+    """
+    if not is_integer(number) or jnp.ndim(number):
+        raise TypeError(f"{kind}: expected an integer as seed, got {described(number)}.")
+    if is_int(number) and not -(2**63) <= number < 2**63:
+        raise ValueError(f"{kind}: expected a seed within 64 bits, got {number}.")
+
+
 def not_too_many_features(degree: int, width: int, size: int, most: int) -> None:
     """The size of a Taylor feature map.
 
     Raises:
-        ValueError: above `most`.
+        ValueError: above `most`, or above 16 times as many factors in all.
     """
+    name = f"feature_map('taylor', degree={degree})"
     if size > most:
         raise ValueError(
-            f"feature_map('taylor', degree={degree}) has {size:,} features at head width {width}; expected at most "
-            f"{most:,}. Use a lower degree."
+            f"{name} has {_readable(size)} features at head width {width}; expected at most {most:,}. Use a lower "
+            "degree."
         )
+    if size * degree > 16 * most:
+        raise ValueError(
+            f"{name} has {size:,} features of {degree} factors each at head width {width}; expected at most "
+            f"{16 * most:,} factors in all. Use a lower degree."
+        )
+
+
+def _readable(number: int) -> str:
+    return f"{number:,}" if number < 10**15 else f"10^{math.log10(number):.0f}"

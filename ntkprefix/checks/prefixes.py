@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,24 +13,34 @@ import numpy as np
 from ntkprefix.checks.describe import described, is_real, shapes
 
 
-def fit_together(kind: str, axes: Mapping[str, str], named: Mapping[str, Any]) -> None:
+def floating(kind: str, **named: Any) -> None:
+    """Parts of a pytree, which can hold anything until they are used.
+
+    Raises:
+        TypeError: something that is not an array of floating-point numbers.
+    """
+    for name, array in named.items():
+        if not (hasattr(array, "dtype") and hasattr(array, "ndim")) or not jnp.issubdtype(array.dtype, jnp.floating):
+            found = None if array is None else getattr(array, "dtype", type(array).__name__)
+            raise TypeError(f"{kind}: expected {name} to be an array of floating-point numbers, got {found}.")
+
+
+def fit_together(kind: str, axes: Mapping[str, str], named: Mapping[str, Any], optional: Sequence[str] = ()) -> None:
     """Arrays of one object: every axis letter has one size, and all have a leading B axis or none.
 
     Args:
         kind: name for the message.
         axes: axis letters per array, as in `"M K H"`.
-        named: the arrays; None is skipped.
+        named: the arrays.
+        optional: names of those that may be None.
 
     Raises:
         TypeError: something that is not an array of floating-point numbers.
         ValueError: a wrong rank, or sizes that differ.
     """
     sizes: dict[str, int] = {}
-    present = {name: array for name, array in named.items() if array is not None}
-    for name, array in present.items():
-        if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
-            found = getattr(array, "dtype", type(array).__name__)
-            raise TypeError(f"{kind}: expected {name} to be an array of floating-point numbers, got {found}.")
+    present = {name: array for name, array in named.items() if array is not None or name not in optional}
+    floating(kind, **present)
     wanted = ", ".join(f"{name} [{axes[name].replace(' ', ', ')}]" for name in present)
     for name, array in present.items():
         letters = axes[name].split()
@@ -172,15 +182,21 @@ def addable(a: Any, b: Any) -> None:
     """Two feature states whose sums are over the same features.
 
     Raises:
-        TypeError: the second is no feature state.
+        TypeError: the second is no feature state, or Z, k or log_scale of one is no array of floating-point numbers.
         ValueError: other feature maps, shapes, scales or centres.
     """
     if type(b) is not type(a):
         raise TypeError(f"{type(a).__name__}: can add or subtract only its own kind, got {type(b).__name__}.")
+    for state in (a, b):
+        floating("FeaturePrefix", Z=state.Z, k=state.k)
+        if state.log_scale is not None:
+            floating("FeaturePrefix", log_scale=state.log_scale)
     if a.feature_map != b.feature_map:
         raise ValueError(f"FeaturePrefix: expected one feature map, got {a.feature_map} and {b.feature_map}.")
     if a.Z.shape != b.Z.shape:
         raise ValueError(f"FeaturePrefix: expected states of one shape, got Z {a.Z.shape} and {b.Z.shape}.")
+    if a.k.shape != b.k.shape:
+        raise ValueError(f"FeaturePrefix: expected states of one shape, got k {a.k.shape} and {b.k.shape}.")
     if b.scale is not None:
         scale_of_state(a.scale, b.scale)
     if (a.centre is None) != (b.centre is None) or _known_to_differ(a.centre, b.centre):
@@ -194,7 +210,7 @@ def mergeable(kind: type, partials: tuple[Any, ...]) -> None:
     """Shares of attention over disjoint groups of keys, for the same queries.
 
     Raises:
-        TypeError: not a `Partial`.
+        TypeError: not a `Partial`, or not one of arrays of floating-point numbers.
         ValueError: none, or shapes that differ.
     """
     if not partials:
@@ -202,6 +218,8 @@ def mergeable(kind: type, partials: tuple[Any, ...]) -> None:
     for partial in partials:
         if not isinstance(partial, kind):
             raise TypeError(f"merge: expected Partials, got {described(partial)}. A prefix has its `partial` method.")
+    for partial in partials:
+        floating("merge", num=partial.num, den=partial.den, log_scale=partial.log_scale)
     found = [tuple(jnp.shape(leaf) for leaf in (p.num, p.den, p.log_scale)) for p in partials]
     rows = found[0][1]
     if len(set(found)) > 1 or found[0][2] != rows or found[0][0][:-1] != rows:

@@ -27,7 +27,13 @@ def read_npz(path: Path, size: int) -> ImageData:
     highest = max(int(arrays["y_train"].max()), int(arrays["y_test"].max()))
     names = _names(path, arrays.get("class_names"), highest)
     y_train, y_test = (arrays[f"y_{part}"].astype(np.int32) for part in ("train", "test"))
+    checks.several(path, names, y_train)
     checks.tested(path, names, y_train, y_test)
+    if "class_names" not in arrays:
+        # Numbers that no image has are no classes; those that are keep theirs as names.
+        used = np.unique(y_train)
+        names = tuple(names[label] for label in used)
+        y_train, y_test = (np.searchsorted(used, labels).astype(np.int32) for labels in (y_train, y_test))
     return ImageData(
         x_train=fit_all(arrays["x_train"], size, str(path)),
         y_train=y_train,

@@ -1,8 +1,8 @@
-"""Whether the classes of training and test belong together."""
+"""Whether the classes of training and test are classes, and belong together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ def every_class(path: Path, names: list[str], train: np.ndarray, test: np.ndarra
         if absent:
             raise ValueError(
                 f"{path}: expected images of every class in the {part} part of the split, got none of "
-                f"{some(absent)}. Add images, or change test_share."
+                f"{some(absent)}. Add images of it, or split the set yourself, into train/<class>/ and test/<class>/ "
+                "folders (`load_images` can also hold out another share, test_share)."
             )
 
 
@@ -32,6 +33,28 @@ def tested(path: Path, names: Sequence[str], train: np.ndarray, test: np.ndarray
             f"{path}: expected training images of every class that has test images, got none of {some(absent)}. Add "
             "training images, or leave out the test images of these classes."
         )
+
+
+def several(path: Path, names: Sequence[str], train: np.ndarray) -> None:
+    """ValueError when there is only one class to train on."""
+    found = np.unique(train)
+    if len(found) < 2:
+        raise ValueError(
+            f"{path}: expected at least 2 classes of training images, got {some([names[label] for label in found])} "
+            "alone. Add images of another class."
+        )
+
+
+def distinct(path: Path, folders: Iterable[Path]) -> None:
+    """ValueError when a class is another one by a second name."""
+    known: dict[Path, Path] = {}
+    for folder in folders:
+        first = known.setdefault(folder.resolve(), folder)
+        if first.name != folder.name:
+            raise ValueError(
+                f"{path}: expected a folder of its own for every class, got {some([first.name, folder.name])}, which "
+                "are one folder. Remove the link."
+            )
 
 
 def number_of_classes(path: Path, classes: int) -> None:

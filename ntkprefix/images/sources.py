@@ -17,15 +17,18 @@ _DIGITS_TEST = 797
 def load_images(source: str | Path, *, size: int, seed: int = 0, test_share: float = 0.2) -> ImageData:
     """Load images, resized on their shorter side and cropped at the centre to `size` x `size`.
 
-    Every class of the test images must have training images. Photographs are turned upright as their EXIF data say,
-    transparent parts become white, of an animation the first frame counts, and 16 bits a channel become 8. Files are
-    treated as untrusted: nothing is unpickled, and what would fill the memory is refused.
+    There must be at least two classes, and training images of every class that has test images. Photographs are turned
+    upright as their EXIF data say, transparent parts become white, of an animation the first frame counts, and 16 bits
+    a channel become 8. Files are treated as untrusted: nothing is unpickled, and what would fill the memory is refused.
 
     Args:
         source: "digits" (scikit-learn's handwritten digits); a `.npz` file with uint8 `x_train` and `x_test`
-            [N, h, w, 3] or [N, h, w], integer `y_train` and `y_test`, perhaps `class_names`, text without repeats; a
-            folder that holds one such file and no folders; or a folder with `train/<class>/` and `test/<class>/`, or
-            `<class>/` alone, which is split here.
+            [N, h, w, 3] or [N, h, w], integer `y_train` and `y_test`, perhaps `class_names`, text without repeats
+            (without it the numbers that occur are the classes and their names, counted anew from 0); a folder that
+            holds one such file and no folders; or a folder with `train/<class>/` and `test/<class>/` (or `val`, or
+            `validation`, in any case of letters; the first of the three that has classes), or `<class>/` alone, which
+            is split here. Hidden folders and `__MACOSX` are passed over. A class may be a link to a folder elsewhere,
+            but not to another class of the set.
         size: side of the images returned, in pixels.
         seed: of the split, where one is made; it is stratified by class.
         test_share: share of a `<class>/` folder's images that become the test set.
@@ -35,6 +38,7 @@ def load_images(source: str | Path, *, size: int, seed: int = 0, test_share: flo
 
     Raises:
         FileNotFoundError: there is no such file or folder.
+        ImportError: "digits" without scikit-learn.
         OSError: a folder cannot be read.
         TypeError: arrays in a `.npz` have the wrong dtype.
         ValueError: a size or share out of range, or a file that is not what is described above; the message names it.

@@ -4,17 +4,20 @@ One block (`block`) and two models made of it (`vit`, `text`) serve every archit
 `families`, which reads a configuration and says which tensors the parameters come from.
 """
 
-from ntkprefix.models.adaptation import Adaptation, LowRank
-from ntkprefix.models.block import Block, BlockConfig
-from ntkprefix.models.cache import Cache
-from ntkprefix.models.families.dinov2 import load_dinov2
-from ntkprefix.models.generate import Generated, generate
-from ntkprefix.models.load import load_text_model
-from ntkprefix.models.preprocessing import load_preprocess
-from ntkprefix.models.rotary import Rotary
-from ntkprefix.models.statistics import AttentionStatistics
-from ntkprefix.models.text import TextConfig, TextModel
-from ntkprefix.models.vit import ViT, ViTConfig
+from ntkprefix._extras import extra
+
+with extra("models", "ntkprefix.models"):
+    from ntkprefix.models.adaptation import Adaptation, LowRank
+    from ntkprefix.models.block import Block, BlockConfig
+    from ntkprefix.models.cache import Cache
+    from ntkprefix.models.families.dinov2 import load_dinov2
+    from ntkprefix.models.generate import Generated, generate
+    from ntkprefix.models.load import load_text_model
+    from ntkprefix.models.preprocessing import load_preprocess
+    from ntkprefix.models.rotary import Rotary
+    from ntkprefix.models.statistics import AttentionStatistics
+    from ntkprefix.models.text import TextConfig, TextModel
+    from ntkprefix.models.vit import ViT, ViTConfig
 
 __all__ = [
     "Adaptation",

@@ -32,9 +32,19 @@ class Prefix(Protocol):
     """A prefix: a pytree with its share of attention."""
 
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
-        """The share of all its keys, for logits `scale * q.p`."""
+        """The share of all its keys, for logits `scale * q.p`.
+
+        Raises:
+            TypeError: as for `shape`, or a scale that is no number where that is checked.
+            ValueError: as for `shape`, or a scale for which there is no answer.
+        """
         ...
 
     def shape(self) -> PrefixShape:
-        """The sizes that have to match; ValueError when the arrays do not fit each other."""
+        """The sizes that have to match.
+
+        Raises:
+            TypeError: a part is not an array of floating-point numbers.
+            ValueError: the arrays do not fit each other.
+        """
         ...

@@ -94,7 +94,8 @@ class FeaturePrefix:
         Raises:
             TypeError: arrays that are not floating point, no feature map, a scale that is no number, a `recentre` that
                 is neither True nor False.
-            ValueError: shapes that do not fit, a scale that is not above 0.
+            ValueError: shapes that do not fit, a head without width, a scale that is not finite and above 0, a feature
+                map of too many features.
 
         Source: MATH "Features" and "Recentring".
         """
@@ -102,6 +103,7 @@ class FeaturePrefix:
             "from_tokens",
             {"keys": "M K H", "values": "M K Hv", "centre": "K H"},
             {"keys": keys, "values": values, "centre": centre},
+            optional=("centre",),
         )
         checks.is_feature_map("from_tokens", feature_map)
         checks.yes_or_no("from_tokens", recentre=recentre)
@@ -118,7 +120,8 @@ class FeaturePrefix:
         """The state of both prefixes' tokens together.
 
         Raises:
-            TypeError: `other` is not a `FeaturePrefix`.
+            TypeError: `other` is not a `FeaturePrefix`, or one of the two is not made of arrays of floating-point
+                numbers.
             ValueError: other feature maps, other shapes, or scales or centres that are known to differ: build one state
                 with `scale=` and `centre=` of the other.
         """
@@ -128,7 +131,7 @@ class FeaturePrefix:
         """The state without the tokens of `other`, which must be among them.
 
         Raises:
-            TypeError: `other` is not a `FeaturePrefix`.
+            TypeError: as for `+`.
             ValueError: as for `+`.
         """
         return self._combine(other, sign=-1)
@@ -152,7 +155,7 @@ class FeaturePrefix:
             The longer prefix's state, of the same size.
 
         Raises:
-            TypeError: as for `from_tokens`.
+            TypeError: as for `from_tokens` and `+`.
             ValueError: as for `from_tokens`, a scale that is not the state's, or sizes that are not.
         """
         more = FeaturePrefix.from_tokens(
@@ -169,12 +172,14 @@ class FeaturePrefix:
         """The sizes that have to match.
 
         Raises:
-            ValueError: the arrays do not fit each other, or the feature map.
+            TypeError: one of them is not an array of floating-point numbers.
+            ValueError: the arrays do not fit each other.
         """
         checks.fit_together(
             "FeaturePrefix",
             {"Z": "A R Hv", "k": "A R", "log_scale": "A", "centre": "A H"},
             {"Z": self.Z, "k": self.k, "log_scale": self.log_scale, "centre": self.centre},
+            optional=("log_scale", "centre"),
         )
         rows = self.Z.shape[0] if self.Z.ndim == 4 else None
         width = None if self.centre is None else self.centre.shape[-1]
@@ -184,10 +189,11 @@ class FeaturePrefix:
         """The share of the whole prefix, however long it is.
 
         Raises:
-            TypeError: a scale that is no number.
-            ValueError: a scale that is not above 0 or is not the one the state was built with, or features that are
-                not as many as the state's.
+            TypeError: as for `shape`, something that is no feature map, a scale that is no number.
+            ValueError: as for `shape`, a scale that is not above 0 or is not the one the state was built with, or
+                features that are not as many as the state's.
         """
+        self.shape()
         batch, length, heads, width = query.shape
         checks.is_feature_map("FeaturePrefix", self.feature_map)
         checks.positive_scale(scale, width)

@@ -87,13 +87,15 @@ class MeasurePrefix:
             The prefix, in float32 or wider. Clusters that end up empty weigh nothing.
 
         Raises:
-            TypeError: a count that is not an integer.
-            ValueError: shapes that do not fit, M = 0, C < 1, rho outside 0..H.
+            TypeError: arrays that are not floating point, a count or seed that is not an integer.
+            ValueError: shapes that do not fit, M = 0, C < 1, rho outside 0..H, iterations below 0, a seed of more than
+                64 bits.
         """
         checks.fit_together("from_tokens", {"keys": "M K H", "values": "M K Hv"}, {"keys": keys, "values": values})
         checks.at_least(1, "MeasurePrefix.from_tokens", components=components, tokens=keys.shape[-3])
         checks.at_least(0, "MeasurePrefix.from_tokens", rank=rank, iterations=iterations)
         checks.rank_fits(rank, keys.shape[-1])
+        checks.random_seed("MeasurePrefix.from_tokens", seed)
         dtype = accumulator(keys.dtype)
         fit = bind(_fit_head, jax.random.key(seed), components=components, rank=rank, iterations=iterations)
         per_head = jax.vmap(fit, in_axes=1, out_axes=1)
@@ -104,6 +106,7 @@ class MeasurePrefix:
         """The sizes that have to match.
 
         Raises:
+            TypeError: one of them is not an array of floating-point numbers.
             ValueError: the arrays do not fit each other.
         """
         axes = {
@@ -118,7 +121,13 @@ class MeasurePrefix:
         return PrefixShape(rows, self.mean.shape[-2], self.mean.shape[-1], self.value.shape[-1])
 
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
-        """The share of the C clouds."""
+        """The share of the C clouds.
+
+        Raises:
+            TypeError: as for `shape`.
+            ValueError: as for `shape`.
+        """
+        self.shape()
         rows = "B" if self.mean.ndim == 4 else ""
         query = query.astype(accumulator(query.dtype, self.mean.dtype))
         logits = dense.grouped_logits(query, self.mean, scale)

@@ -43,18 +43,26 @@ class TokenPrefix:
         """The sizes that have to match.
 
         Raises:
+            TypeError: one of them is not an array of floating-point numbers.
             ValueError: keys, values and log-weights do not fit each other.
         """
         checks.fit_together(
             "TokenPrefix",
             {"keys": "M K H", "values": "M K Hv", "log_weights": "M K"},
             {"keys": self.keys, "values": self.values, "log_weights": self.log_weights},
+            optional=("log_weights",),
         )
         rows = self.keys.shape[0] if self.keys.ndim == 4 else None
         return PrefixShape(rows, self.keys.shape[-2], self.keys.shape[-1], self.values.shape[-1])
 
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
-        """The share of the M tokens."""
+        """The share of the M tokens.
+
+        Raises:
+            TypeError: as for `shape`.
+            ValueError: as for `shape`.
+        """
+        self.shape()
         if query.dtype != self.keys.dtype:  # not down to the query's type: a trained key may not fit float16
             query = query.astype(accumulator(query.dtype, self.keys.dtype))
         logits = dense.grouped_logits(query, self.keys, scale)

@@ -1,10 +1,13 @@
 """Training: one compiled step, data on the host, frozen weights shared and never copied."""
 
-from ntkprefix.train.checkpoints import Checkpoints
-from ntkprefix.train.config import TrainConfig
-from ntkprefix.train.loop import TrainResult, train
-from ntkprefix.train.population import PopulationResult, train_population
-from ntkprefix.train.step import Loss
+from ntkprefix._extras import extra
+
+with extra("models", "ntkprefix.train"):
+    from ntkprefix.train.checkpoints import Checkpoints
+    from ntkprefix.train.config import TrainConfig
+    from ntkprefix.train.loop import TrainResult, train
+    from ntkprefix.train.population import PopulationResult, train_population
+    from ntkprefix.train.step import Loss
 
 __all__ = [
     "Checkpoints",

@@ -30,6 +30,20 @@ def test_npz_grey_and_without_names(tmp_path):
     assert data.class_names == ("0", "1", "2")
 
 
+def test_numbers_that_no_image_has_are_no_classes(tmp_path):
+    train, test = np.array([5, 1, 9, 5, 1, 9], np.uint8), np.array([9, 9, 1])
+    data = load_images(npz(tmp_path, y_train=train, y_test=test, class_names=None), size=8)
+    assert data.class_names == ("1", "5", "9")
+    assert (data.y_train.tolist(), data.y_test.tolist()) == ([1, 0, 2, 1, 0, 2], [2, 2, 0])
+    assert data.y_train.dtype == data.y_test.dtype == np.int32
+
+
+def test_names_that_no_image_has_stay(tmp_path):
+    labels = {"y_train": np.array([0, 2, 0, 2, 0, 2]), "y_test": np.array([2, 0, 0])}
+    data = load_images(npz(tmp_path, **labels), size=8)
+    assert (data.class_names, data.y_train.tolist()) == (("a", "b", "c"), [0, 2, 0, 2, 0, 2])
+
+
 def test_narrow_arrays(tmp_path):
     data = load_images(npz(tmp_path, x_train=np.full((6, 1, 1), 7, np.uint8)), size=14)
     assert (data.x_train == 7).all()
@@ -77,6 +91,16 @@ NPZ_ERRORS = {
         {"y_train": np.array([0, 1, 0, 0, 1, 1])},
         ValueError,
         r"training images of every class that has test images, got none of \['c'\]",
+    ),
+    "one class": (
+        {"y_train": np.zeros(6, int), "y_test": np.zeros(3, int)},
+        ValueError,
+        r"expected at least 2 classes of training images, got \['a'\] alone",
+    ),
+    "one number": (
+        {"y_train": np.full(6, 7), "y_test": np.full(3, 7), "class_names": None},
+        ValueError,
+        r"expected at least 2 classes of training images, got \['7'\] alone",
     ),
     "repeated names": (
         {"class_names": np.array(["a", "b", "b"])},

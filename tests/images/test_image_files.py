@@ -15,7 +15,7 @@ from ntkprefix.images import load_images, normalise
 
 
 def test_modes_and_rotation(tmp_path):
-    folder = classes(tmp_path, {"a": 2})
+    folder = classes(tmp_path, {"a": 2, "b": 3})
     Image.new("RGBA", (9, 9), (10, 20, 30, 255)).save(folder / "a" / "0.png")
     Image.new("P", (9, 9)).save(folder / "a" / "1.png")
     turned = Image.new("RGB", (8, 16))
@@ -31,11 +31,12 @@ def test_modes_and_rotation(tmp_path):
 
 
 def opened(image, folder, size=8, **options):
-    """The first of two equal images of a class, loaded from PNG files (or others, by `suffix`)."""
+    """One of four equal images in two classes, loaded from PNG files (or others, by `suffix`)."""
     suffix = options.pop("suffix", "png")
-    (folder / "a").mkdir()
-    for name in ("0", "1"):
-        image.save(folder / "a" / f"{name}.{suffix}", **options)
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        for index in range(2):
+            image.save(folder / name / f"{index}.{suffix}", **options)
     return load_images(folder, size=size, test_share=0.5).x_train[0]
 
 
@@ -73,7 +74,7 @@ def test_small_and_narrow_images(shape, tmp_path):
 
 
 def test_huge_image(tmp_path, monkeypatch):
-    folder = classes(tmp_path, {"a": 4})
+    folder = classes(tmp_path, {"a": 4, "b": 4})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"0.png: expected an image of at most 100 pixels"):
         load_images(folder, size=8)
@@ -81,7 +82,7 @@ def test_huge_image(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"text", None])
 def test_unreadable_image(content, tmp_path):
-    bad = classes(tmp_path, {"a": 4}) / "a" / "2.png"
+    bad = classes(tmp_path, {"a": 4, "b": 4}) / "a" / "2.png"
     bad.write_bytes(bad.read_bytes()[:45] if content is None else content)
     with pytest.raises(ValueError, match=re.escape(f"{bad}: expected an image")):
         load_images(tmp_path, size=8)
@@ -108,7 +109,7 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_what_is_no_image_file(case, tmp_path):
-    bad = classes(tmp_path, {"a": 4}) / "a" / "2.png"
+    bad = classes(tmp_path, {"a": 4, "b": 4}) / "a" / "2.png"
     BAD_FILES[case](bad)
     with pytest.raises(ValueError, match=re.escape(f"{bad}: expected an image")):
         load_images(tmp_path, size=8)
@@ -117,7 +118,7 @@ def test_what_is_no_image_file(case, tmp_path):
 def test_a_file_that_may_not_be_read(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root reads everything")
-    bad = classes(tmp_path, {"a": 4}) / "a" / "2.png"
+    bad = classes(tmp_path, {"a": 4, "b": 4}) / "a" / "2.png"
     bad.chmod(0)
     with pytest.raises(ValueError, match=re.escape(f"{bad}: expected an image")):
         load_images(tmp_path, size=8)
