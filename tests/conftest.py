@@ -1,5 +1,6 @@
 """Strict numerics for every test: silent promotion of dtypes or ranks is an error, and shapes are checked."""
 
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -39,3 +40,17 @@ def unchecked():
     jaxtyping_config.update("jaxtyping_disable", True)
     yield
     jaxtyping_config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory):
+    """The tiny text models of the golden file by their names, each loaded once."""
+    from models.tiny_text import write_folder
+
+    from ntkprefix.models import load_text_model
+
+    @cache
+    def load(name):
+        return load_text_model(write_folder(tmp_path_factory.mktemp(name) / "m", name))
+
+    return load

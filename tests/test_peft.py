@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 from flax import nnx
-from models.tiny_text import write_folder
 from safetensors.numpy import load_file, save_file
 
 from ntkprefix.adapters import FullAdapter, LoraAdapter, TokenAdapter
 from ntkprefix.adapters.peft import load_peft, save_peft
-from ntkprefix.models import BlockConfig, TextConfig, TextModel, load_text_model
+from ntkprefix.models import BlockConfig, TextConfig, TextModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CASES = (
@@ -27,18 +26,6 @@ RNG = np.random.default_rng(0)
 def golden():
     with np.load(GOLDEN / "peft_tiny.npz") as file:
         return {key: file[key] for key in file.files}
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    models = {}
-
-    def load(name):
-        if name not in models:
-            models[name] = load_text_model(write_folder(tmp_path_factory.mktemp(name) / "m", name))
-        return models[name]
-
-    return load
 
 
 def write_theirs(folder, golden, case):

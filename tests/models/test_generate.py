@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_text import golden, write_folder
+from tiny_text import golden
 
 from ntkprefix.adapters import FeatureAdapter, LoraAdapter, PromptAdapter, Stack, TokenAdapter
-from ntkprefix.models import Cache, TextModel, generate, load_text_model
+from ntkprefix.models import Cache, TextModel, generate
 
 LENGTHS = (5, 2, 4)
 ALL = ("query", "key", "value", "out", "gate", "up", "down")
@@ -21,18 +21,6 @@ ADAPTERS = {
     "LoRA and a state": Stack([LoraAdapter(rank=2), FeatureAdapter()]),
     "all at once": Stack([LoraAdapter(rank=2), PromptAdapter(length=2, deviation=1.0), TokenAdapter(length=3)]),
 }
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    models = {}
-
-    def load(name):
-        if name not in models:
-            models[name] = load_text_model(write_folder(tmp_path_factory.mktemp(name) / "m", name))
-        return models[name]
-
-    return load
 
 
 def tokens_of(name):

@@ -5,22 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_text import DECODERS, NAMES, golden, write_folder
+from tiny_text import DECODERS, NAMES, golden
 
 from ntkprefix import FeaturePrefix, TokenPrefix
-from ntkprefix.models import Adaptation, Cache, LowRank, generate, load_text_model
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    models = {}
-
-    def load(name):
-        if name not in models:
-            models[name] = load_text_model(write_folder(tmp_path_factory.mktemp(name) / "m", name))
-        return models[name]
-
-    return load
+from ntkprefix.models import Adaptation, Cache, LowRank, generate
 
 
 @nnx.jit
