@@ -141,7 +141,7 @@ def transfer() -> str:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     trained = ", ".join(f"{found['data']['train']:,} of {name}" for name, found in results.items())
     seeds = sets[0]["summary"][0]["seeds"]
-    command = f"python -m experiments.transfer --seeds {' '.join(map(str, sets[0]['config']['seeds']))} SET ..."
+    command = f"python -m experiments.transfer SET ... --seeds {' '.join(map(str, sets[0]['config']['seeds']))}"
     of = "held-out images, one seed" if seeds == 1 else f"{seeds} seeds"
     return "\n".join(
         [

