@@ -105,7 +105,6 @@ class LanguageTask:
         on_batch: Callable[[int], Any] | None = None,
     ) -> list[list[int]]:
         """Greedy answers to the questions, up to and without `stop`; the answers' own are not read."""
-        model = nnx.merge(self._graph, self.frozen)
         adaptation = self._adapter.adapt(params["adapter"])
         model = merge(self._graph, self.frozen, adaptation)
         made = []

@@ -63,8 +63,8 @@ def config(tmp_path, **options):
 
 def test_the_smallest_held_back_loss_decides_and_every_seed_is_tested(log, tmp_path):
     row = main(config(tmp_path))["rows"][0]
-    assert row["tried"]["step_sizes"] == pytest.approx([0.01 / 3, 0.01, 0.03])
-    assert int(np.argmin(row["tried"]["losses"])) == 2
+    assert row["tried"]["step_sizes"] == pytest.approx([0.01, 0.03, 0.09])
+    assert int(np.argmin(row["tried"]["losses"])) == 1
     assert row["step_size"] == pytest.approx(0.03)
     assert row["tests"] == [{"accuracy": 0.0}, {"accuracy": 0.1}, {"accuracy": 0.2}]
     assert (row["adapter_parameters"], row["head_parameters"], row["bytes"], row["break_even_tokens"]) == (

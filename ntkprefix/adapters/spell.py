@@ -6,6 +6,8 @@ import ast
 import dataclasses
 from typing import Any
 
+import jax
+
 from ntkprefix.adapters.base import Adapter, Stack
 from ntkprefix.adapters.registry import ADAPTERS
 from ntkprefix.feature_maps import feature_map
@@ -64,8 +66,6 @@ def _value(option: str, text: str) -> Any:
 
 
 def _feature_map(text: str) -> Any:
-    import jax
-
     name, _, size = text.partition("/")
     if not size:
         return feature_map(name)

@@ -1,6 +1,6 @@
 """Text tasks: questions with answers, from JSON Lines files, as arrays for encoders and decoders."""
 
-from ntkprefix.texts.arrays import Answers, for_decoder, for_encoder
+from ntkprefix.texts.arrays import Answers, Texts, for_decoder, for_encoder
 from ntkprefix.texts.data import Example, TextData, load_texts
 from ntkprefix.texts.templates import TEMPLATES, Template
 
@@ -10,6 +10,7 @@ __all__ = [
     "Example",
     "Template",
     "TextData",
+    "Texts",
     "for_decoder",
     "for_encoder",
     "load_texts",

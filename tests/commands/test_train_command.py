@@ -55,7 +55,6 @@ def texts(folder, rows):
 
 @pytest.fixture
 def labelled(tmp_path):
-    (tmp_path / "labels.json").parent.mkdir(exist_ok=True)
     rows = [{"text": text, "label": label} for text, label in [("one two", 0), ("five six", 1)] for _ in range(30)]
     folder = texts(tmp_path / "data", rows)
     (folder / "labels.json").write_text('["three", "four"]')

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from conftest import SHARED
 from texts.words import WORDS, word_tokenizer
@@ -142,13 +141,9 @@ def test_pairs_have_segments_and_the_longer_text_is_cut():
         ),
         (lambda: for_decoder([], word_tokenizer(), 1), "length of at least 2, got 1"),
         (lambda: for_encoder([Example("one", "two")], word_tokenizer(), 8), "got free answers. Use a decoder"),
+        (lambda: for_encoder([Example("", "", ("one",), 0)], word_tokenizer(), 2), "length of at least 8, got 2"),
     ],
 )
 def test_errors(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()
-
-
-def test_encoders_take_what_fits():
-    with np.testing.assert_raises(ValueError):
-        for_encoder([Example("", "", ("one",), 0)], word_tokenizer(), 2)
