@@ -1,36 +1,18 @@
-"""The prefix kinds: built from tokens, added, subtracted, batched."""
+"""Feature states and tokens: built, added, subtracted, batched."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from scipy.optimize import nnls
+from prefix_outputs import QUERY, normal, out
 
-from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map
-from ntkprefix.clusters import kmeans
-from ntkprefix.prefixes.least_squares import fit_state
+from ntkprefix import FeaturePrefix, MeasurePrefix, attention, feature_map
 
-RNG = np.random.default_rng(1)
 MAPS = {
     "elu": feature_map("elu"),
     "taylor": feature_map("taylor", degree=2),
     "favor": feature_map("favor", features=24, key=jax.random.key(7)),
 }
-
-
-def normal(*shape, scale=1.0):
-    return jnp.asarray(scale * RNG.standard_normal(shape), jnp.float32)
-
-
-QUERY = normal(2, 4, 4, 6)
-
-
-def out(prefix, query=QUERY, scale=None):
-    """The prefix's own output: attention with no input keys."""
-    batch, _, _, width = query.shape
-    empty = jnp.zeros((batch, 0, 2, width)), jnp.zeros((batch, 0, 2, 5))
-    return attention(query, *empty, prefix=prefix, scale=scale)
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -184,68 +166,6 @@ def test_a_state_without_tokens_is_a_no_op():
     np.testing.assert_array_equal(attention(QUERY, key, value, prefix=prefix), attention(QUERY, key, value))
 
 
-def test_a_component_per_token_is_exact():
-    keys, values = normal(12, 2, 6), normal(12, 2, 5)
-    prefix = MeasurePrefix.from_tokens(keys, values, components=12)
-    np.testing.assert_allclose(out(prefix), out(TokenPrefix(keys, values)), atol=1e-5)
-
-
-def test_fitting_keeps_each_clusters_moments():
-    keys, values = normal(400, 1, 6), normal(400, 1, 5)
-    prefix = MeasurePrefix.from_tokens(keys, values, components=1, rank=6)
-    flat_keys, flat_values = np.asarray(keys[:, 0], np.float64), np.asarray(values[:, 0], np.float64)
-    centred = flat_keys - flat_keys.mean(axis=0)
-    factor, cross = np.asarray(prefix.factor[0, 0]), np.asarray(prefix.cross[0, 0])
-    np.testing.assert_allclose(prefix.log_weight, np.log(400), rtol=1e-6)
-    np.testing.assert_allclose(factor @ factor.T, centred.T @ centred / 400, atol=1e-5)
-    np.testing.assert_allclose(cross @ factor.T, flat_values.T @ centred / 400, atol=1e-5)
-
-
-def test_one_gaussian_cloud_is_the_limit_of_many_tokens():
-    # The claim behind the measure: for jointly Gaussian keys and values softmax over M tokens tends to the closed form.
-    rng = np.random.default_rng(5)
-    mixing = rng.standard_normal((11, 11)) * 0.35
-    mean = rng.standard_normal(11)
-    covariance = mixing @ mixing.T
-    factor = np.linalg.cholesky(covariance[:6, :6])
-    cross = covariance[6:, :6] @ np.linalg.inv(factor.T)
-    as_head = [jnp.asarray(x, jnp.float32)[None, None] for x in (0.0, mean[:6], factor, mean[6:], cross)]
-    query = QUERY[:, :, :1]
-    empty = jnp.zeros((2, 0, 1, 6)), jnp.zeros((2, 0, 1, 5))
-    limit = attention(query, *empty, prefix=MeasurePrefix(*as_head))
-    errors = []
-    for length in (2**8, 2**12, 2**16):
-        tokens = jnp.asarray(mean + rng.standard_normal((length, 11)) @ mixing.T, jnp.float32)[:, None]
-        finite = attention(query, *empty, prefix=TokenPrefix(tokens[..., :6], tokens[..., 6:]))
-        errors.append(float(jnp.sqrt(jnp.mean((finite - limit) ** 2))))
-    slope = np.polyfit(np.log([2**8, 2**12, 2**16]), np.log(errors), 1)[0]
-    assert -0.7 < slope < -0.3, f"fitted slope {slope:.2f}, expected -1/2; errors {errors}"
-
-
-def test_kmeans_finds_separated_groups_and_lowers_the_distortion():
-    rng = np.random.default_rng(0)
-    groups = rng.standard_normal((5, 3)) * 20
-    points = jnp.asarray(np.repeat(groups, 40, axis=0) + 0.1 * rng.standard_normal((200, 3)), jnp.float32)
-    _, labels = kmeans(jax.random.key(0), points, 5)
-    assert len({tuple(set(np.asarray(labels[i * 40 : (i + 1) * 40]))) for i in range(5)}) == 5
-    distortion = [
-        float(jnp.sum((points - c[label]) ** 2))
-        for c, label in (kmeans(jax.random.key(1), points + 0.0, 9, iterations=i) for i in (0, 1, 5))
-    ]
-    assert distortion[0] >= distortion[1] >= distortion[2]
-
-
-def test_kmeans_tells_near_groups_apart_far_from_the_origin():
-    # Keys have large means in real models; |x|^2 = 3e8 leaves no digit for a distance of 1 in float32.
-    rng = np.random.default_rng(3)
-    groups = rng.permutation(8)[:5, None] * np.array([[1.0, -1.0, 0.5]])
-    points = 1e4 + np.repeat(groups, 20, axis=0) + 0.01 * rng.standard_normal((100, 3))
-    centres, labels = kmeans(jax.random.key(0), jnp.asarray(points, jnp.float32), 5)
-    assert [len(set(np.asarray(labels[i * 20 : (i + 1) * 20]))) for i in range(5)] == [1] * 5
-    assert len(set(np.asarray(labels))) == 5
-    np.testing.assert_allclose(centres[np.asarray(labels)[::20]], 1e4 + groups, atol=0.02)
-
-
 def test_states_of_two_dtypes_add_in_the_wider():
     keys, values = normal(30, 2, 6), normal(30, 2, 5)
     state = FeaturePrefix.from_tokens(keys, values, recentre=False)
@@ -253,166 +173,3 @@ def test_states_of_two_dtypes_add_in_the_wider():
     both = rounded + state
     assert both.Z.dtype == both.k.dtype == both.log_scale.dtype == jnp.float32
     np.testing.assert_allclose(out(both), out(state), atol=0.05)
-
-
-def test_more_clusters_than_distinct_points():
-    keys = jnp.ones((4, 1, 6))
-    prefix = MeasurePrefix.from_tokens(keys, normal(4, 1, 5), components=3, rank=1)
-    assert sorted(np.isneginf(np.asarray(prefix.log_weight)).ravel().tolist()) == [False, True, True]
-
-
-DEGENERATE = {  # keys [M, 2, 4] and a number of clusters
-    "more clusters than tokens": (normal(3, 2, 4), 5),
-    "one token": (normal(1, 2, 4), 1),
-    "one token and empty clusters": (normal(1, 2, 4), 3),
-    "all at one point": (jnp.full((7, 2, 4), 1.37), 3),
-    "all at the origin": (jnp.zeros((5, 2, 4)), 2),
-    "each point four times": (jnp.repeat(normal(3, 2, 4), 4, axis=0), 5),
-    "on a line": (normal(9, 2, 1) * normal(1, 2, 4), 2),
-    "equal variances": (jnp.concatenate([jnp.eye(4), -jnp.eye(4)])[:, None].repeat(2, axis=1), 1),
-}
-
-
-@pytest.mark.parametrize("name", DEGENERATE)
-@pytest.mark.parametrize("rank", [0, 1, 4])
-def test_fitting_degenerate_clusters_has_finite_gradients(name, rank):
-    keys, components = DEGENERATE[name]
-    values, query = normal(len(keys), 2, 5), normal(1, 3, 2, 4)
-
-    def loss(keys, values):
-        prefix = MeasurePrefix.from_tokens(keys, values, components=components, rank=rank)
-        return jnp.sum(out(prefix, query) ** 2)
-
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(keys, values)
-    assert np.isfinite(value)
-    assert all(np.isfinite(gradient).all() for gradient in gradients)
-    assert gradients[1].any()
-    # no rounding error in a cluster that is a point is taken for a direction that it spreads in
-    assert all(np.abs(gradient).max() < 1e3 for gradient in gradients)
-
-
-@pytest.mark.parametrize("rank", [0, 2, 4])
-def test_gradients_of_fitting_equal_finite_differences(rank, x64):
-    # of the float64 formulas, with the clusters and the directions of each held where they are
-    rng = np.random.default_rng(8)
-    keys, values, query = (
-        rng.standard_normal((25, 1, 4)),
-        rng.standard_normal((25, 1, 5)),
-        rng.standard_normal((1, 3, 1, 4)),
-    )
-    moves = rng.standard_normal(keys.shape), rng.standard_normal(values.shape)
-    nothing = np.zeros((1, 0, 1, 4)), np.zeros((1, 0, 1, 5))
-    options = {"components": 3, "iterations": 10}
-    weights = rng.standard_normal((1, 3, 1, 5))
-
-    def loss(keys, values):
-        prefix = MeasurePrefix.from_tokens(keys, values, rank=rank, **options)
-        return jnp.vdot(weights, attention(jnp.asarray(query), *map(jnp.asarray, nothing), prefix=prefix))
-
-    centres = np.asarray(MeasurePrefix.from_tokens(jnp.asarray(keys), jnp.asarray(values), **options).mean)[:, 0]
-    labels = np.argmin(((keys - centres[None, :, :]) ** 2).sum(axis=-1), axis=1)
-    assert min(np.bincount(labels, minlength=3)) > 4
-    directions = [np.linalg.eigh(np.cov(keys[labels == c, 0].T, bias=True))[1][:, 4 - rank :] for c in range(3)]
-
-    def expected(step):
-        moved_keys, moved_values = keys[:, 0] + step * moves[0][:, 0], values[:, 0] + step * moves[1][:, 0]
-        moments = []
-        for c in range(3):
-            p, u, d = moved_keys[labels == c], moved_values[labels == c], directions[c]
-            p_spread, u_spread = p - p.mean(axis=0), u - u.mean(axis=0)
-            variances = np.diag(np.diag(d.T @ p_spread.T @ p_spread @ d)) / len(p)
-            covariance, cross = d @ variances @ d.T, u_spread.T @ p_spread / len(p) @ d @ d.T
-            moments.append((np.log(len(p)), p.mean(axis=0), covariance, u.mean(axis=0), cross))
-        share = oracle.measure(*(np.stack(moment)[:, None] for moment in zip(*moments, strict=True)))
-        return np.vdot(weights, oracle.attention(query, *nothing, prefix=share))
-
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(jnp.asarray(keys), jnp.asarray(values))
-    np.testing.assert_allclose(value, expected(0), rtol=1e-10)
-    slope = sum(np.vdot(gradient, move) for gradient, move in zip(gradients, moves, strict=True))
-    np.testing.assert_allclose(slope, (expected(1e-5) - expected(-1e-5)) / 2e-5, rtol=1e-6)
-
-
-def fitted(keys, values, query, log_mass, centre, log_scale, dtype=jnp.float32, **options):
-    tokens = TokenPrefix(jnp.asarray(keys, dtype), jnp.asarray(values, dtype))
-    query, log_mass = jnp.asarray(query, dtype), jnp.asarray(log_mass, dtype)
-    centre, log_scale = jnp.asarray(centre, jnp.float32), jnp.asarray(log_scale, jnp.float32)
-    options = {"feature_map": MAPS["elu"], "centre": centre, "log_scale": log_scale} | options
-    return fit_state(tokens, query, log_mass, **options)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("heads", [2, 1])
-def test_fitting_solves_the_normal_equations(dtype, heads):
-    """In float64, head by head; some queries see nothing, and some little."""
-    rng, width = np.random.default_rng(3), 4
-    keys, values = rng.standard_normal((2, 7, heads, width))
-    query, log_mass = rng.standard_normal((2, 30, 4, width)), 9 + rng.standard_normal((2, 30, 4))
-    log_mass[0, :5], log_mass[1, :5] = -np.inf, -3
-    centre, log_scale = rng.standard_normal((4, width)), np.array([7.0, 7.5, 8.0, 7.0])
-    state = fitted(keys, values, query, log_mass, centre, log_scale, dtype)
-    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
-    assert state.scale == 0.5
-    keys, values, query, log_mass = (
-        np.asarray(jnp.asarray(array, dtype), np.float64) for array in (keys, values, query, log_mass)
-    )
-    for head in range(4):
-        seen = np.isfinite(log_mass[..., head])
-        q, mass, p = query[..., head, :][seen], log_mass[..., head][seen], keys[:, head * heads // 4]
-        weights, x = np.exp(q @ p.T / 2), q / np.sqrt(2)
-        rows = np.where(x > 0, x + 1, np.exp(x)) * np.exp(log_scale[head] + q @ centre[head] / 2)[:, None]
-        total = np.maximum(np.exp(mass) + weights.sum(axis=1), rows.sum(axis=1) / 10)
-        rows /= total[:, None]
-        gram = rows.T @ rows
-        gram += 1e-4 * np.trace(gram) / width * np.eye(width)
-        expected = np.linalg.solve(gram, rows.T @ (weights @ values[:, head * heads // 4] / total[:, None]))
-        np.testing.assert_allclose(state.Z[head], expected, atol=3e-3 * np.abs(expected).max())
-        root = np.linalg.cholesky(gram)
-        expected, _ = nnls(root.T, np.linalg.solve(root, rows.T @ (weights.sum(axis=1) / total)))
-        np.testing.assert_allclose(state.k[head], expected, atol=3e-3 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize("log_mass", [-np.inf, -3e38, -200.0, 0.0])
-def test_a_few_queries_that_see_nothing_do_not_decide_the_fit(log_mass):
-    rng, width = np.random.default_rng(5), 8
-    keys, values = 0.5 * rng.standard_normal((2, 30, 1, width))
-    query, masses = rng.standard_normal((1, 500, 1, width)), 12 + 0.5 * rng.standard_normal((1, 500, 1))
-    keys[..., 0] += 4
-    query[..., 0] = 8 + 0.1 * query[..., 0]
-    query[:, :3, :, 0] *= -1
-    masses[:, :3] = log_mass
-    state = fitted(keys, values, query, masses, np.zeros((1, width)), [10.0])
-    rest, scale = jnp.asarray(query[:, 3:], jnp.float32), width**-0.5
-    exact, ours = (
-        TokenPrefix(*jnp.asarray([keys, values], jnp.float32)).partial(rest, scale),
-        state.partial(rest, scale),
-    )
-    total = np.logaddexp(masses[:, 3:], np.asarray(exact.log_mass(), np.float64))
-    share, found = (np.exp(np.asarray(one.log_mass(), np.float64) - total) for one in (exact, ours))
-    assert np.sqrt(np.mean((found - share) ** 2)) < 0.2 * np.sqrt(np.mean(share**2))
-
-
-EXTREMES = {
-    "features far too heavy": {"log_scale": 200.0},
-    "features far too light": {"log_scale": -200.0},
-    "half in between": {"log_scale": -50.0},
-    "an input of much mass": {"mass": 1e4},
-    "no mass at all": {"mass": -np.inf, "length": 0},
-    "no tokens": {"length": 0},
-    "no queries": {"count": 0},
-    "one query": {"count": 1},
-    "long keys": {"size": 1e3},
-    "a ridge below rounding": {"ridge": 1e-30, "count": 20, "width": 64},
-}
-
-
-@pytest.mark.parametrize("case", EXTREMES)
-def test_fitting_stays_finite(case):
-    options = {"log_scale": 0.0, "mass": 0.0, "length": 7, "count": 50, "width": 4, "size": 1.0} | EXTREMES[case]
-    log_scale, mass, length, count, width, size = map(options.pop, list(options)[:6])
-    rng = np.random.default_rng(0)
-    keys, values = size * rng.standard_normal((2, length, 2, width))
-    query, centre = rng.standard_normal((1, count, 4, width)), rng.standard_normal((4, width))
-    masses = mass + rng.standard_normal((1, count, 4))
-    state = fitted(keys, values, query, masses, centre, np.full(4, log_scale), **options)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    assert jnp.min(state.k) >= 0
