@@ -14,6 +14,8 @@ with extra("theory", "theory"):
     from theory.kernels import as_matrix as as_matrix
     from theory.kernels import finite_ntk as finite_ntk
     from theory.kernels import infinite_ntk as infinite_ntk
+    from theory.linearised import model_ntk as model_ntk
+    from theory.linearised import predict_linearised as predict_linearised
     from theory.model import init_stylized as init_stylized
     from theory.model import stylized_model as stylized_model
     from theory.verdicts import Finding as Finding

@@ -198,3 +198,64 @@ def covariance(where: str, d: int, sigma: Any, matrix: Any) -> None:
         raise ValueError(
             f"{where}: expected a positive semi-definite covariance, got one with the eigenvalue {eigenvalues[0]:.3g}."
         )
+
+
+def parameters(where: str, params: Any) -> None:
+    """A pytree of arrays of floating-point numbers, of at least one number.
+
+    Raises:
+        TypeError: a leaf that is none.
+        ValueError: no number.
+    """
+    leaves = jax.tree.leaves(params)
+    for leaf in leaves:
+        if not isinstance(leaf, jax.Array | np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{where}: expected parameters that are arrays of floating-point numbers, got {described(leaf)}."
+            )
+    if not sum(leaf.size for leaf in leaves):
+        raise ValueError(f"{where}: expected at least one parameter, got none.")
+
+
+def rows(where: str, x: Any) -> int:
+    """How many rows the arrays of a pytree of inputs have.
+
+    Raises:
+        ValueError: none, or not all as many.
+    """
+    found = {array.shape[0] if getattr(array, "ndim", 0) else 0 for array in jax.tree.leaves(x)}
+    if len(found) != 1 or found == {0}:
+        counts = ", ".join(map(str, sorted(found))) or "none"
+        raise ValueError(f"{where}: expected inputs with one number of rows, at least 1, got {counts}.")
+    return found.pop()
+
+
+def outputs(where: str, found: Any, n: int) -> None:
+    """Outputs [n, o].
+
+    Raises:
+        ValueError: of another shape.
+    """
+    if getattr(found, "ndim", None) != 2 or found.shape[0] != n or not found.shape[1]:
+        shape = getattr(found, "shape", type(found).__name__)
+        raise ValueError(f"{where}: expected outputs [n, o] for n = {n} inputs, got {shape}.")
+
+
+def linearised(where: str, kernel: Any, residual: Any, cross: Any, step_size: float) -> None:
+    """A kernel [n, n, o, o], a residual [n, o], a kernel [n_test, n, o, o] or None, and a step size above 0.
+
+    Raises:
+        TypeError: not arrays of floating-point numbers of one dtype.
+        ValueError: the shapes do not belong together, or the step size is not above 0.
+    """
+    arrays(where, kernel=kernel, residual=residual, cross=cross)
+    n, o = residual.shape if residual.ndim == 2 else (0, 0)
+    fits = cross is None or (cross.ndim == 4 and cross.shape[1:] == (n, o, o))
+    if kernel.shape != (n, n, o, o) or not fits:
+        given = {"kernel": kernel, "residual": residual} | ({} if cross is None else {"cross": cross})
+        raise ValueError(
+            f"{where}: expected a kernel [n, n, o, o], a residual [n, o] and a cross kernel [n_test, n, o, o], got "
+            f"shapes {shapes(given)}."
+        )
+    if not step_size > 0:
+        raise ValueError(f"{where}: expected a step_size above 0, got {step_size}.")

@@ -16,7 +16,9 @@ from theory import (
     infinite_ntk,
     init_stylized,
     make_data,
+    model_ntk,
     predict_infinite,
+    predict_linearised,
     stylized_model,
     train,
     verify,
@@ -42,6 +44,15 @@ def training(**changes):
 
 def predicting(**changes):
     return lambda: predict_infinite(**({"x": X, "y": X, "steps": 3, "step_size": 0.01} | changes))
+
+
+def of_model(outputs=None, params=X, X1=X, **more):
+    return lambda: model_ntk(outputs or (lambda params, x: x @ params), params, X1, **more)
+
+
+def linearised(**changes):
+    arguments = {"kernel": ONE((2, 2, 1, 1)), "residual": ONE((2, 1)), "steps": 3, "step_size": 0.1} | changes
+    return lambda: predict_linearised(**arguments)
 
 
 def start(*changes, **more):
@@ -185,6 +196,33 @@ ERRORS = {
         "large batches": (training(batch_size=9, key=KEY), ValueError, "within 1..2 and a key, got 9, key given"),
         "empty batches": (training(batch_size=0, key=KEY), ValueError, "batch_size of at least 1, got 0"),
         "batches between two": (training(batch_size=1.5, key=KEY), TypeError, "an integer batch_size, got float"),
+    },
+    "model_ntk": {
+        "a number among the parameters": (of_model(params={"Z": 1}), TypeError, "arrays of floating-point numbers"),
+        "integer parameters": (of_model(params=jnp.ones(2, int)), TypeError, "arrays of floating-point numbers"),
+        "no parameters": (of_model(params={}), ValueError, "at least one parameter, got none"),
+        "no inputs": (of_model(X1=X[:0]), ValueError, "one number of rows, at least 1, got 0"),
+        "no arrays": (of_model(X1=()), ValueError, "one number of rows, at least 1, got none"),
+        "a number as inputs": (of_model(X1=3.0), ValueError, "one number of rows, at least 1, got 0"),
+        "two numbers of rows": (of_model(X1=(X, W)), ValueError, "one number of rows, at least 1, got 2, 4"),
+        "second inputs of none": (of_model(X2=X[:0]), ValueError, "one number of rows, at least 1, got 0"),
+        "no memory": (of_model(memory=0), ValueError, "memory of at least 1, got 0"),
+        "memory between two": (of_model(memory=1.5), TypeError, "an integer memory, got float"),
+        "one output for all": (of_model(lambda params, _: params.sum()), ValueError, r"outputs \[n, o\] for n = 2 inp"),
+        "outputs of other inputs": (of_model(lambda p, x: (x @ p)[:1]), ValueError, r"outputs \[n, o\] for n = 2 inp"),
+    },
+    "predict_linearised": {
+        "integers": (linearised(residual=jnp.ones((2, 1), int)), TypeError, "residual to be an array of floating"),
+        "another residual": (linearised(residual=ONE((3, 1))), ValueError, r"a kernel \[n, n, o, o\], a residual"),
+        "a residual [n]": (linearised(residual=ONE(2)), ValueError, r"a kernel \[n, n, o, o\], a residual"),
+        "another cross kernel": (
+            linearised(cross=ONE((2, 3, 1, 1))),
+            ValueError,
+            r"a cross kernel \[n_test, n, o, o\]",
+        ),
+        "steps below none": (linearised(steps=-1), ValueError, "steps of at least 0, got -1"),
+        "no step size": (linearised(step_size=0.0), ValueError, "a step_size above 0, got 0.0"),
+        "a step size in words": (linearised(step_size="a"), TypeError, "a number as step_size, got 'a'"),
     },
     "predict_infinite": {
         "integers": (predicting(x=X.astype(int)), TypeError, "x to be an array of .*, got int32"),
