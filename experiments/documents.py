@@ -68,12 +68,14 @@ def cost() -> str:
 
 def _as_many_tokens(rows: list[dict[str, Any]]) -> str:
     """What a state costs, in prefix tokens."""
-    medians = {row["M"]: row["relative_time"][1] for row in rows if row["prefix"] == "tokens"}
-    state = next(row["relative_time"][1] for row in rows if row["prefix"] == "state")
-    dearer = [M for M, time in medians.items() if time > state]
+    tokens = {row["M"]: row["relative_time"] for row in rows if row["prefix"] == "tokens"}
+    low, middle, high = next(row["relative_time"] for row in rows if row["prefix"] == "state")
+    dearer = min(M for M, quartiles in tokens.items() if quartiles[0] > high)
+    alike = [f"{M:,}" for M, quartiles in tokens.items() if quartiles[0] <= high and low <= quartiles[2]]
+    as_long = f", about as long as {' or '.join(alike)} tokens" if alike else ""
     return (
-        f"A state takes {state:.3g} times as long as no prefix, whatever length it stands for, and less than "
-        f"{min(dearer):,} tokens do."
+        f"A state takes {middle:.3g} times as long as no prefix, whatever length it stands for{as_long}; {dearer:,} "
+        "tokens take longer, quartiles apart."
     )
 
 

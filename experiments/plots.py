@@ -58,6 +58,48 @@ def accuracies(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
+def real_kernels(results: dict[str, dict[str, Any]]) -> Figure:
+    """For each model, against M: the kernel's distance to its limit, its movement, and the linearised model's error.
+
+    Args:
+        results: what `real_kernels.main` returns, by the model's name.
+    """
+    figure = Figure(figsize=(10.5, 3.2 * len(results)), layout="constrained")
+    panels = figure.subplots(len(results), 3, squeeze=False)
+    titles = ("kernel at the start, distance to its limit", "movement of the kernel", "error of the linearised model")
+    labels = ("relative distance", "relative movement in training", "of held-out outputs' change, relative")
+    for row, (name, found) in enumerate(results.items()):
+        tokens = [entry for entry in found["rows"] if entry["M"] is not None]
+        state = next(entry for entry in found["rows"] if entry["M"] is None)
+        lengths = np.array(sorted({entry["M"] for entry in tokens}))
+        measures = (lambda entry: entry.get("distance"), _movement, _test_error)
+        for axes, measure, title, label in zip(panels[row], measures, titles, labels, strict=True):
+            values = np.array([[measure(entry) for entry in tokens if entry["M"] == M] for M in lengths])
+            low, middle, high = np.quantile(values, (0.0, 0.5, 1.0), axis=1)
+            axes.fill_between(lengths, low, high, color="#0072B2", alpha=0.2, linewidth=0)
+            axes.plot(lengths, middle, "o-", color="#0072B2", label="M tokens: median and range of draws")
+            if measure(state) is not None:
+                axes.axhline(measure(state), color="#D55E00", linestyle="--", label="state (Z, k)")
+            else:
+                axes.plot(lengths, middle[0] * (lengths / lengths[0]) ** -0.5, ":", color="0.4", label="$M^{-1/2}$")
+            axes.set(xscale="log", yscale="log", xlabel="prefix tokens M per layer", ylabel=label)
+            axes.set_title(f"{name}: {title}", fontsize=10)
+            axes.set_xticks(lengths, [f"{M:,}" for M in lengths])
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _movement(entry: dict[str, Any]) -> float:
+    return entry["kernel_movement"]
+
+
+def _test_error(entry: dict[str, Any]) -> float:
+    return entry["error"]["test"]
+
+
 def smooth(losses: np.ndarray) -> np.ndarray:
     """Running mean over a twelfth of the run; the first values average what there is."""
     window = max(1, len(losses) // 12)

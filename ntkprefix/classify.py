@@ -41,7 +41,6 @@ class Classifier:
     def __init__(self, model: ViT | TextModel, adapter: Adapter):
         self._graph, self.frozen = nnx.split(model)
         self._adapter = adapter
-        self._read = _of_images if isinstance(model, ViT) else _of_texts
 
     def init(self, key: PRNGKeyArray, inputs: Sequence[np.ndarray], classes: int) -> PyTree:
         """Starting parameters: the adapter's, calibrated on `inputs`, and a head of zeros.
@@ -63,7 +62,7 @@ class Classifier:
     def features(self, params: PyTree, frozen: PyTree, *inputs: Array) -> Float[Array, "B width"]:
         """The one token and the mean token, side by side."""
         adaptation = self._adapter.adapt(params["adapter"])
-        return self._read(merge(self._graph, frozen, adaptation), adaptation, *inputs)
+        return pooled(merge(self._graph, frozen, adaptation), adaptation, *inputs)
 
     def project(self, params: PyTree) -> PyTree:
         """The nearest parameters that the adapter allows."""
@@ -131,6 +130,20 @@ def probe(
     features = classifier.all_features(params, inputs, on_batch=on_batch)
     result = train(head_loss, params["head"], None, (features, labels), config, on_step=on_step)
     return {**params, "head": result.params}, result
+
+
+def pooled(model: ViT | TextModel, adaptation: Adaptation, *inputs: Array) -> Float[Array, "B width"]:
+    """The one token and the mean token, side by side: what a `Classifier` puts its head on.
+
+    Args:
+        model: with the adaptation's change of its weights added, if there is any (`ntkprefix.models.adaptation.merge`).
+        adaptation: of one call.
+        inputs: of a `Classifier`.
+
+    Returns:
+        Features, [B, 2 model width].
+    """
+    return (_of_images if isinstance(model, ViT) else _of_texts)(model, adaptation, *inputs)
 
 
 def _of_images(model: ViT, adaptation: Adaptation, images: UInt8[Array, "B h w 3"]) -> Float[Array, "B width"]:

@@ -14,6 +14,7 @@ import jax
 import tyro
 
 from ntkprefix._version import __version__
+from ntkprefix.checks.describe import printable
 from ntkprefix.runs import read_json
 
 
@@ -105,7 +106,9 @@ def guard(program: str, work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _EXPECTED as error:
-        print(f"{program}: {str(error) or type(error).__name__}", file=sys.stderr)
+        # A file's name, quoted in a message, may hold what a terminal would obey.
+        lines = (str(error) or type(error).__name__).splitlines()
+        print(f"{program}: {chr(10).join(map(printable, lines))}", file=sys.stderr)
         return 2
 
 

@@ -12,7 +12,7 @@ _CHUNK = 2048
 
 def kmeans(
     key: PRNGKeyArray, points: Float[Array, "M H"], components: int, iterations: int = 25
-) -> tuple[Float[Array, "C H"], Int[Array, M]]:
+) -> tuple[Float[Array, "C H"], Int[Array, " M"]]:
     """Lloyd's algorithm from a k-means++ start.
 
     Args:
@@ -47,7 +47,7 @@ def kmeans(
     return centres + mean[None, :], nearest(points, centres)
 
 
-def nearest(points: Float[Array, "M H"], centres: Float[Array, "C H"]) -> Int[Array, M]:
+def nearest(points: Float[Array, "M H"], centres: Float[Array, "C H"]) -> Int[Array, " M"]:
     """Index of the nearest centre of every point, [M]."""
     # |x - c|^2 less the |x|^2 that all centres share
     squares = jnp.sum(centres * centres, axis=1)
@@ -70,5 +70,5 @@ def _spread_start(key: PRNGKeyArray, points: Float[Array, "M H"], components: in
     return jax.lax.fori_loop(1, components, add_centre, (centres, _squared_distance(points, first)))[0]
 
 
-def _squared_distance(points: Float[Array, "M H"], centre: Float[Array, H]) -> Float[Array, M]:
+def _squared_distance(points: Float[Array, "M H"], centre: Float[Array, " H"]) -> Float[Array, " M"]:
     return jnp.sum(jnp.square(points - centre[None, :]), axis=1)

@@ -42,7 +42,7 @@ class FeatureMap(Protocol):
         """Feature count R for head width H."""
         ...
 
-    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, ...]]:
+    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, "..."]]:
         """Features `phi` and their `log_scale`."""
         ...
 
@@ -66,7 +66,7 @@ class Elu:
         """R = H."""
         return width
 
-    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... H"], Float[Array, ...]]:
+    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... H"], Float[Array, "..."]]:
         """Features and a log scale of zero."""
         # elu(x) + 1 would cancel for x << 0, where the feature is e^x.
         return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0))), jnp.zeros(x.shape[:-1], x.dtype)
@@ -111,7 +111,7 @@ class Taylor:
         checks.not_too_many_features(self.degree, width, size, MAX_FEATURES)
         return size
 
-    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, ...]]:
+    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, "..."]]:
         """Monomials of (1, x) / c of exact degree p, with c = sqrt(r) for large x; the factor c^p is the log scale.
 
         Raises:
@@ -163,7 +163,7 @@ class Favor:
         """R, whatever H is."""
         return self.features
 
-    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, ...]]:
+    def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, "..."]]:
         """Features with their largest exponent taken out into the log scale."""
         directions = jnp.asarray(_orthogonal_directions(self.seed, self.features, x.shape[-1]), x.dtype)
         projected = jnp.einsum("...H,RH->...R", x, directions, precision=jax.lax.Precision.HIGHEST)

@@ -107,6 +107,11 @@ def test_what_users_cause_is_one_line(error, capsys):
     assert capsys.readouterr().err == "program: what\n"
 
 
+def test_control_characters_of_a_file_name_do_not_reach_the_terminal(capsys):
+    assert guard("program", raises(ValueError("\x1b[31mX.jpg: no image\nTry: another"))) == 2
+    assert capsys.readouterr().err == "program: \\x1b[31mX.jpg: no image\nTry: another\n"
+
+
 def test_an_error_without_words_is_named(capsys):
     assert guard("program", raises(MemoryError())) == 2
     assert capsys.readouterr().err == "program: MemoryError\n"

@@ -10,6 +10,8 @@ from theory.intervals import Numbers
 
 # Training is long enough to say that a prefix suffices once the bound demands a loss this many times the first.
 DEMANDED = 0.1
+# Training is too short for the bound to be a test of it while more than this share of the first loss is allowed.
+LAX = 0.9
 # The bound is compared in float32: rounding of the loss itself.
 _SLACK = 1e-5
 
@@ -51,3 +53,14 @@ def steps_to_demand(share: float, guaranteed_rate: float) -> int:
     """
     # A rate above a half asks for more than any share here within a few steps; one of nothing, for nothing, ever.
     return math.ceil(math.log(share) / math.log1p(-min(max(guaranteed_rate, 1e-12), 0.5)))
+
+
+def allowed_share(steps: int, guaranteed_rate: float) -> float:
+    """Share of the first loss that the bound allows after so many steps.
+
+    Example:
+        >>> from theory.bound import allowed_share
+        >>> allowed_share(3, guaranteed_rate=0.5)
+        0.125
+    """
+    return max(0.0, 1 - guaranteed_rate) ** steps

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from theory import neural_tangents_compat
-from theory.bound import DEMANDED, bound_excess, steps_to_demand, within_bound
+from theory.bound import DEMANDED, allowed_share, bound_excess, steps_to_demand, within_bound
 from theory.config import Config
 from theory.data import Data, make_data
 from theory.dynamics import train
@@ -176,7 +176,7 @@ def measure_requirement(config: Config) -> dict[str, Any]:
         if not from_here_on.any():
             # Whatever shorter prefixes do, they are not the smallest from which on it holds.
             break
-    demanded = max(0.0, 1 - setting.guaranteed_rate) ** steps
+    demanded = allowed_share(steps, setting.guaranteed_rate)
     return {"smallest": plain(smallest), "lambda_min": setting.lambda_min, "steps": steps, "demanded": demanded}
 
 

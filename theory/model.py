@@ -52,7 +52,7 @@ def _model(W, a, x):
 
 
 def init_stylized(
-    key: Key[Array, ""] | UInt32[Array, 2],
+    key: Key[Array, ""] | UInt32[Array, "2"],
     M: int,
     d: int,
     sigma: float = 1.0,

@@ -17,6 +17,7 @@ from rich.table import Table
 from ntkprefix.checks import yes_or_no
 from ntkprefix.runs import environment, progress, write_json
 from theory import measure, verdicts
+from theory.bound import LAX, allowed_share
 from theory.config import Config
 from theory.pieces import Pieces
 from theory.verdicts import Verdict
@@ -107,7 +108,7 @@ def judge(measured: dict[str, Any], config: Config) -> tuple[Verdict, ...]:
     """The seven verdicts on a run's measurements. Those that rest on gradient descent apply to it alone, and those that
     compare with the infinite prefix's training only where that converges.
     """
-    kernel, training = measured["kernel"], measured["training"]
+    kernel, training, rate = measured["kernel"], measured["training"], measured["setting"]["guaranteed_rate"]
     lengths = training["lengths"]
     at_start = (
         verdicts.kernel_error(kernel["lengths"], kernel["error"], measured["agreement"]["difference"]),
@@ -118,17 +119,22 @@ def judge(measured: dict[str, Any], config: Config) -> tuple[Verdict, ...]:
         verdicts.guarantee(
             training["excess"],
             training["rate"],
-            measured["setting"]["guaranteed_rate"],
+            rate,
             measured["infinite"]["rate"],
         ),
         verdicts.loss_curve(lengths, training["curve_difference"]),
         verdicts.prediction(lengths, training["prediction_error"]),
         verdicts.requirement(measured["requirement"], config.scaling_lengths),
     )
-    return (*at_start, *(dataclasses.replace(verdict, outside=_outside(verdict, config)) for verdict in of_descent))
+    allowed = allowed_share(config.steps, rate)
+    outside = (_outside(verdict, config, allowed) for verdict in of_descent)
+    return (
+        *at_start,
+        *(dataclasses.replace(verdict, outside=why) for verdict, why in zip(of_descent, outside, strict=True)),
+    )
 
 
-def _outside(verdict: Verdict, config: Config) -> str:
+def _outside(verdict: Verdict, config: Config, allowed: float) -> str:
     """Why a verdict on training does not apply; empty when it does."""
     if config.optimizer != "gd":
         return f"the guarantee is about gradient descent, not {config.optimizer}"
@@ -136,6 +142,11 @@ def _outside(verdict: Verdict, config: Config) -> str:
         return (
             f"with steps of {config.step_size:g}/lambda_max(H*), 2 or more, training diverges on the infinite prefix "
             "itself, so that there is no limit to approach"
+        )
+    if allowed > LAX and verdict.name == "guarantee":
+        return (
+            f"after {config.steps} steps of {config.step_size:g}/lambda_max(H*) the bound still allows {allowed:.3g} "
+            "of the first loss, which a prefix that learns next to nothing keeps; more steps ask for more"
         )
     return ""
 

@@ -61,7 +61,11 @@ class Stack:
         }
 
     def adapt(self, params: PyTree) -> Adaptation:
-        """All that they change."""
+        """All that they change.
+
+        Raises:
+            ValueError: two of them change the same.
+        """
         changes: dict[str, Any] = {}
         for index, adapter in enumerate(self.adapters):
             for name, value in vars(adapter.adapt(params[str(index)])).items():

@@ -32,3 +32,8 @@ def described(x: Any) -> str:
 def shapes(named: Mapping[str, Any]) -> str:
     """Names with their shapes, for a message."""
     return ", ".join(f"{name} {tuple(array.shape)}" for name, array in named.items())
+
+
+def printable(text: str) -> str:
+    """Control characters and bytes of file names that are no text are spelt out, so that any output can show them."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

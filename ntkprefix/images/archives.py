@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ntkprefix.checks.describe import printable
 from ntkprefix.images import checks
 from ntkprefix.images.data import ImageData
-from ntkprefix.images.names import printable, said, some
+from ntkprefix.images.names import said, some
 from ntkprefix.images.pixels import LARGEST_BYTES, fit_all
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test", "class_names")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ntkprefix.checks.describe import printable
 from ntkprefix.images import checks
 from ntkprefix.images.data import ImageData, stratified
-from ntkprefix.images.names import printable, some
+from ntkprefix.images.names import some
 from ntkprefix.images.pixels import SUFFIXES, open_all
 
 # What the folder of test images is called, in the order of preference.

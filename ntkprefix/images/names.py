@@ -16,8 +16,3 @@ def some(names: Sequence[str]) -> str:
 def said(error: Exception) -> str:
     """What an error says, or its type when it says nothing."""
     return str(error) or type(error).__name__
-
-
-def printable(name: str) -> str:
-    """Control characters and bytes of file names that are no text are spelt out, so that any output can show them."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)

@@ -20,10 +20,10 @@ def partial_attention(
     bias: Float[Array, "#B #N #T #S"] | None = None,
     mask: Bool[Array, "#B #N #T #S"] | None = None,
     is_causal: bool = False,
-    query_seq_lengths: Int[Array, B] | None = None,
-    key_value_seq_lengths: Int[Array, B] | None = None,
+    query_seq_lengths: Int[Array, " B"] | None = None,
+    key_value_seq_lengths: Int[Array, " B"] | None = None,
     local_window_size: tuple[int, int] | None = None,
-    query_offset: int | Int[Array, ""] | Int[Array, B] = 0,
+    query_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
 ) -> Partial:
     """The input's share of attention; arguments as in `ntkprefix.attention`, checked there."""
     kv_heads = key.shape[2]

@@ -14,10 +14,10 @@ def combined_mask(
     *,
     mask: Bool[Array, "#B #K #G #T #S"] | None,
     is_causal: bool,
-    query_seq_lengths: Int[Array, B] | None,
-    key_value_seq_lengths: Int[Array, B] | None,
+    query_seq_lengths: Int[Array, " B"] | None,
+    key_value_seq_lengths: Int[Array, " B"] | None,
     local_window_size: tuple[int, int] | None,
-    query_offset: int | Int[Array, ""] | Int[Array, B],
+    query_offset: int | Int[Array, ""] | Int[Array, " B"],
 ) -> Bool[Array, "#B #K #G #T #S"] | None:
     """The conjunction of all that is asked for, broadcastable to [B, K, G, T, S]; None when every key is visible."""
     parts = [] if mask is None else [mask]

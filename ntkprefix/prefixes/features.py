@@ -37,7 +37,8 @@ class FeaturePrefix:
         k: weights, [K or N, R]. Taken as given: keep `phi(q).k >= 0`, or the denominator can vanish.
         feature_map: phi.
         log_scale: s, [K or N] or None for 0. A trained state needs it near the input's log-sum-exp (28 in some layers
-            of a real model), or it weighs nothing.
+            of a real model), or it weighs nothing. Far above it, by 88 in float32, the gradient at Z = k = 0 is too
+            large for any float.
         centre: c, [K or N, H] or None for 0: the point the keys were recentred on.
         scale: the logit scale beta that the state was built with, which is then the only one it answers for; None where
             there is none (a trained state) or it was not known when building (a traced one). Not a leaf.
@@ -247,7 +248,7 @@ def _sums(
     keys: Float[Array, "M K H"],
     values: Float[Array, "M K Hv"],
     centre: Float[Array, "K H"],
-) -> tuple[Float[Array, "K R Hv"], Float[Array, "K R"], Float[Array, K]]:
+) -> tuple[Float[Array, "K R Hv"], Float[Array, "K R"], Float[Array, " K"]]:
     """Z, k and their log scale, a chunk of tokens at a time; the scale is the largest met so far, as in a softmax."""
     length, heads, width = keys.shape
     features, dtype = feature_map.size(width), centre.dtype

@@ -324,6 +324,16 @@ def test_training_at_half_the_step_size_fails_by_its_rate(honest):
     assert verdict.status == "fail"
 
 
+def test_training_too_short_for_the_bound_to_ask_for_anything_is_no_pass():
+    """A step, or steps of next to nothing: every prefix stays under a bound that still allows all of the first loss."""
+    for changes in ({"steps": 1}, {"steps": 20, "step_size": 1e-6}):
+        config = Config(**MODEST | {"seeds": 5} | changes)
+        judged = {verdict.name: verdict for verdict in judge(measured(config), config)}
+        assert judged["guarantee"].status == "not applicable"
+        assert "of the first loss, which a prefix that learns next to nothing keeps" in judged["guarantee"].outside
+        assert judged["kernel"].status != "not applicable"
+
+
 def test_a_step_size_that_is_too_large_fails():
     config = Config(**MODEST | {"seeds": 6, "steps": 60}, step_size=3.0)
     judged = {verdict.name: verdict for verdict in judge(measured(config), config)}
