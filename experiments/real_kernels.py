@@ -89,7 +89,7 @@ class KernelsConfig:
             )
 
 
-class _Setting(NamedTuple):
+class Setting(NamedTuple):
     """A model under a fixed head, and inputs: `train` and `test` of n rows each, `pool` to draw prefixes from."""
 
     model: Any
@@ -116,7 +116,7 @@ def main(config: KernelsConfig) -> dict[str, Any]:
     pieces, measured = Pieces(config.out, str(environment()["commit"])), {}
     with progress() as bar:
         task = bar.add_task(config.model, total=len(config.lengths) * config.seeds + 1)
-        setting = _setting(config)
+        setting = make_setting(config)
         for M, seed in [*itertools.product(config.lengths, range(config.seeds)), (0, 0)]:
             bar.update(task, description=f"{config.model}, M = {M}, draw {seed}" if M else f"{config.model}, (Z, k)")
             settings = {**_settings(config), "M": M, "seed": seed}
@@ -137,9 +137,9 @@ def _settings(config: KernelsConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in left_out}
 
 
-def _measure(config: KernelsConfig, setting: _Setting, M: int, seed: int) -> dict[str, Any]:
+def _measure(config: KernelsConfig, setting: Setting, M: int, seed: int) -> dict[str, Any]:
     """One prefix: its kernel at the start and after training, and outputs beside what the linearised model predicts."""
-    adapt, params = _prefix(setting, M, seed)
+    adapt, params = make_prefix(setting, M, seed)
 
     def outputs(params, x):
         return pooled(setting.model, adapt(params), *x) @ setting.head
@@ -150,7 +150,7 @@ def _measure(config: KernelsConfig, setting: _Setting, M: int, seed: int) -> dic
     residual = setting.targets - start["train"]
     step_size = config.step_size / float(np.linalg.eigvalsh(np.asarray(as_matrix(kernel), np.float64))[-1])
     linear = predict_linearised(kernel, residual, cross, steps=config.steps, step_size=step_size)
-    trained, losses = _descend(outputs, params, setting, config.steps, step_size)
+    trained, losses = descend(outputs, params, setting, config.steps, step_size)
     after = model_ntk(outputs, trained, setting.train, memory=config.memory)
     moved = {name: outputs(trained, getattr(setting, name)) - start[name] for name in start}
     predicted = {"train": linear.train[-1], "test": jnp.asarray(linear.test)[-1]}
@@ -167,8 +167,8 @@ def _measure(config: KernelsConfig, setting: _Setting, M: int, seed: int) -> dic
     }
 
 
-def _descend(
-    outputs: Callable[..., Any], params: PyTree, setting: _Setting, steps: int, step_size: float
+def descend(
+    outputs: Callable[..., Any], params: PyTree, setting: Setting, steps: int, step_size: float
 ) -> tuple[PyTree, list[float]]:
     """Gradient descent on half the sum of squares: parameters after it, and the loss before every step and at last."""
 
@@ -187,7 +187,7 @@ def _descend(
     return params, [*losses, float(loss_and_step(params)[0])]
 
 
-def _prefix(setting: _Setting, M: int, seed: int) -> tuple[Callable[[PyTree], Adaptation], PyTree]:
+def make_prefix(setting: Setting, M: int, seed: int) -> tuple[Callable[[PyTree], Adaptation], PyTree]:
     """What trained parameters stand for, and their start.
 
     M drawn tokens that weigh as much as one input; for M = 0 a state that starts as a no-op, of which Z and k train.
@@ -205,7 +205,13 @@ def _prefix(setting: _Setting, M: int, seed: int) -> tuple[Callable[[PyTree], Ad
     return lambda trained: adapter.adapt({**params, **trained}), start
 
 
-def _setting(config: KernelsConfig) -> _Setting:
+def make_setting(config: KernelsConfig) -> Setting:
+    """Model, head and inputs.
+
+    Raises:
+        OSError: data or weights cannot be read.
+        ValueError: too few inputs, or data that are not what they should be.
+    """
     model, inputs, labels, about = (_images if config.model == "dinov2" else _texts)(config)
     kept = np.flatnonzero(labels < config.classes)
     kept = np.random.default_rng(0).permutation(kept)
@@ -218,8 +224,8 @@ def _setting(config: KernelsConfig) -> _Setting:
     parts = np.split(kept[: sizes[-1]], sizes[:-1])
     head_rows, pool, train, test = (tuple(jnp.asarray(array[part]) for array in inputs) for part in parts)
     one_hot = (labels[:, None] == np.arange(config.classes)).astype(np.float32) - 1 / config.classes
-    tokens, per_row = _own_tokens(model, pool)
-    return _Setting(
+    tokens, per_row = _pooled_tokens(model, pool)
+    return Setting(
         model,
         _ridge_head(model, head_rows, one_hot[parts[0]]),
         train,
@@ -245,7 +251,7 @@ def _texts(config):
     return load_text_model(config.model), tuple(texts), np.array([row.label for row in rows]), "agnews"
 
 
-def _own_tokens(model: Any, inputs: tuple[Array, ...]) -> tuple[TokenPrefix, float]:
+def _pooled_tokens(model: Any, inputs: tuple[Array, ...]) -> tuple[TokenPrefix, float]:
     """Keys and values of all tokens of all inputs, [L, tokens, K, H], without padding, and tokens of the mean input."""
 
     def keep(query: Array, key: Array, value: Array, **_: Any) -> tuple[Array, Array]:  # noqa: ARG001

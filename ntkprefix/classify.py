@@ -36,6 +36,22 @@ class Classifier:
 
     Attributes:
         frozen: the model's weights, shared by all classifiers of one model.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from flax import nnx
+        >>> from ntkprefix.adapters import FeatureAdapter
+        >>> from ntkprefix.classify import Classifier
+        >>> from ntkprefix.models import BlockConfig, ViT, ViTConfig
+        >>> from ntkprefix.train import TrainConfig, train
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24)
+        >>> model = ViT(ViTConfig(patch=4, layers=2, grid=4, block=block), rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).integers(256, size=(32, 8, 8, 3)).astype(np.uint8)
+        >>> classifier, labels = Classifier(model, FeatureAdapter()), np.arange(32) % 2
+        >>> start = classifier.init(jax.random.key(0), (images,), classes=2)
+        >>> result = train(classifier.loss, start, classifier.frozen, (images, labels), TrainConfig(epochs=2))
+        >>> classifier.predict(result.params, (images,)).shape
+        (32,)
     """
 
     def __init__(self, model: ViT | TextModel, adapter: Adapter):
@@ -60,7 +76,7 @@ class Classifier:
         return {"adapter": self._adapter.init(key, model, statistics), "head": head}
 
     def features(self, params: PyTree, frozen: PyTree, *inputs: Array) -> Float[Array, "B width"]:
-        """The one token and the mean token, side by side."""
+        """The one token and the mean token, side by side, [B, 2 width]; arguments as for `loss`, without labels."""
         adaptation = self._adapter.adapt(params["adapter"])
         return pooled(merge(self._graph, frozen, adaptation), adaptation, *inputs)
 
@@ -69,21 +85,48 @@ class Classifier:
         return {**params, "adapter": self._adapter.project(params["adapter"])}
 
     def loss(self, params: PyTree, frozen: PyTree, *inputs_and_labels: Array) -> Float[Array, ""]:
-        """Mean cross-entropy, in nats, of inputs and, after them, labels [B]."""
+        """Mean cross-entropy of a batch: what `train` minimises.
+
+        Args:
+            params: adapter and head, from `init` or from training.
+            frozen: `self.frozen`; an argument, so that it is no constant of the compiled program.
+            inputs_and_labels: the classifier's inputs and, after them, class numbers, [B].
+
+        Returns:
+            The mean over the batch, in nats.
+        """
         *inputs, labels = inputs_and_labels
         return head_loss(params["head"], None, self.features(params, frozen, *inputs), labels)
 
     def predict(
         self, params: PyTree, inputs: Sequence[np.ndarray], *, on_batch: Callable[[int], Any] | None = None
     ) -> Int[np.ndarray, " N"]:
-        """The most likely class of every row; `on_batch` as in `all_features`."""
+        """The most likely class of every row.
+
+        Args:
+            params: adapter and head.
+            inputs: of the classifier, N rows.
+            on_batch: as in `all_features`.
+
+        Returns:
+            Class numbers, [N].
+        """
         features = self.all_features(params, inputs, on_batch=on_batch)
         return np.asarray(jnp.argmax(logits(params["head"], jnp.asarray(features)), axis=-1))
 
     def all_features(
         self, params: PyTree, inputs: Sequence[np.ndarray], *, on_batch: Callable[[int], Any] | None = None
     ) -> Float[np.ndarray, "N width"]:
-        """Features of any number of rows, a batch at a time; `on_batch` is told how many are done."""
+        """Features of any number of rows, a batch at a time.
+
+        Args:
+            params: adapter and head.
+            inputs: of the classifier, N rows.
+            on_batch: told after every batch how many rows are done.
+
+        Returns:
+            As from `features`, [N, 2 model width].
+        """
         parts = []
         for start in range(0, len(inputs[0]), _BATCH):
             batch = [array[start : start + _BATCH] for array in inputs]

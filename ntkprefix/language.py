@@ -33,6 +33,24 @@ class LanguageTask:
     Attributes:
         frozen: the model's weights, shared by all tasks of one model.
         longest: tokens of the longest answer.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from flax import nnx
+        >>> from ntkprefix.adapters import FeatureAdapter
+        >>> from ntkprefix.language import LanguageTask
+        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel
+        >>> from ntkprefix.texts import Answers
+        >>> from ntkprefix.train import TrainConfig, train
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> config = TextConfig(vocabulary=20, layers=2, block=block, positions=16, head="tied")
+        >>> task = LanguageTask(TextModel(config, rngs=nnx.Rngs(0)), FeatureAdapter(), longest=2)
+        >>> tokens = np.random.default_rng(0).integers(20, size=(16, 8)).astype(np.int32)
+        >>> answers = Answers(tokens, starts=np.full(16, 6, np.int32), lengths=np.full(16, 8, np.int32))
+        >>> start = task.init(jax.random.key(0), answers)
+        >>> result = train(task.loss, start, task.frozen, answers, TrainConfig(epochs=1))
+        >>> task.log_likelihoods(result.params, answers).shape
+        (16,)
     """
 
     def __init__(self, model: TextModel, adapter: Adapter, longest: int):
@@ -40,7 +58,15 @@ class LanguageTask:
         self._adapter, self.longest = adapter, longest
 
     def init(self, key: PRNGKeyArray, answers: Answers) -> PyTree:
-        """Starting parameters, `{"adapter": ...}`, calibrated on a batch of training rows."""
+        """Starting parameters.
+
+        Args:
+            key: random key of the adapter.
+            answers: a batch of training rows, on which the adapter calibrates.
+
+        Returns:
+            `{"adapter": ...}`.
+        """
         model = nnx.merge(self._graph, self.frozen)
         mask = np.arange(answers.tokens.shape[1])[None] < answers.lengths[:, None]
         statistics = _statistics(self._graph, self.frozen, jnp.asarray(answers.tokens), jnp.asarray(mask))
@@ -58,14 +84,34 @@ class LanguageTask:
         starts: Int[Array, " B"],
         lengths: Int[Array, " B"],
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Sum over the batch's answers of their tokens' negative log-likelihood, in nats, and the number of tokens."""
+        """What `train` minimises: a sum over the answers' tokens and their number, whose quotient is the mean.
+
+        Args:
+            params: from `init` or from training.
+            frozen: `self.frozen`; an argument, so that it is no constant of the compiled program.
+            tokens: questions and answers, [B, T].
+            starts: where each answer starts, [B].
+            lengths: tokens of question and answer, [B].
+
+        Returns:
+            Negative log-likelihood of the answers' tokens, summed over the batch, in nats; and how many they are.
+        """
         log_likelihood, counted = self._token_log_likelihoods(params, frozen, tokens, starts, lengths)
         return -jnp.sum(log_likelihood), jnp.sum(counted)
 
     def log_likelihoods(
         self, params: PyTree, answers: Answers, *, on_batch: Callable[[int], Any] | None = None
     ) -> Float[np.ndarray, " N"]:
-        """Log-likelihood of every answer, summed over its tokens, in nats; `on_batch` is told how many are done."""
+        """Log-likelihood of every answer.
+
+        Args:
+            params: from `init` or from training.
+            answers: N rows.
+            on_batch: told after every batch how many rows are done.
+
+        Returns:
+            Sums over each answer's tokens, in nats, [N].
+        """
 
         def one(*rows: Array) -> Array:
             return _answer_log_likelihoods(self, params, self.frozen, *rows)
@@ -81,6 +127,15 @@ class LanguageTask:
         on_batch: Callable[[int], Any] | None = None,
     ) -> Int[np.ndarray, " N"]:
         """Which of C first tokens of answers is the likeliest after each question; the answers' own are not read.
+
+        Args:
+            params: from `init` or from training.
+            answers: N rows.
+            choices: first tokens, [C].
+            on_batch: as in `log_likelihoods`.
+
+        Returns:
+            Index of the likeliest choice, [N].
 
         Raises:
             ValueError: two choices start with the same token.
@@ -104,7 +159,18 @@ class LanguageTask:
         stop: int | None = None,
         on_batch: Callable[[int], Any] | None = None,
     ) -> list[list[int]]:
-        """Greedy answers to the questions, up to and without `stop`; the answers' own are not read."""
+        """Greedy answers to the questions; the answers' own are not read.
+
+        Args:
+            params: from `init` or from training.
+            answers: N rows.
+            new: most tokens of an answer.
+            stop: token at which an answer ends, itself left out; None for none.
+            on_batch: as in `log_likelihoods`.
+
+        Returns:
+            Tokens of every answer.
+        """
         adaptation = self._adapter.adapt(params["adapter"])
         model = merge(self._graph, self.frozen, adaptation)
         made = []

@@ -32,6 +32,16 @@ class Partial:
         num: weighted values, [B, T, N, Hv].
         den: weights, [B, T, N].
         log_scale: natural logarithm of the factor both were divided by, [B, T, N].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix import Partial, merge
+        >>> one = Partial(jnp.full((1, 1, 1, 1), 3.0), jnp.ones((1, 1, 1)), jnp.zeros((1, 1, 1)))
+        >>> three = Partial(jnp.full((1, 1, 1, 1), 7.0), jnp.ones((1, 1, 1)), jnp.full((1, 1, 1), jnp.log(3.0)))
+        >>> round(float(merge(one, three).normalise()[0, 0, 0, 0]), 4)  # (3 + 3 * 7) / (1 + 3)
+        6.0
+
+    Source: MATH 1; the merging of softmax parts by their log-sum-exp (arXiv 2205.14135).
     """
 
     num: Leaf

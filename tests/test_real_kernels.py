@@ -62,9 +62,9 @@ def test_a_kernel_is_not_measured_twice(measure, monkeypatch):
 
 def test_tokens_weigh_as_much_as_one_input_whatever_their_number(tiny):
     tokens = real_kernels.TokenPrefix(*jax.random.normal(jax.random.key(0), (2, 3, 40, 3, 4)))
-    setting = real_kernels._Setting(tiny, *[None] * 4, tokens, 17.0, None, "")
+    setting = real_kernels.Setting(tiny, *[None] * 4, tokens, 17.0, None, "")
     for M in (1, 10):
-        adapt, params = real_kernels._prefix(setting, M, seed=0)
+        adapt, params = real_kernels.make_prefix(setting, M, seed=0)
         prefix = adapt(params).prefixes
         np.testing.assert_allclose(jnp.exp(prefix.log_weights).sum(axis=1), 17.0, rtol=1e-5)
         assert prefix.keys.shape == (3, M, 3, 4)
