@@ -7,15 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import prefix_cost
 from experiments import RESULTS, summary
+from experiments import real_kernels as real_models
 from experiments.scale import FAINT
 from ntkprefix.runs import read_json, write_bytes
 from theory.verify import cautions
 
 _ROOT = Path(__file__).parents[1]
-README, PREFIXES = _ROOT / "README.md", _ROOT / "docs" / "prefixes.md"
+README = _ROOT / "README.md"
+PREFIXES, THEORY = _ROOT / "docs" / "prefixes.md", _ROOT / "docs" / "theory.md"
 
 
 def main() -> None:
@@ -206,7 +210,48 @@ def scale() -> str:
     )
 
 
-TABLES: dict[Path, tuple[Callable[[], str], ...]] = {README: (cost, vision, transfer, verify), PREFIXES: (scale,)}
+def real_kernels() -> str:
+    """Kernels of pretrained models in their prefix: distance to the limit, movement, error of the linearised model."""
+    lines, notes = (
+        [
+            "| model | prefix per layer | trained numbers | distance to the limit | movement in training "
+            "| error of the linearised model |",
+            "|---|---|---|---|---|---|",
+        ],
+        [],
+    )
+    for model in real_models.MODELS:
+        results = read_json(RESULTS / f"real_kernels_{model}.json")
+        config, where, rows = results["config"], results["environment"], results["rows"]
+        for M in [*config["lengths"], None]:
+            chosen = [row for row in rows if row["M"] == M]
+            cells = (
+                _median_and_range([row["distance"] for row in chosen]) if M else "",
+                _median_and_range([row["kernel_movement"] for row in chosen]),
+                _median_and_range([row["error"]["test"] for row in chosen]),
+            )
+            name = f"{M:,} tokens" if M else "state (Z, k)"
+            lines.append(f"| {model} | {name} | {chosen[0]['parameters']:,} | {' | '.join(cells)} |")
+        slopes = real_models.slopes(results)
+        notes.append(
+            f"{model} on {results['data']}; {config['steps']} steps of gradient descent of size "
+            f"{config['step_size']:g}/lambda_max; over the lengths, the distance falls as "
+            f"M^{np.mean(slopes):.2f} (draws: {min(slopes):.2f} to {max(slopes):.2f}) ({where['processor']})."
+        )
+    told = f"Median and range over {config['seeds']} draws of the prefix. {' '.join(notes)}"
+    return "\n".join([*lines, "", f"{told} Remade by `python -m experiments.real_kernels dinov2` and `minilm`."])
+
+
+def _median_and_range(values: list[float]) -> str:
+    middle = f"{np.median(values):.2g}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2g} to {max(values):.2g})"
+
+
+TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
+    README: (cost, vision, transfer, verify),
+    PREFIXES: (scale,),
+    THEORY: (real_kernels,),
+}
 
 
 if __name__ == "__main__":

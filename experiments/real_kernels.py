@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from experiments import RESULTS
@@ -31,7 +32,7 @@ from ntkprefix.images import load_images, normalise
 from ntkprefix.models import load_dinov2, load_text_model
 from ntkprefix.models.adaptation import Adaptation
 from ntkprefix.models.tokenizers import load_tokenizer
-from ntkprefix.prefixes import TokenPrefix
+from ntkprefix.prefixes import FeaturePrefix, TokenPrefix
 from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.texts import for_encoder, load_texts
 from theory import as_matrix, model_ntk, predict_linearised
@@ -39,6 +40,7 @@ from theory.pieces import Pieces
 
 # Of the head's regression, relative to the mean square of a feature.
 _RIDGE = 0.1
+MODELS = ("dinov2", "minilm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,25 +141,21 @@ def _settings(config: KernelsConfig) -> dict[str, Any]:
 
 def _measure(config: KernelsConfig, setting: Setting, M: int, seed: int) -> dict[str, Any]:
     """One prefix: its kernel at the start and after training, and outputs beside what the linearised model predicts."""
-    adapt, params = make_prefix(setting, M, seed)
-
-    def outputs(params, x):
-        return pooled(setting.model, adapt(params), *x) @ setting.head
-
-    kernel = model_ntk(outputs, params, setting.train, memory=config.memory)
-    cross = model_ntk(outputs, params, setting.test, setting.train, memory=config.memory)
-    start = {name: outputs(params, getattr(setting, name)) for name in ("train", "test")}
-    residual = setting.targets - start["train"]
+    outputs, start = with_prefix(setting, M, seed)
+    kernel = model_ntk(outputs, start, setting.train, memory=config.memory)
+    cross = model_ntk(outputs, start, setting.test, setting.train, memory=config.memory)
+    at_start = {name: outputs(start, getattr(setting, name)) for name in ("train", "test")}
+    residual = setting.targets - at_start["train"]
     step_size = config.step_size / float(np.linalg.eigvalsh(np.asarray(as_matrix(kernel), np.float64))[-1])
     linear = predict_linearised(kernel, residual, cross, steps=config.steps, step_size=step_size)
-    trained, losses = descend(outputs, params, setting, config.steps, step_size)
+    trained, losses = descend(outputs, start, setting, config.steps, step_size)
     after = model_ntk(outputs, trained, setting.train, memory=config.memory)
-    moved = {name: outputs(trained, getattr(setting, name)) - start[name] for name in start}
+    moved = {name: outputs(trained, getattr(setting, name)) - before for name, before in at_start.items()}
     predicted = {"train": linear.train[-1], "test": jnp.asarray(linear.test)[-1]}
     squares = jnp.sum((linear.train - residual[None]) ** 2, axis=(1, 2)) / 2
     return {
         "kernel": [float(f"{number:.6g}") for number in np.asarray(kernel).ravel()],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(start)),
         "losses": [float(f"{loss:.5g}") for loss in losses],
         "linear_losses": [float(f"{loss:.5g}") for loss in squares],
         "kernel_movement": float(jnp.linalg.norm(after - kernel) / jnp.linalg.norm(kernel)),
@@ -171,38 +169,59 @@ def descend(
     outputs: Callable[..., Any], params: PyTree, setting: Setting, steps: int, step_size: float
 ) -> tuple[PyTree, list[float]]:
     """Gradient descent on half the sum of squares: parameters after it, and the loss before every step and at last."""
-
-    @jax.jit
-    def loss_and_step(params):
-        def loss(params):
-            return jnp.sum((outputs(params, setting.train) - setting.targets) ** 2) / 2
-
-        value, gradient = jax.value_and_grad(loss)(params)
-        return value, jax.tree.map(lambda p, g: p - step_size * g, params, gradient)
-
     losses = []
     for _ in range(steps):
-        value, params = loss_and_step(params)
+        value, params = _loss_and_step(outputs, params, setting.train, setting.targets, step_size)
         losses.append(float(value))
-    return params, [*losses, float(loss_and_step(params)[0])]
+    return params, [*losses, float(_loss_and_step(outputs, params, setting.train, setting.targets, step_size)[0])]
 
 
-def make_prefix(setting: Setting, M: int, seed: int) -> tuple[Callable[[PyTree], Adaptation], PyTree]:
-    """What trained parameters stand for, and their start.
+@jax.jit
+def _loss_and_step(outputs, params, x, targets, step_size):
+    def loss(params):
+        return jnp.sum((outputs(params, x) - targets) ** 2) / 2
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    return value, jax.tree.map(lambda p, g: p - step_size * g, params, gradient)
+
+
+def with_prefix(setting: Setting, M: int, seed: int) -> tuple[Callable[..., Float[Array, "n o"]], PyTree]:
+    """Outputs of the model as a function of the prefix's parameters and inputs, and the parameters' start.
 
     M drawn tokens that weigh as much as one input; for M = 0 a state that starts as a no-op, of which Z and k train.
     """
+    graph, weights = nnx.split(setting.model)
     if M:
         drawn = np.random.default_rng(seed).integers(setting.tokens.keys.shape[1], size=M)
         start = {"keys": setting.tokens.keys[:, drawn], "values": setting.tokens.values[:, drawn]}
-        log_weights = jnp.full(start["keys"].shape[:-1], math.log(setting.tokens_per_row / M))
-        return lambda params: Adaptation(prefixes=TokenPrefix(**params, log_weights=log_weights)), start
-    adapter = FeatureAdapter()
-    params = Classifier(setting.model, adapter).init(
+        fixed = {"log_weights": jnp.full(start["keys"].shape[:-1], math.log(setting.tokens_per_row / M))}
+        return jax.tree_util.Partial(_Outputs(graph, _of_tokens), weights, setting.head, fixed), start
+    params = Classifier(setting.model, FeatureAdapter()).init(
         jax.random.key(seed), [np.asarray(array) for array in setting.pool], 1
     )["adapter"]
     start = {name: params.pop(name) for name in ("Z", "k")}
-    return lambda trained: adapter.adapt({**params, **trained}), start
+    return jax.tree_util.Partial(_Outputs(graph, _of_state), weights, setting.head, params), start
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The function of one architecture and one kind of prefix: equal ones are compiled once."""
+
+    graph: Any
+    adapt: Callable[[PyTree], Adaptation]
+
+    def __call__(self, weights, head, fixed, params, x):
+        return pooled(nnx.merge(self.graph, weights), self.adapt({**fixed, **params}), *x) @ head
+
+
+def _of_tokens(params: PyTree) -> Adaptation:
+    return Adaptation(prefixes=TokenPrefix(**params))
+
+
+def _of_state(params: PyTree) -> Adaptation:
+    # As it is, and not kept at k >= 0 as `FeatureAdapter` does: at k = 0, where a state is a no-op, that has no
+    # derivative, and no kernel stands for its training.
+    return Adaptation(prefixes=FeaturePrefix(**params))
 
 
 def make_setting(config: KernelsConfig) -> Setting:
@@ -289,6 +308,17 @@ def _summary(config: KernelsConfig, measured: dict[tuple[int, int], dict[str, An
             row["distance"] = float(distance)
         rows.append({"M": M or None, "seed": seed, **row})
     return {"rows": rows}
+
+
+def slopes(results: dict[str, Any]) -> list[float]:
+    """Exponents of M in the distance to the limit, one for every draw; the longest prefix is what the limit is."""
+    lengths = results["config"]["lengths"]
+    tokens = [row for row in results["rows"] if row["M"] is not None and row["M"] < max(lengths)]
+    of_seed = [[row for row in tokens if row["seed"] == seed] for seed in range(results["config"]["seeds"])]
+    return [
+        float(np.polyfit(np.log([row["M"] for row in rows]), np.log([row["distance"] for row in rows]), 1)[0])
+        for rows in of_seed
+    ]
 
 
 def command(arguments: Sequence[str] | None = None) -> int:

@@ -172,6 +172,7 @@ def test_committed_costs_are_the_compilers():
 SMALL = {
     "01_infinite_prefix.ipynb": {"WIDTH": 4, "LENGTHS": [16, 64, 256], "DEGREES": [0, 2], "SEEDS": 2},
     "02_convergence.ipynb": {"N": 4, "D": 4, "LENGTHS": [64, 256], "TRAINED": [16, 64], "SEEDS": 2, "STEPS": 20},
+    "03_real_models.ipynb": {"ROWS": 2, "CLASSES": 2, "POOL": 8, "HEAD_ROWS": 16, "LENGTHS": [2, 8], "STEPS": 2},
 }
 
 

@@ -47,11 +47,11 @@ def test_longer_prefixes_are_nearer_to_their_limit(measure, tmp_path):
 
 def test_one_step_is_what_the_linearised_model_does(measure):
     """To first order; of a wrong kernel, the error would be of order 1."""
-    for row in measure(steps=1, step_size=1e-3)["rows"]:
+    for row in measure(steps=1, step_size=1e-2)["rows"]:
         before, after = row["losses"]
         assert before == pytest.approx(row["linear_losses"][0], rel=1e-3)
         assert after < before
-        assert row["error"]["train"] < 0.1
+        assert max(row["error"].values()) < 0.1
 
 
 def test_a_kernel_is_not_measured_twice(measure, monkeypatch):
@@ -64,10 +64,17 @@ def test_tokens_weigh_as_much_as_one_input_whatever_their_number(tiny):
     tokens = real_kernels.TokenPrefix(*jax.random.normal(jax.random.key(0), (2, 3, 40, 3, 4)))
     setting = real_kernels.Setting(tiny, *[None] * 4, tokens, 17.0, None, "")
     for M in (1, 10):
-        adapt, params = real_kernels.make_prefix(setting, M, seed=0)
-        prefix = adapt(params).prefixes
-        np.testing.assert_allclose(jnp.exp(prefix.log_weights).sum(axis=1), 17.0, rtol=1e-5)
-        assert prefix.keys.shape == (3, M, 3, 4)
+        outputs, start = real_kernels.with_prefix(setting, M, seed=0)
+        log_weights = outputs.args[-1]["log_weights"]
+        np.testing.assert_allclose(jnp.exp(log_weights).sum(axis=1), 17.0, rtol=1e-5)
+        assert start["keys"].shape == (3, M, 3, 4)
+        assert log_weights.shape == (3, M, 3)
+
+
+def test_draws_of_one_length_share_one_program(measure):
+    before = real_kernels._loss_and_step._cache_size()
+    measure(lengths=(3, 5), seeds=3, rows=4)
+    assert real_kernels._loss_and_step._cache_size() - before == 3  # two lengths and the state
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -35,11 +34,12 @@ def model_ntk(
 
     Jacobians are taken a block of inputs at a time, by one backward pass per output, and contracted at once. At most
     two blocks are there together, so more inputs take more time, (n1 / block) n2 o backward passes, and no more memory.
-    A frozen model's weights belong into `outputs`; `params` are those of an adapter alone.
+    `params` are those of an adapter alone where the rest of a model is frozen.
 
     Args:
-        outputs: f(params, x) -> [n, o], where row i depends on row i of x alone. It is compiled: pass the same function
-            again, not a new one, and it is compiled once.
+        outputs: f(params, x) -> [n, o], where row i depends on row i of x alone. Compiled once for one function. Arrays
+            that it closes over become constants of the program; `jax.tree_util.Partial(g, frozen)` stands for
+            g(frozen, params, x) and keeps a frozen model's weights out of it.
         params: numbers that train, a pytree of arrays of floating-point numbers.
         X1: inputs, an array or a pytree of arrays [n1, ...].
         X2: second inputs, [n2, ...]; `X1` when absent.
@@ -65,6 +65,7 @@ def model_ntk(
     at_least(1, "model_ntk", memory=memory)
     checks.parameters("model_ntk", params)
     n1, n2 = checks.rows("model_ntk", X1), checks.rows("model_ntk", X1 if X2 is None else X2)
+    outputs = outputs if isinstance(outputs, jax.tree_util.Partial) else jax.tree_util.Partial(outputs)
     size = jax.eval_shape(outputs, params, X1)
     checks.outputs("model_ntk", size, n1)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -143,7 +144,7 @@ def predict_linearised(
     return Prediction(jnp.asarray(train.reshape(steps + 1, n, o), dtype), test)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _jacobian(outputs, params, x):
     """Jacobian of a block of inputs, d f_k(x_i)/dp, [block, o, P]."""
     flat, unravel = ravel_pytree(params)
