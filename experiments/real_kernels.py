@@ -2,7 +2,7 @@
 
 `python -m experiments.real_kernels dinov2` on handwritten digits, `... minilm --data-dir FOLDER` on texts of agnews.
 The prefix is M of the model's own tokens per layer, drawn from other images or texts and weighted so that together they
-count as much as one input, whatever M is; or a trained state (Z, k) at its start, which has no length.
+count as much as one input, whatever M is; or a state (Z, k), which has no length, and as much weight.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ntkprefix.images import load_images, normalise
 from ntkprefix.models import load_dinov2, load_text_model
 from ntkprefix.models.adaptation import Adaptation
 from ntkprefix.models.tokenizers import load_tokenizer
-from ntkprefix.prefixes import FeaturePrefix, TokenPrefix
+from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.texts import for_encoder, load_texts
 from theory import as_matrix, model_ntk, predict_linearised
@@ -188,7 +188,8 @@ def _loss_and_step(outputs, params, x, targets, step_size):
 def with_prefix(setting: Setting, M: int, seed: int) -> tuple[Callable[..., Float[Array, "n o"]], PyTree]:
     """Outputs of the model as a function of the prefix's parameters and inputs, and the parameters' start.
 
-    M drawn tokens that weigh as much as one input; for M = 0 a state that starts as a no-op, of which Z and k train.
+    M drawn tokens that weigh as much as one input; for M = 0 a state that does so too, k = 1 and Z the mean value, of
+    which Z and k train. (At k = 0, where a state is a no-op, k >= 0 has no derivative, and no kernel its training.)
     """
     graph, weights = nnx.split(setting.model)
     if M:
@@ -199,7 +200,10 @@ def with_prefix(setting: Setting, M: int, seed: int) -> tuple[Callable[..., Floa
     params = Classifier(setting.model, FeatureAdapter()).init(
         jax.random.key(seed), [np.asarray(array) for array in setting.pool], 1
     )["adapter"]
-    start = {name: params.pop(name) for name in ("Z", "k")}
+    Z, k = params.pop("Z"), jnp.ones_like(params.pop("k"))
+    value = jnp.mean(setting.tokens.values, axis=1)
+    value = jnp.repeat(value, Z.shape[1] // value.shape[1], axis=1)
+    start = {"Z": jnp.broadcast_to(value[:, :, None], Z.shape), "k": k}
     return jax.tree_util.Partial(_Outputs(graph, _of_state), weights, setting.head, params), start
 
 
@@ -219,9 +223,7 @@ def _of_tokens(params: PyTree) -> Adaptation:
 
 
 def _of_state(params: PyTree) -> Adaptation:
-    # As it is, and not kept at k >= 0 as `FeatureAdapter` does: at k = 0, where a state is a no-op, that has no
-    # derivative, and no kernel stands for its training.
-    return Adaptation(prefixes=FeaturePrefix(**params))
+    return FeatureAdapter().adapt(params)
 
 
 def make_setting(config: KernelsConfig) -> Setting:

@@ -176,7 +176,7 @@ def _wordpiece(path: Path) -> Any:
 
     words = path.read_text(encoding="utf-8").splitlines()
     lower = not any(word.isalpha() and word != word.lower() for word in words)
-    return BertWordPieceTokenizer(str(path), lowercase=lower)._tokenizer
+    return BertWordPieceTokenizer({word: number for number, word in enumerate(words)}, lowercase=lower)._tokenizer
 
 
 def _from_gguf(metadata: Mapping[str, Any], path: Path) -> Any:

@@ -4,6 +4,7 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import PIL
 import pytest
 from conftest import GOLDEN
 from PIL import Image
@@ -27,6 +28,10 @@ def from_config(folder, **config):
     return load_preprocess(folder)
 
 
+@pytest.mark.skipif(
+    PIL.__version__.split(".")[0] != str(GOLDEN_FILE["pillow"]).split(".")[0],
+    reason="Pillow 13 resizes otherwise than Pillow 12, in transformers as here; the file was made with 13",
+)
 @pytest.mark.parametrize(("config", "name"), CASES)
 def test_equals_transformers(config, name, tmp_path):
     ours = from_config(tmp_path, **CONFIGS[config])([Image.fromarray(IMAGES[name])])[0]
