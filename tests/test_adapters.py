@@ -18,6 +18,7 @@ from ntkprefix.adapters import (
     LoraAdapter,
     MeasureAdapter,
     PromptAdapter,
+    ReparametrisedAdapter,
     Stack,
     TokenAdapter,
     count,
@@ -54,6 +55,10 @@ def initial(model, adapter):
     [
         (HeadAdapter(), 0),
         (TokenAdapter(length=7), LAYERS * 7 * HEADS * 2 * WIDTH),
+        (
+            ReparametrisedAdapter(length=7, hidden=5),
+            7 * 5 + 5 * 5 + 5 + (5 + 1) * LAYERS * HEADS * 2 * WIDTH,
+        ),
         (FeatureAdapter(), LAYERS * HEADS * (WIDTH * (WIDTH + 1) + WIDTH + 1)),
         (FeatureAdapter(calibration="harmonic"), LAYERS * HEADS * (WIDTH * (WIDTH + 1) + 1)),
         (FeatureAdapter(FAVOR), LAYERS * HEADS * (15 * (WIDTH + 1) + WIDTH + 1)),
@@ -193,6 +198,32 @@ def test_starts_are_at_the_models_own_keys_and_scale(model):
     state = FeatureAdapter().init(jax.random.key(0), model, statistics)
     np.testing.assert_array_equal(state["centre"], statistics.centre)
     np.testing.assert_allclose(state["log_scale"], statistics.log_centred_mass - np.log(WIDTH), rtol=1e-6)
+
+
+def test_reparametrised_tokens_start_as_drawn_and_collapse_to_what_they_stand_for(model):
+    statistics = model.attention_statistics(normalise(jnp.asarray(IMAGES)))
+    adapter = ReparametrisedAdapter(length=200, hidden=100, start="mean", deviation=0.5)
+    tokens, collapsed = adapter.collapse(adapter.init(jax.random.key(0), model, statistics))
+    assert tokens == TokenAdapter(length=200, start="mean", deviation=0.5)
+    for name in ("key", "value"):
+        around = collapsed[f"{name}s"] - getattr(statistics, f"{name}_mean")[:, None]
+        assert float(jnp.std(around)) == pytest.approx(0.5, rel=0.15)
+    classifier, params = initial(model, ReparametrisedAdapter(length=3, hidden=4))
+    params = {**params, "adapter": jax.tree.map(lambda leaf: leaf + 0.3, params["adapter"])}
+    tokens, collapsed = ReparametrisedAdapter(length=3, hidden=4).collapse(params["adapter"])
+    plain = Classifier(model, tokens)
+    images = jnp.asarray(IMAGES)
+    np.testing.assert_allclose(
+        classifier.features(params, classifier.frozen, images),
+        plain.features({"adapter": collapsed}, plain.frozen, images),
+        rtol=1e-6,
+    )
+    # as a sum over hidden units, in float64
+    trained = {name: np.asarray(leaf, np.float64) for name, leaf in params["adapter"].items()}
+    hidden = np.tanh(trained["vectors"] @ trained["inner"] + trained["inner_bias"])
+    for name in ("keys", "values"):
+        made = sum(np.multiply.outer(hidden[:, e], trained[name][e]) for e in range(4)) + trained[f"{name}_bias"]
+        np.testing.assert_allclose(collapsed[name], made.transpose(1, 0, 2, 3), rtol=1e-5, atol=1e-6)
 
 
 def test_clouds_start_with_their_share_of_the_input_s_mass(model):

@@ -18,6 +18,7 @@ with extra("models", "ntkprefix.adapters"):
     from ntkprefix.adapters.peft import load_peft, save_peft
     from ntkprefix.adapters.prompt import PromptAdapter
     from ntkprefix.adapters.registry import ADAPTERS
+    from ntkprefix.adapters.reparametrised import ReparametrisedAdapter
     from ntkprefix.adapters.spell import spelt
     from ntkprefix.adapters.tokens import TokenAdapter
 
@@ -30,6 +31,7 @@ __all__ = [
     "LoraAdapter",
     "MeasureAdapter",
     "PromptAdapter",
+    "ReparametrisedAdapter",
     "Stack",
     "TokenAdapter",
     "count",

@@ -10,6 +10,7 @@ from ntkprefix.adapters.head import HeadAdapter
 from ntkprefix.adapters.lora import LoraAdapter
 from ntkprefix.adapters.measure import MeasureAdapter
 from ntkprefix.adapters.prompt import PromptAdapter
+from ntkprefix.adapters.reparametrised import ReparametrisedAdapter
 from ntkprefix.adapters.tokens import TokenAdapter
 
 ADAPTERS: dict[str, type[Any]] = {
@@ -18,6 +19,7 @@ ADAPTERS: dict[str, type[Any]] = {
     "lora": LoraAdapter,
     "prompt": PromptAdapter,
     "tokens": TokenAdapter,
+    "reparametrised": ReparametrisedAdapter,
     "features": FeatureAdapter,
     "measure": MeasureAdapter,
 }
