@@ -25,7 +25,7 @@ from ntkprefix.cli import guard
 from ntkprefix.commands.jobs import Job, job_of
 from ntkprefix.commands.train import Config
 from ntkprefix.runs import environment, progress, write_json
-from ntkprefix.train import train_population
+from ntkprefix.train import step_memory, train_population
 from theory.pieces import Pieces
 
 _PROBING = "head"
@@ -63,13 +63,18 @@ class Task:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+_LANGUAGE = ("sst2", "agnews", "rte", "boolq", "cb", "copa", "wic", "wsc", "multirc")
 _IMAGES = {"task": "images", "size": 70, "train_rows": 1000, "test_rows": 800}
 _TEXTS = {"length": 64, "train_rows": 1000, "test_rows": 800}
+# By the likelihood of the class's word, or of the answer. A step of SmolLM2 on two cores takes seconds.
+_ANSWERS = {"length": 128, "train_rows": 512, "test_rows": 400, "epochs": 1}
 FIELDS: dict[str, dict[str, Task]] = {
     "vision": {name: Task("dinov2", name, _IMAGES) for name in ("clothing", "cifar100", "tiny_imagenet20")},
-    "language": {
-        name: Task("minilm", name, {"task": name, **_TEXTS})
-        for name in ("sst2", "agnews", "rte", "boolq", "cb", "copa", "wic", "wsc", "multirc")
+    "language": {name: Task("minilm", name, {"task": name, **_TEXTS}) for name in _LANGUAGE},
+    "language-smollm2": {name: Task("smollm2", name, {"task": name, **_ANSWERS}) for name in _LANGUAGE},
+    "mathematics": {
+        name: Task("smollm2", name, {"task": name, **_ANSWERS, "length": 192, "test_rows": 200})
+        for name in ("svamp", "gsm8k", "mawps", "aqua")
     },
 }
 
@@ -79,19 +84,26 @@ class TablesConfig:
     """Which part of the tables.
 
     Attributes:
-        field: vision or language.
+        field: vision, language (MiniLM and a head), language-smollm2 (the same sets, by the likelihood of the class's
+            word) or mathematics.
         data_root: folder that has one folder for each data set, by its name.
         tasks: of the field; all if none is named.
         methods: names among `METHODS`; all if none is named.
         seeds: of the final runs.
+        train_rows: of every task, in place of its own number; 0 for that.
+        test_rows: likewise.
+        epochs: likewise.
         out: folder of what has been measured; start again with the same one to go on.
     """
 
-    field: Annotated[Literal["vision", "language"], tyro.conf.Positional]
+    field: Annotated[Literal["vision", "language", "language-smollm2", "mathematics"], tyro.conf.Positional]
     data_root: Path
     tasks: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
+    train_rows: int = 0
+    test_rows: int = 0
+    epochs: int = 0
     out: Path = Path("runs/tables")
 
 
@@ -105,6 +117,8 @@ def main(config: TablesConfig) -> dict[str, Any]:
         ValueError: an unknown task or method.
     """
     tasks, methods = _named(config.tasks, FIELDS[config.field], "task"), _named(config.methods, METHODS, "method")
+    changes = {name: getattr(config, name) for name in ("train_rows", "test_rows", "epochs") if getattr(config, name)}
+    tasks = {name: dataclasses.replace(task, options=task.options | changes) for name, task in tasks.items()}
     pieces, rows = Pieces(config.out, str(environment()["commit"])), []
     with progress() as bar:
         total = bar.add_task(config.field, total=len(tasks) * len(methods))
@@ -121,7 +135,7 @@ def main(config: TablesConfig) -> dict[str, Any]:
                 rows.append({"task": name, "method": method_name, "tried": tried, "step_size": chosen, **found})
                 bar.advance(total)
     results = {"environment": environment(), "seeds": list(config.seeds), "rows": rows}
-    write_json(RESULTS / f"tables_{config.field}.json", results)
+    write_json(RESULTS / f"tables_{config.field.replace('-', '_')}.json", results)
     return results
 
 
@@ -132,6 +146,7 @@ class _Trained(NamedTuple):
     job: Job
     steps: int
     seconds_per_step: float
+    step_memory: int
 
 
 def _tune(task: Task, method: Method, root: Path, bar: Any) -> dict[str, Any]:
@@ -162,6 +177,7 @@ def _final(task: Task, method: Method, step_size: float, config: TablesConfig, b
         "bytes": 4 * adapter,
         "steps": trained.steps,
         "seconds_per_step": trained.seconds_per_step,
+        "step_megabytes": round(trained.step_memory / 1e6, 1),
     }
 
 
@@ -172,7 +188,7 @@ def _train(options: dict[str, Any], changes: Sequence[dict[str, Any]], bar: Any)
     starts = [job.start(config, bar) for config in configs]
     if options["adapter"] == _PROBING:
         steps = configs[0].head_epochs * (len(job.train[0]) // configs[0].batch_size)
-        return _Trained(starts, job, steps, 0.0)
+        return _Trained(starts, job, steps, 0.0, 0)
     training = [dataclasses.replace(config.training(), patience=0) for config in configs]
     task = bar.add_task("training", total=training[0].steps(len(job.train[0])))
     population = train_population(
@@ -190,7 +206,9 @@ def _train(options: dict[str, Any], changes: Sequence[dict[str, Any]], bar: Any)
     bar.remove_task(task)
     members = [None if lost else population.member(index) for index, lost in enumerate(population.diverged)]
     steps = population.losses.shape[1]
-    return _Trained(members, job, steps, round(population.seconds / (steps - 1) / len(members), 4))
+    seconds = population.seconds / max(steps - 1, 1) / len(members)
+    memory = step_memory(job.loss, starts[0], job.frozen, job.train, training[0])
+    return _Trained(members, job, steps, round(seconds, 4), memory)
 
 
 def _options(task: Task, method: Method, root: Path, **more: Any) -> dict[str, Any]:

@@ -87,6 +87,19 @@ def test_what_is_measured_is_not_measured_again(log, tmp_path):
     assert (tmp_path / "results" / "tables_vision.json").exists()
 
 
+def test_rows_and_epochs_of_all_tasks_can_be_set(log, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(tables, "job_of", lambda config, _: seen.append(config) or FakeJob(config, log))
+    main(config(tmp_path, train_rows=64, test_rows=32, epochs=1))
+    assert {(each.train_rows, each.test_rows, each.epochs) for each in seen} == {(64, 32, 1)}
+
+
+def test_every_field_has_settings_that_can_be_made(tmp_path):
+    for field in FIELDS.values():
+        for task in field.values():
+            tables.Config(model=task.model, data_dir=tmp_path / task.folder, **task.options)
+
+
 def test_every_method_tries_three_step_sizes_and_can_be_spelt():
     for method in METHODS.values():
         tables.spelt(method.adapter)

@@ -6,6 +6,7 @@ with extra("models", "ntkprefix.train"):
     from ntkprefix.train.checkpoints import Checkpoints
     from ntkprefix.train.config import TrainConfig
     from ntkprefix.train.loop import TrainResult, train
+    from ntkprefix.train.memory import step_memory
     from ntkprefix.train.population import PopulationResult, train_population
     from ntkprefix.train.step import Loss
 
@@ -15,6 +16,7 @@ __all__ = [
     "PopulationResult",
     "TrainConfig",
     "TrainResult",
+    "step_memory",
     "train",
     "train_population",
 ]
