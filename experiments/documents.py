@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import prefix_cost
-from experiments import RESULTS, summary
+from experiments import RESULTS, plots, summary
 from experiments import real_kernels as real_models
 from experiments.scale import FAINT
 from ntkprefix.runs import read_json, write_bytes
@@ -23,9 +24,16 @@ PREFIXES, THEORY = _ROOT / "docs" / "prefixes.md", _ROOT / "docs" / "theory.md"
 
 
 def main() -> None:
-    """Rewrite the tables in place."""
+    """Rewrite the tables in place, and the picture that stands beside one."""
     for document in TABLES:
         write_bytes(document, render(document).encode())
+    picture = io.BytesIO()
+    plots.real_kernels(_real_kernels()).savefig(picture, dpi=120)
+    write_bytes(THEORY.parent / "images" / "real_kernels.png", picture.getvalue())
+
+
+def _real_kernels() -> dict[str, dict[str, Any]]:
+    return {model: read_json(RESULTS / f"real_kernels_{model}.json") for model in real_models.MODELS}
 
 
 def render(document: Path) -> str:
@@ -220,8 +228,7 @@ def real_kernels() -> str:
         ],
         [],
     )
-    for model in real_models.MODELS:
-        results = read_json(RESULTS / f"real_kernels_{model}.json")
+    for model, results in _real_kernels().items():
         config, where, rows = results["config"], results["environment"], results["rows"]
         for M in [*config["lengths"], None]:
             chosen = [row for row in rows if row["M"] == M]

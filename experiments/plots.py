@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
@@ -64,10 +65,10 @@ def real_kernels(results: dict[str, dict[str, Any]]) -> Figure:
     Args:
         results: what `real_kernels.main` returns, by the model's name.
     """
-    figure = Figure(figsize=(10.5, 3.2 * len(results)), layout="constrained")
+    figure = Figure(figsize=(11.5, 3.4 * len(results)), layout="constrained")
     panels = figure.subplots(len(results), 3, squeeze=False)
     titles = ("kernel at the start, distance to its limit", "movement of the kernel", "error of the linearised model")
-    labels = ("relative distance", "relative movement in training", "of held-out outputs' change, relative")
+    labels = ("relative distance", "relative movement in training", "relative error, held-out inputs")
     for row, (name, found) in enumerate(results.items()):
         tokens = [entry for entry in found["rows"] if entry["M"] is not None]
         state = next(entry for entry in found["rows"] if entry["M"] is None)
@@ -85,10 +86,14 @@ def real_kernels(results: dict[str, dict[str, Any]]) -> Figure:
             axes.set(xscale="log", yscale="log", xlabel="prefix tokens M per layer", ylabel=label)
             axes.set_title(f"{name}: {title}", fontsize=10)
             axes.set_xticks(lengths, [f"{M:,}" for M in lengths])
-            axes.minorticks_off()
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=8)
+            axes.margins(y=0.2)
+            axes.legend(frameon=False, fontsize=8, loc="best")
     return figure
 
 
