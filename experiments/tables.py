@@ -48,7 +48,8 @@ METHODS: dict[str, Method] = {
     "P-Tuning v2, 10 tokens": Method("tokens:length=10,start=mean", 1e-1),
     "P-Tuning v2, 33 tokens": Method("tokens:length=33,start=mean", 1e-1),
     "NTK-Attention": Method("features", 3e-2),
-    "NTK-Attention, rank 8": Method("features:rank=8", 3e-2),
+    "NTK-Attention, share 0.3": Method("features:share=0.3", 1e-1),
+    "NTK-Attention, rank 8": Method("features:share=0.3,rank=8", 1e-1),
     "additive memory": Method("features:normalised=False", 3e-2),
     "measure, 8 clouds": Method("measure:components=8,rank=2", 3e-2),
 }

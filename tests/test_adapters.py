@@ -226,6 +226,24 @@ def test_reparametrised_tokens_start_as_drawn_and_collapse_to_what_they_stand_fo
         np.testing.assert_allclose(collapsed[name], made.transpose(1, 0, 2, 3), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"rank": 3}, {"heads": "kv"}, {"calibration": "harmonic"}], ids=str)
+def test_a_state_may_start_as_a_prefix_of_mean_values_with_a_share_of_the_mass(model, options):
+    adapter = FeatureAdapter(share=0.3, **options)
+    params = initial(model, adapter)[1]["adapter"]
+    prefixes = adapter.adapt(params).prefixes
+    statistics = model.attention_statistics(normalise(jnp.asarray(IMAGES)))
+    query = jnp.asarray(RNG.standard_normal((2, 3, HEADS, WIDTH)), jnp.float32)
+    for layer in range(LAYERS):
+        found = jax.tree.map(lambda leaf, layer=layer: leaf[layer], prefixes).partial(query, WIDTH**-0.5)
+        expected = jnp.broadcast_to(statistics.value_mean[layer], found.num.shape)
+        np.testing.assert_allclose(found.normalise(), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(params["k"], 0.3, rtol=1e-6)
+    gradient = jax.grad(
+        lambda p: jnp.sum(adapter.adapt(p).prefixes.Z ** 2 + jnp.sum(adapter.adapt(p).prefixes.k ** 2))
+    )(params)
+    assert all((gradient[name] != 0).any() for name in ("k", "up" if "rank" in options else "Z"))
+
+
 def test_clouds_start_with_their_share_of_the_input_s_mass(model):
     adapter = MeasureAdapter(components=4, rank=1, share=0.25, deviation=1e-4)
     prefixes = adapter.adapt(initial(model, adapter)[1]["adapter"]).prefixes
@@ -247,6 +265,8 @@ def test_clouds_start_with_their_share_of_the_input_s_mass(model):
     [
         (lambda: MeasureAdapter(share=0.0), "share above 0, got 0"),
         (lambda: MeasureAdapter(rank=-1), "rank of at least 0, got -1"),
+        (lambda: FeatureAdapter(share=-0.1), "a finite number of at least 0 as share, got -0.1"),
+        (lambda: FeatureAdapter(share=0.1, normalised=False), "expected no share of additive memory, got 0.1"),
         (lambda: TokenAdapter(start="text"), "unknown start 'text'; expected one of zero, mean"),
         (lambda: FeatureAdapter(calibration="max"), "unknown calibration 'max'; expected one of centred, harmonic"),
         (lambda: FeatureAdapter(feature_map("taylor", degree=2)), "features are never negative, got Taylor"),

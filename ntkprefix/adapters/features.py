@@ -22,7 +22,8 @@ from ntkprefix.prefixes.least_squares import fit_state
 class FeatureAdapter:
     r"""A trained feature state per head: L N (R (Hv + 1) + H + 1) parameters, however long a prefix it stands for.
 
-    It starts as a no-op, Z = k = 0, with live gradients for both, and on the input's own scale, query by query. The
+    It starts as a no-op, Z = k = 0, with live gradients for both, or, with a `share`, as a prefix of the model's mean
+    values; and on the input's own scale, query by query. The
     log-mass of the input varies by tens of nats, between layers and between the queries of one head: a state without a
     scale weighs e^{-28} in some layers of a real model, and with one for all queries of a head e^{-85} for the typical
     query of another. So the prefix lies around a point c in key space, and its log-mass s + beta q.c + log phi(q).k
@@ -40,10 +41,13 @@ class FeatureAdapter:
         rank: of Z, a product [R, rank] [rank, Hv]; 0 for Z itself.
         normalised: k is trained. Without it Z is an additive memory (arXiv 2506.13674): nothing is added to the
             denominator, and the output is the input's plus phi(q)^T Z over the input's mass.
+        share: the prefix's mass over the input's at the start, about, on average over queries; all of it at each head's
+            mean value. 0 is a no-op. Above it k is off the edge k >= 0, and attention starts a little smoothed.
 
     Raises:
-        TypeError: no feature map, a rank that is not an integer.
-        ValueError: an unknown calibration, unknown heads, a negative rank, a feature map with negative features.
+        TypeError: no feature map, a rank that is not an integer, a share that is no number.
+        ValueError: an unknown calibration, unknown heads, a negative rank, a feature map with negative features, a
+            share that is negative or infinite, or one of additive memory, which has no mass.
 
     Source: NTK-Attention (arXiv 2406.14036). The paper's code passes k through an absolute value, whose derivative at
     its start is zero, and has neither scale nor centre; docs/prefixes.md has what they do.
@@ -55,6 +59,7 @@ class FeatureAdapter:
     heads: Literal["query", "kv"] = "query"
     rank: int = 0
     normalised: bool = True
+    share: float = 0.0
 
     def __post_init__(self):
         checks.one_of("FeatureAdapter", "calibration", self.calibration, ("centred", "harmonic"))
@@ -63,6 +68,9 @@ class FeatureAdapter:
         checks.yes_or_no("FeatureAdapter", train_scale=self.train_scale, normalised=self.normalised)
         checks.is_feature_map("FeatureAdapter", self.feature_map)
         checks.nonnegative_features("FeatureAdapter", self.feature_map)
+        checks.finite("FeatureAdapter", least=0.0, share=self.share)
+        if self.share and not self.normalised:
+            raise ValueError(f"FeatureAdapter: expected no share of additive memory, got {self.share}: it has no mass.")
 
     def axes(self) -> dict[str, str]:
         """Axis letters of every parameter, by its name; N is K for shared heads."""
@@ -79,7 +87,7 @@ class FeatureAdapter:
         """`Z` [L, N, R, Hv], `k` [L, N, R], `log_scale` [L, N] and `centre` [L, N, H]; with a rank `down`
         [L, N, R, rank] and `up` [L, N, rank, Hv] for Z.
 
-        Nothing is random but `down`; `up` is zero, so that Z is.
+        Nothing is random but `down`; `up` is zero where Z is.
         """
         centred = self.calibration == "centred"
         own_scale = statistics.log_centred_mass if centred else statistics.log_harmonic_mass
@@ -92,13 +100,18 @@ class FeatureAdapter:
         layers, heads = own_scale.shape
         features = self.feature_map.size(statistics.key_mean.shape[-1])
         values = statistics.value_mean.shape[-1]
+        kv_heads = statistics.value_mean.shape[1]
+        value = jnp.repeat(statistics.value_mean, heads // kv_heads, axis=1)
         params = {"log_scale": own_scale - math.log(features)} | ({"centre": centre} if centred else {})
         if self.rank:
             down = jax.random.normal(key, (layers, heads, features, self.rank)) / math.sqrt(self.rank)
-            params |= {"down": down, "up": jnp.zeros((layers, heads, self.rank, values))}
+            up = jnp.zeros((layers, heads, self.rank, values))
+            if self.share:
+                down, up = down.at[..., 0].set(self.share), up.at[..., 0, :].set(value)
+            params |= {"down": down, "up": up}
         else:
-            params |= {"Z": jnp.zeros((layers, heads, features, values))}
-        return params | ({"k": jnp.zeros((layers, heads, features))} if self.normalised else {})
+            params |= {"Z": jnp.broadcast_to(self.share * value[:, :, None], (layers, heads, features, values))}
+        return params | ({"k": jnp.full((layers, heads, features), self.share)} if self.normalised else {})
 
     def init_from(
         self,
