@@ -198,7 +198,10 @@ def _train(options: dict[str, Any], changes: Sequence[dict[str, Any]], bar: Any)
         job.frozen,
         job.train,
         training,
-        factors=[job.factors(config.head_learning_rate / config.learning_rate) for config in configs],
+        factors=[
+            job.factors(start, config.head_learning_rate / config.learning_rate)
+            for config, start in zip(configs, starts, strict=True)
+        ],
         project=job.project,
         on_step=lambda step, losses: bar.update(
             task, completed=step, description=" ".join(f"{loss:.3f}" for loss in losses)

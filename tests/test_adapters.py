@@ -24,6 +24,7 @@ from ntkprefix.adapters import (
     count,
     load_adapter,
     save_adapter,
+    step_factors,
 )
 from ntkprefix.adapters.features import nonnegative
 from ntkprefix.classify import Classifier
@@ -242,6 +243,22 @@ def test_a_state_may_start_as_a_prefix_of_mean_values_with_a_share_of_the_mass(m
         lambda p: jnp.sum(adapter.adapt(p).prefixes.Z ** 2 + jnp.sum(adapter.adapt(p).prefixes.k ** 2))
     )(params)
     assert all((gradient[name] != 0).any() for name in ("k", "up" if "rank" in options else "Z"))
+
+
+def test_scale_and_centre_take_a_tenth_of_a_step(model):
+    """Adam's first step is its step size, whatever the gradient."""
+    both = Stack([LoraAdapter(rank=2), FeatureAdapter(share=0.3)])
+    classifier, params = initial(model, both)
+    params["head"]["kernel"] = jnp.asarray(RNG.standard_normal(params["head"]["kernel"].shape), jnp.float32)
+    factors = {"adapter": step_factors(both, params["adapter"]), "head": 1.0}
+    config = TrainConfig(epochs=1, batch_size=24, learning_rate=1e-3, warmup=0.0, schedule="constant", weight_decay=0.0)
+    assert len(IMAGES) == 24
+    trained = train(classifier.loss, params, classifier.frozen, (IMAGES, LABELS), config, factors=factors).params
+    moved = jax.tree.map(lambda after, before: float(jnp.abs(after - before).max()), trained, params)["adapter"]
+    assert moved["1"]["Z"] == pytest.approx(1e-3, rel=0.05)
+    assert moved["0"]["query"]["up"] == pytest.approx(1e-3, rel=0.05)
+    for name in ("log_scale", "centre"):
+        assert moved["1"][name] == pytest.approx(1e-4, rel=0.05)
 
 
 def test_clouds_start_with_their_share_of_the_input_s_mass(model):

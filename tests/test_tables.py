@@ -30,7 +30,7 @@ class FakeJob:
     def loss(self, params, _, x):
         return jnp.sum(params["adapter"]["w"]) + 0 * jnp.sum(x) + 0 * params["head"]["b"]
 
-    def factors(self, of_head):
+    def factors(self, _, of_head):
         return {"adapter": 1.0, "head": of_head}
 
     project = None

@@ -7,7 +7,7 @@ line in `ADAPTERS`.
 from ntkprefix._extras import extra
 
 with extra("models", "ntkprefix.adapters"):
-    from ntkprefix.adapters.base import Adapter, Stack, count
+    from ntkprefix.adapters.base import Adapter, Stack, count, step_factors
     from ntkprefix.adapters.features import FeatureAdapter
     from ntkprefix.adapters.files import load_adapter, save_adapter
     from ntkprefix.adapters.full import FullAdapter
@@ -41,4 +41,5 @@ __all__ = [
     "save_adapter",
     "save_peft",
     "spelt",
+    "step_factors",
 ]

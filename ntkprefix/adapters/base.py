@@ -81,6 +81,28 @@ class Stack:
         return {str(index): adapter.project(params[str(index)]) for index, adapter in enumerate(self.adapters)}
 
 
+def step_factors(adapter: Adapter, params: PyTree) -> PyTree:
+    """What the step size is multiplied by for each of an adapter's parameters: `factors` of `ntkprefix.train.train`.
+
+    Args:
+        adapter: one that has a `step_factors(params)` of its own, or a stack with such; 1 for all others.
+        params: its parameters.
+
+    Returns:
+        A number, or numbers by the parameters' names.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.adapters import FeatureAdapter, step_factors
+        >>> step_factors(FeatureAdapter(), {"Z": jnp.zeros(3), "log_scale": jnp.zeros(1)})
+        {'Z': 1.0, 'log_scale': 0.1}
+    """
+    if isinstance(adapter, Stack):
+        return {str(index): step_factors(part, params[str(index)]) for index, part in enumerate(adapter.adapters)}
+    own = getattr(adapter, "step_factors", None)
+    return 1.0 if own is None else own(params)
+
+
 def count(params: PyTree) -> int:
     """How many numbers a pytree of parameters holds.
 

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from rich.progress import Progress
 from safetensors.numpy import save
 
-from ntkprefix.adapters import Adapter
+from ntkprefix.adapters import Adapter, step_factors
 from ntkprefix.classify import Classifier, head_loss, logits, probe
 from ntkprefix.images import load_images, stratified
 from ntkprefix.language import LanguageTask
@@ -55,7 +55,7 @@ class Job(Protocol):
         """The nearest allowed parameters."""
         ...
 
-    def factors(self, of_head: float) -> PyTree:
+    def factors(self, params: PyTree, of_head: float) -> PyTree:
         """Of the step size, for the parts of the parameters."""
         ...
 
@@ -84,7 +84,7 @@ def job_of(config: Any, adapter: Adapter) -> Job:
         images = load_images(config.data_dir or "digits", size=config.size)
         model = load_dinov2(None if config.model == "dinov2" else config.model, **options)
         train, test = (((x,), y) for x, y in ((images.x_train, images.y_train), (images.x_test, images.y_test)))
-        return _Classes(config, Classifier(model, adapter), model, train, test, images.class_names, images.name)
+        return _Classes(config, adapter, model, train, test, images.class_names, images.name)
     if config.data_dir is None:
         raise ValueError(f"train: expected --data-dir, the folder of the rows of {config.task}, got none.")
     texts = load_texts(config.task, config.data_dir)
@@ -96,14 +96,15 @@ def job_of(config: Any, adapter: Adapter) -> Job:
         for part in (texts.train, texts.test)
     )
     names = tuple(choice.strip() for choice in texts.choices)
-    return _Classes(config, Classifier(model, adapter), model, rows, test_rows, names, config.task)
+    return _Classes(config, adapter, model, rows, test_rows, names, config.task)
 
 
 class _Classes:
     """A head on a frozen model: images, or texts of an encoder."""
 
-    def __init__(self, config, classifier, model, train, test, names, title):
-        self._classifier, self._names = classifier, names
+    def __init__(self, config, adapter, model, train, test, names, title):
+        classifier = Classifier(model, adapter)
+        self._classifier, self._adapter, self._names = classifier, adapter, names
         (inputs, labels), (test_inputs, test_labels) = train, test
         kept, held = _split(config, labels)
         self.train = (*(array[kept] for array in inputs), labels[kept])
@@ -130,8 +131,8 @@ class _Classes:
             self._classifier, params, inputs, labels, head, on_batch=lambda done: bar.update(task, completed=done)
         )[0]
 
-    def factors(self, of_head):
-        return {"adapter": 1.0, "head": of_head}
+    def factors(self, params, of_head):
+        return {"adapter": step_factors(self._adapter, params["adapter"]), "head": of_head}
 
     def validate(self, params):
         return self._judge(params, self._held)["loss"]
@@ -158,7 +159,7 @@ class _Answers:
     """Answers by a language model."""
 
     def __init__(self, config, model, adapter, tokenizer, texts):
-        self._tokenizer, self._choices = tokenizer, None
+        self._tokenizer, self._adapter, self._choices = tokenizer, adapter, None
         labels = np.array([example.label for example in texts.train])
         kept, held = _split(config, labels)
         tested = _chosen(config.test_rows, np.array([example.label for example in texts.test]), seed=0)
@@ -182,8 +183,8 @@ class _Answers:
         calibration = type(self._held)(*(array[:_CALIBRATION] for array in self.train))
         return self._task.init(jax.random.key(config.seed), calibration)
 
-    def factors(self, of_head):  # noqa: ARG002
-        return 1.0
+    def factors(self, params, of_head):  # noqa: ARG002
+        return {"adapter": step_factors(self._adapter, params["adapter"])}
 
     def validate(self, params):
         return self._loss(params, self._held)

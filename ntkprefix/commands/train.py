@@ -139,7 +139,7 @@ def run(config: Config, adapter: Adapter, job: Job, out: Path) -> dict[str, Any]
             job.frozen,
             job.train,
             training,
-            factors=job.factors(config.head_learning_rate / config.learning_rate),
+            factors=job.factors(params, config.head_learning_rate / config.learning_rate),
             project=job.project,
             validate=job.validate if config.patience else None,
             checkpoints=Checkpoints(out / "checkpoints"),
