@@ -220,14 +220,12 @@ def scale() -> str:
 
 def real_kernels() -> str:
     """Kernels of pretrained models in their prefix: distance to the limit, movement, error of the linearised model."""
-    lines, notes = (
-        [
-            "| model | prefix per layer | trained numbers | distance to the limit | movement in training "
-            "| error of the linearised model |",
-            "|---|---|---|---|---|---|",
-        ],
-        [],
-    )
+    notes = []
+    lines = [
+        "| model | prefix per layer | trained numbers | distance to the limit | movement in training "
+        "| error of the linearised model |",
+        "|---|---|---|---|---|---|",
+    ]
     for model, results in _real_kernels().items():
         config, where, rows = results["config"], results["environment"], results["rows"]
         for M in [*config["lengths"], None]:
@@ -245,8 +243,9 @@ def real_kernels() -> str:
             f"{config['step_size']:g}/lambda_max; over the lengths, the distance falls as "
             f"M^{np.mean(slopes):.2f} (draws: {min(slopes):.2f} to {max(slopes):.2f}) ({where['processor']})."
         )
+    command = "python -m experiments.real_kernels"
     told = f"Median and range over {config['seeds']} draws of the prefix. {' '.join(notes)}"
-    return "\n".join([*lines, "", f"{told} Remade by `python -m experiments.real_kernels dinov2` and `minilm`."])
+    return "\n".join([*lines, "", f"{told} Remade by `{command} dinov2` and `{command} minilm --data-dir FOLDER`."])
 
 
 def _median_and_range(values: list[float]) -> str:

@@ -67,14 +67,16 @@ def real_kernels(results: dict[str, dict[str, Any]]) -> Figure:
     """
     figure = Figure(figsize=(11.5, 3.4 * len(results)), layout="constrained")
     panels = figure.subplots(len(results), 3, squeeze=False)
-    titles = ("kernel at the start, distance to its limit", "movement of the kernel", "error of the linearised model")
-    labels = ("relative distance", "relative movement in training", "relative error, held-out inputs")
+    measures = (
+        ("kernel at the start, distance to its limit", "relative distance", lambda entry: entry.get("distance")),
+        ("movement of the kernel", "relative movement in training", lambda entry: entry["kernel_movement"]),
+        ("error of the linearised model", "relative error, held-out inputs", lambda entry: entry["error"]["test"]),
+    )
     for row, (name, found) in enumerate(results.items()):
         tokens = [entry for entry in found["rows"] if entry["M"] is not None]
         state = next(entry for entry in found["rows"] if entry["M"] is None)
         lengths = np.array(sorted({entry["M"] for entry in tokens}))
-        measures = (lambda entry: entry.get("distance"), _movement, _test_error)
-        for axes, measure, title, label in zip(panels[row], measures, titles, labels, strict=True):
+        for axes, (title, label, measure) in zip(panels[row], measures, strict=True):
             values = np.array([[measure(entry) for entry in tokens if entry["M"] == M] for M in lengths])
             low, middle, high = np.quantile(values, (0.0, 0.5, 1.0), axis=1)
             axes.fill_between(lengths, low, high, color="#0072B2", alpha=0.2, linewidth=0)
@@ -95,14 +97,6 @@ def real_kernels(results: dict[str, dict[str, Any]]) -> Figure:
             axes.margins(y=0.2)
             axes.legend(frameon=False, fontsize=8, loc="best")
     return figure
-
-
-def _movement(entry: dict[str, Any]) -> float:
-    return entry["kernel_movement"]
-
-
-def _test_error(entry: dict[str, Any]) -> float:
-    return entry["error"]["test"]
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:

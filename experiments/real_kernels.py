@@ -121,7 +121,8 @@ def main(config: KernelsConfig) -> dict[str, Any]:
         setting = make_setting(config)
         for M, seed in [*itertools.product(config.lengths, range(config.seeds)), (0, 0)]:
             bar.update(task, description=f"{config.model}, M = {M}, draw {seed}" if M else f"{config.model}, (Z, k)")
-            settings = {**_settings(config), "M": M, "seed": seed}
+            # Which data is no part of the results, which name the set, but of what a piece depends on.
+            settings = {**_settings(config), "data_dir": str(config.data_dir), "M": M, "seed": seed}
             measured[M, seed] = pieces.get("kernel", settings, partial(_measure, config, setting, M, seed))
             bar.advance(task)
     results = {

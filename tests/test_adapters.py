@@ -1,13 +1,10 @@
 """Adapters on a tiny vision transformer: sizes, no-op starts, live gradients, and learning."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from safetensors.numpy import save_file
+from tiny_classifier import FAVOR, HEADS, IMAGES, LABELS, LAYERS, WIDTH, initial, tiny_model
 
 from ntkprefix import feature_map
 from ntkprefix.adapters import (
@@ -22,33 +19,19 @@ from ntkprefix.adapters import (
     Stack,
     TokenAdapter,
     count,
-    load_adapter,
-    save_adapter,
     step_factors,
 )
 from ntkprefix.adapters.features import nonnegative
 from ntkprefix.classify import Classifier
 from ntkprefix.images import normalise
-from ntkprefix.models import BlockConfig, ViT, ViTConfig
 from ntkprefix.train import TrainConfig, train
 
-LAYERS, HEADS, WIDTH = 3, 3, 4
-FAVOR = feature_map("favor", features=15, key=jax.random.key(0))
-RNG = np.random.default_rng(0)
-IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
-LABELS = (IMAGES.mean(axis=(1, 2, 3)) > np.median(IMAGES.mean(axis=(1, 2, 3)))).astype(np.int32)
+RNG = np.random.default_rng(1)
 
 
 @pytest.fixture(scope="module")
 def model():
-    block = BlockConfig(width=HEADS * WIDTH, heads=HEADS, mlp_width=16, layer_scale=True)
-    config = ViTConfig(patch=4, layers=LAYERS, grid=3, block=block)
-    return nnx.jit(lambda: ViT(config, rngs=nnx.Rngs(0)))()
-
-
-def initial(model, adapter):
-    classifier = Classifier(model, adapter)
-    return classifier, classifier.init(jax.random.key(0), (IMAGES,), classes=2)
+    return tiny_model()
 
 
 @pytest.mark.parametrize(
@@ -298,118 +281,6 @@ def test_starts_that_cannot_be_are_errors(wrong, message):
 def test_no_tokens_is_an_error():
     with pytest.raises(ValueError, match="length of at least 1, got 0"):
         TokenAdapter(length=0)
-
-
-FILES = {
-    "tokens": TokenAdapter(length=3, start="mean"),
-    "features": FeatureAdapter(FAVOR, rank=2, heads="kv", train_scale=False),
-    "taylor": FeatureAdapter(feature_map("taylor", degree=0)),
-    "measure": MeasureAdapter(components=3, rank=1, share=0.5),
-    "stack": Stack([LoraAdapter(rank=2, alpha=3.0, targets=("up", "query")), PromptAdapter(length=2)]),
-    "full": FullAdapter(),
-    "head": HeadAdapter(),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_files_give_back_what_was_saved(name, model, tmp_path):
-    params = initial(model, FILES[name])[1]["adapter"]
-    params = jax.tree.map(lambda leaf: leaf + jnp.asarray(RNG.standard_normal(leaf.shape), leaf.dtype), params)
-    adapter, loaded = load_adapter(save_adapter(tmp_path / "adapter", FILES[name], params))
-    if name != "stack":
-        assert adapter == FILES[name]
-    assert jax.tree.structure(loaded) == jax.tree.structure(params)
-    for one, other in zip(*map(jax.tree.leaves, (loaded, params)), strict=True):
-        np.testing.assert_array_equal(one, other)
-    images = normalise(jnp.asarray(IMAGES))
-    for one, other in zip(*map(jax.tree.leaves, (adapter.adapt(loaded), FILES[name].adapt(params))), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert images.shape[0] == 24
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("adapter.json", b"{", "adapter.json"),
-        ("adapter.json", b"[]", "adapter.json"),
-        ("adapter.json", b'{"adapter": "other", "options": {}}', "expected one of head, full"),
-        ("adapter.json", b'{"adapter": "lora", "options": {"rank": 0}}', "rank of at least 1, got 0"),
-        ("adapter.json", b'{"adapter": "lora", "options": {"size": 1}}', "not the description of an adapter"),
-        ("adapter.json", b'{"options": {}}', "not the description of an adapter"),
-        ("adapter.safetensors", b"", "adapter.safetensors: not a whole safetensors file"),
-        ("adapter.safetensors", b"\x80\x04\x95", "adapter.safetensors: not a whole safetensors file"),
-    ],
-)
-def test_damaged_files_are_named(file, content, message, tmp_path):
-    folder = save_adapter(tmp_path, PromptAdapter(length=2), {"prompt": jnp.ones((2, 3))})
-    (folder / file).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        load_adapter(folder)
-    (folder / file).unlink()
-    with pytest.raises(FileNotFoundError, match=file):
-        load_adapter(folder)
-
-
-Z, K, SCALE = np.zeros((2, 3, 4, 5), np.float32), np.zeros((2, 3, 4), np.float32), np.zeros((2, 3), np.float32)
-PLAIN = {"calibration": "harmonic"}
-WHOLE = {"Z": Z, "k": K, "log_scale": SCALE}
-LORA = {"targets": ["query"], "rank": 2}
-DOWN, UP = np.zeros((2, 6, 2), np.float32), np.zeros((2, 2, 6), np.float32)
-HOSTILE = {
-    "an array missing": ("features", PLAIN, {"Z": Z, "k": K}, "arrays of FeatureAdapter, Z, k, log_scale, got Z, k"),
-    "an array too many": ("features", PLAIN, WHOLE | {"x": K}, "got Z, k, log_scale, x"),
-    "an array within one": ("features", PLAIN, WHOLE | {"Z.a": K}, "got Z, Z.a, k"),
-    "a full one within one": ("full", {}, {"a": K, "a.b": K}, "expected one array called a"),
-    "another adapter's": ("tokens", {"length": 2}, WHOLE, "arrays of TokenAdapter, keys, values"),
-    "integers": ("features", PLAIN, WHOLE | {"k": K.astype(np.int8)}, "floating-point numbers as k, got int8"),
-    "integers of all": ("full", {}, {"a": K.astype(np.int8)}, "floating-point numbers as a, got int8"),
-    "NaN": ("features", PLAIN, WHOLE | {"Z": Z + np.nan}, "finite numbers as Z"),
-    "other heads": ("features", PLAIN, WHOLE | {"log_scale": np.zeros((2, 4), np.float32)}, r"log_scale \[L, N\]"),
-    "too few axes": ("features", PLAIN, WHOLE | {"Z": K}, r"expected Z \[L, N, R, Hv\]"),
-    "another length": ("tokens", {"length": 2}, {"keys": Z, "values": Z}, "with L = 2, M = 2"),
-    "another rank": ("lora", LORA | {"rank": 1}, {"query.down": DOWN, "query.up": UP}, "r = 1"),
-    "a part too many": ("stack", [("lora", LORA)], {"0.query.down": DOWN, "0.query.up": UP, "1.k": K}, "also 1.k"),
-    "a part's array missing": ("stack", [("lora", LORA)], {"0.query.down": DOWN}, "arrays of LoraAdapter"),
-    "features in words": ("features", {"feature_map": {"name": "favor", "features": "x", "seed": [0]}}, {}, "integer"),
-    "a trillion features": (
-        "features",
-        {"feature_map": {"name": "favor", "features": 10**12, "seed": [0]}},
-        {},
-        "at most 4,194,304 features",
-    ),
-    "a seed in words": ("features", {"feature_map": {"name": "favor", "features": 4, "seed": "y"}}, {}, "as seed"),
-    "a negative seed": ("features", {"feature_map": {"name": "favor", "features": 4, "seed": [-1]}}, {}, "as seed"),
-    "a degree in words": ("features", {"feature_map": {"name": "taylor", "degree": "x"}}, {}, "integer degree"),
-    "alpha in words": ("lora", {"alpha": "x"}, {}, "a number as alpha"),
-    "alpha NaN": ("lora", {"alpha": float("nan")}, {}, "finite number as alpha"),
-    "deviation in words": ("tokens", {"deviation": "x"}, {}, "a number as deviation"),
-    "deviation below 0": ("prompt", {"deviation": -1.0}, {}, "of at least 0 as deviation"),
-    "no for False": ("features", {"train_scale": "no"}, {}, "True or False as train_scale"),
-    "a list for a name": ("features", {"calibration": ["harmonic"]}, {}, "unknown calibration"),
-}
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", HOSTILE)
-def test_files_of_another_make_are_refused(name, tmp_path):
-    kind, options, arrays, message = HOSTILE[name]
-    described = {"adapter": kind, "options": options}
-    if kind == "stack":
-        described = {"adapter": kind, "parts": [{"adapter": part, "options": given} for part, given in options]}
-    (tmp_path / "adapter.json").write_text(json.dumps(described))
-    save_file(arrays, tmp_path / "adapter.safetensors")
-    with pytest.raises(ValueError, match=message) as raised:
-        load_adapter(tmp_path)
-    assert str(tmp_path) in str(raised.value)
-
-
-def test_descriptions_nested_too_deep_are_refused(tmp_path):
-    save_adapter(tmp_path, HeadAdapter(), {})
-    (tmp_path / "adapter.json").write_text(
-        '{"adapter": "stack", "parts": [' * 900 + '{"adapter": "head", "options": {}}' + "]}" * 900
-    )
-    with pytest.raises(ValueError, match=r"adapter\.json"):
-        load_adapter(tmp_path)
 
 
 def test_lora_merges_into_the_weights_and_back(model):

@@ -25,6 +25,18 @@ def test_light_modules_import_nothing_heavy(module):
     assert found.stdout.strip() == "[]"
 
 
+def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    required = "\n".join(line for group in groups for line in group)
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", required, re.MULTILINE))
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE))
+    tools = {"ipykernel", "mypy", "ruff"}  # no test depends on theirs
+    assert {name: pins.get(name) for name in bounds if name not in tools} == {
+        name: bound + ".0" * (2 - bound.count(".")) for name, bound in bounds.items() if name not in tools
+    }
+
+
 def test_the_public_list_is_complete():
     for name in ntkprefix.__all__:
         assert getattr(ntkprefix, name) is not None

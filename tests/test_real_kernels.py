@@ -28,7 +28,7 @@ def tiny():
 def measure(monkeypatch, tmp_path, tiny):
     """`main` of the tiny model with small settings."""
     monkeypatch.setattr(real_kernels, "load_dinov2", lambda: tiny)
-    monkeypatch.setattr(real_kernels, "load_images", lambda data, **_: load_images(data, size=16))
+    monkeypatch.setattr(real_kernels, "load_images", lambda _, **__: load_images("digits", size=16))
     monkeypatch.setattr(real_kernels, "RESULTS", tmp_path)
     return lambda **changes: main(KernelsConfig(**SMALL | changes, out=tmp_path / "pieces"))
 
@@ -58,6 +58,13 @@ def test_a_kernel_is_not_measured_twice(measure, monkeypatch):
     first = measure()
     monkeypatch.setattr(real_kernels, "model_ntk", None)
     assert measure()["rows"] == first["rows"]
+
+
+def test_kernels_of_other_data_are_not_taken_for_these(measure, monkeypatch, tmp_path):
+    measure()
+    monkeypatch.setattr(real_kernels, "model_ntk", None)
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        measure(data_dir=tmp_path / "other")
 
 
 def test_tokens_weigh_as_much_as_one_input_whatever_their_number(tiny):

@@ -18,7 +18,13 @@ _ARRAYS = ("x_train", "y_train", "x_test", "y_test", "class_names")
 
 
 def read_npz(path: Path, size: int) -> ImageData:
-    """Images of a `.npz` file; arguments and errors as in `load_images`."""
+    """Images of a `.npz` file; arguments as in `load_images`.
+
+    Raises:
+        OSError: the file cannot be read.
+        TypeError: arrays have the wrong dtype.
+        ValueError: it is damaged, or lacks arrays; they do not fit each other, or are no images and classes.
+    """
     arrays = _arrays(path)
     missing = [name for name in _ARRAYS if name not in arrays and name != "class_names"]
     if missing:

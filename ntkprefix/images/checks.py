@@ -14,7 +14,11 @@ _MOST_CLASSES = 30_000
 
 
 def every_class(path: Path, names: list[str], train: np.ndarray, test: np.ndarray) -> None:
-    """ValueError when a class is missing from a part of the split."""
+    """That no class is missing from a part of the split.
+
+    Raises:
+        ValueError: one is; the message names it.
+    """
     for part, labels in (("training", train), ("test", test)):
         absent = [name for label, name in enumerate(names) if label not in labels]
         if absent:
@@ -26,7 +30,11 @@ def every_class(path: Path, names: list[str], train: np.ndarray, test: np.ndarra
 
 
 def tested(path: Path, names: Sequence[str], train: np.ndarray, test: np.ndarray) -> None:
-    """ValueError when a class is tested that is not trained."""
+    """That no class is tested that is not trained.
+
+    Raises:
+        ValueError: one is; the message names it.
+    """
     absent = [names[label] for label in np.setdiff1d(test, train)]
     if absent:
         raise ValueError(
@@ -36,7 +44,11 @@ def tested(path: Path, names: Sequence[str], train: np.ndarray, test: np.ndarray
 
 
 def several(path: Path, names: Sequence[str], train: np.ndarray) -> None:
-    """ValueError when there is only one class to train on."""
+    """That there is more than one class to train on.
+
+    Raises:
+        ValueError: there is not; the message names the one.
+    """
     found = np.unique(train)
     if len(found) < 2:
         raise ValueError(
@@ -46,7 +58,11 @@ def several(path: Path, names: Sequence[str], train: np.ndarray) -> None:
 
 
 def distinct(path: Path, folders: Iterable[Path]) -> None:
-    """ValueError when a class is another one by a second name."""
+    """That no class is another one by a second name.
+
+    Raises:
+        ValueError: one is; the message names both.
+    """
     known: dict[Path, Path] = {}
     for folder in folders:
         first = known.setdefault(folder.resolve(), folder)
@@ -58,7 +74,11 @@ def distinct(path: Path, folders: Iterable[Path]) -> None:
 
 
 def number_of_classes(path: Path, classes: int) -> None:
-    """ValueError when there are more classes than any real set has."""
+    """That there are no more classes than real sets have.
+
+    Raises:
+        ValueError: there are.
+    """
     if classes > _MOST_CLASSES:
         raise ValueError(
             f"{path}: expected at most {_MOST_CLASSES:,} classes, got {classes:,}. Number them from 0 without gaps."
