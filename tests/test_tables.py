@@ -1,20 +1,21 @@
 """Tables: the same budget for every method, choices by held-back loss, pieces that are not measured twice."""
 
-from types import SimpleNamespace
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import tables
-from experiments.tables import FIELDS, METHODS, TablesConfig, command, main
-
-BEST = 0.03  # of three step sizes, the one that the fake task is best trained with
+from experiments.fields import FIELDS, METHODS, OURS, SAME_SIZE
+from experiments.tables import TablesConfig, command, main
+from ntkprefix.adapters import spelt
+from ntkprefix.models import ViTConfig
+from ntkprefix.runs import read_json
 
 
 class FakeJob:
     """Where a weight ends after training tells its step size: the loss is its distance from that of the best."""
 
+    best = 0.1
     numbers_per_token = 4
     about = "fake"
     frozen = None
@@ -37,7 +38,7 @@ class FakeJob:
 
     def validate(self, params):
         reached = -float(params["adapter"]["w"][0])
-        return float(abs(np.log(max(reached, 1e-9) / self.reach(BEST))))
+        return float(abs(np.log(max(reached, 1e-9) / self.reach(self.best))))
 
     @staticmethod
     def reach(step_size):
@@ -45,14 +46,14 @@ class FakeJob:
         return tables.Config(learning_rate=step_size).training().step_sizes(32).sum()
 
     def test(self, params, _):
-        return {"accuracy": float(params["head"]["b"]) / 10}
+        return {"accuracy": float(params["head"]["b"]) / 10, "right": "10"}
 
 
 @pytest.fixture
 def log(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(tables, "job_of", lambda config, _: FakeJob(config, made))
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tables, "TABLES", tmp_path / "results")
     return made
 
 
@@ -62,29 +63,44 @@ def config(tmp_path, **options):
 
 
 def test_the_smallest_held_back_loss_decides_and_every_seed_is_tested(log, tmp_path):
-    row = main(config(tmp_path))["rows"][0]
-    assert row["tried"]["step_sizes"] == pytest.approx([0.01, 0.03, 0.09])
+    row = main(config(tmp_path))["clothing"]["rows"][0]
+    assert row["tried"]["step_sizes"] == pytest.approx([1 / 30, 0.1, 0.3])
     assert int(np.argmin(row["tried"]["losses"])) == 1
-    assert row["step_size"] == pytest.approx(0.03)
-    assert row["tests"] == [{"accuracy": 0.0}, {"accuracy": 0.1}, {"accuracy": 0.2}]
-    assert (row["adapter_parameters"], row["head_parameters"], row["bytes"], row["break_even_tokens"]) == (
-        3,
-        1,
-        12,
-        0.8,
-    )
+    assert row["step_size"] == pytest.approx(0.1)
+    assert row["tests"] == [{"accuracy": seed / 10, "right": "10"} for seed in range(3)]
+    sizes = ("adapter_parameters", "head_parameters", "bytes", "break_even_tokens")
+    assert [row[name] for name in sizes] == [3, 1, 12, 0.8]
     assert row["steps"] == 6
     # held-back rows for the choice alone
     assert [entry[2] for entry in log] == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("best", "sizes", "chosen"),
+    [(0.01, [1 / 270, 1 / 90, 1 / 30, 0.1, 0.3], 1), (1e-5, [1 / 270, 1 / 90, 1 / 30, 0.1, 0.3], 0)],
+    ids=["followed", "no further than twice"],
+)
+def test_a_best_step_size_at_an_end_is_followed(best, sizes, chosen, log, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeJob, "best", best)
+    row = main(config(tmp_path))["clothing"]["rows"][0]
+    assert row["tried"]["step_sizes"] == pytest.approx(sizes)
+    assert row["step_size"] == pytest.approx(sizes[chosen])
+
+
+def test_a_best_step_size_at_the_upper_end_is_followed_until_it_is_passed(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeJob, "best", 0.35)
+    row = main(config(tmp_path))["clothing"]["rows"][0]
+    assert row["tried"]["step_sizes"] == pytest.approx([1 / 30, 0.1, 0.3, 0.9])
+    assert row["step_size"] == pytest.approx(0.3)
+
+
 def test_what_is_measured_is_not_measured_again(log, tmp_path):
-    first = main(config(tmp_path))
+    first = main(config(tmp_path))["clothing"]
     jobs = len(log)
-    again = main(config(tmp_path, methods=("NTK-Attention", "head only")))
-    assert len(log) == jobs + 2  # those of linear probing
+    again = main(config(tmp_path, methods=(OURS, "head only")))["clothing"]
+    assert len(log) == jobs + 2 + 2  # those of linear probing, whose step sizes are followed twice
     assert again["rows"][0] == first["rows"][0]
-    assert (tmp_path / "results" / "tables_vision.json").exists()
+    assert read_json(tmp_path / "results" / "vision" / "clothing.json")["rows"] == again["rows"]
 
 
 def test_rows_and_epochs_of_all_tasks_can_be_set(log, tmp_path, monkeypatch):
@@ -94,16 +110,31 @@ def test_rows_and_epochs_of_all_tasks_can_be_set(log, tmp_path, monkeypatch):
     assert {(each.train_rows, each.test_rows, each.epochs) for each in seen} == {(64, 32, 1)}
 
 
-def test_every_field_has_settings_that_can_be_made(tmp_path):
-    for field in FIELDS.values():
-        for task in field.values():
-            tables.Config(model=task.model, data_dir=tmp_path / task.folder, **task.options)
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_has_settings_that_can_be_made(name, tmp_path):
+    field = FIELDS[name]
+    for task in field.tasks.values():
+        for method in field.methods.values():
+            tables.Config(
+                model=task.model, adapter=field.adapter(method), data_dir=tmp_path / task.folder, **task.options
+            )
 
 
-def test_every_method_tries_three_step_sizes_and_can_be_spelt():
-    for method in METHODS.values():
-        tables.spelt(method.adapter)
-    assert SimpleNamespace(**FIELDS).vision["cifar100"].options["train_rows"] == 1000
+def test_a_states_size_is_that_of_a_state():
+    """Of DINOv2, whose sizes are known without its weights."""
+    block, layers = ViTConfig().block, ViTConfig().layers
+    width = block.head_width
+    state = layers * block.heads * (width * (width + 1) + width + 1)
+    tokens = spelt(FIELDS["vision"].adapter(METHODS[SAME_SIZE])).length
+    lora = spelt(FIELDS["vision"].adapter(METHODS["LoRA, a state's size"]))
+    assert tokens * layers * block.heads * 2 * width == pytest.approx(state, rel=0.04)
+    assert layers * len(lora.targets) * 2 * block.width * lora.rank == pytest.approx(state, rel=0.04)
+    assert lora.alpha == 2 * lora.rank
+
+
+def test_data_need_a_folder(capsys):
+    assert command(["vision", "--tasks", "clothing"]) == 2
+    assert "tables: expected --data-root, the folder of the data sets, got none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "message"), [("--tasks", "unknown task 'x'"), ("--methods", "unknown method 'x'")])

@@ -63,8 +63,8 @@ class Job(Protocol):
         """Loss on the training rows held back, in nats."""
         ...
 
-    def test(self, params: PyTree, bar: Progress) -> dict[str, float]:
-        """What is found on the test rows."""
+    def test(self, params: PyTree, bar: Progress) -> dict[str, Any]:
+        """What is found on the test rows: numbers, and as `right` a 1 or 0 for each row."""
         ...
 
     def save(self, params: PyTree, out: Path) -> None:
@@ -144,10 +144,11 @@ class _Classes:
     def _judge(self, params, rows, on_batch=None):
         *inputs, labels = rows
         features = jnp.asarray(self._classifier.all_features(params, inputs, on_batch=on_batch))
-        scores = np.asarray(logits(params["head"], features))
+        right = np.asarray(logits(params["head"], features)).argmax(axis=1) == labels
         return {
-            "accuracy": float(np.mean(scores.argmax(axis=1) == labels)),
+            "accuracy": float(np.mean(right)),
             "loss": float(head_loss(params["head"], None, features, jnp.asarray(labels))),
+            "right": _digits(right),
         }
 
     def save(self, params, out):
@@ -199,13 +200,14 @@ class _Answers:
         bar.update(task, completed=0)
         if self._choices is not None:
             chosen = self._task.choose(params, self._test, self._choices, on_batch=on_batch)
-            return {"accuracy": float(np.mean(chosen == self._labels)), **found}
+            right = chosen == self._labels
+            return {"accuracy": float(np.mean(right)), **found, "right": _digits(right)}
         made = self._task.generate(params, self._test, self._task.longest + 1, on_batch=on_batch)
         right = [
             _first_line(self._tokenizer.decode(tokens)) == wanted
             for tokens, wanted in zip(made, self._wanted, strict=True)
         ]
-        return {"exact_match": float(np.mean(right)), **found}
+        return {"exact_match": float(np.mean(right)), **found, "right": _digits(right)}
 
     def _loss(self, params, rows, on_batch=None):
         """Mean over the answers' tokens, in nats."""
@@ -214,6 +216,10 @@ class _Answers:
 
     def save(self, params, out):
         """There is nothing besides the adapter."""
+
+
+def _digits(right: Sequence[bool] | np.ndarray) -> str:
+    return "".join(str(int(each)) for each in right)
 
 
 def _first_line(text: str) -> str:

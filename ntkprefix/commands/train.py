@@ -115,6 +115,8 @@ def main(config: Config) -> int:
     results = run(config, adapter, job, out)
     table = Table("", "")
     for name, value in {**results["test"], **results["sizes"]}.items():
+        if name == "right":  # of every row
+            continue
         table.add_row(name.replace("_", " "), _shown(value))
     console.print(table)
     console.print(Text(f"Look at {out / 'results.json'}; the adapter is in {out / 'adapter'}."), soft_wrap=True)

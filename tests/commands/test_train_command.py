@@ -68,7 +68,7 @@ def trained(out, *options):
 
 def test_images(tmp_path, models):
     results = trained(tmp_path / "run", "--adapter", "lora:rank=2")
-    assert set(results["test"]) == {"accuracy", "loss"}
+    assert set(results["test"]) == {"accuracy", "loss", "right"}
     assert 0 <= results["test"]["accuracy"] <= 1
     assert results["data"] == "digits: 48 training rows, 30 test rows, 10 classes"
     adapter, params = load_adapter(tmp_path / "run" / "adapter")
@@ -105,7 +105,7 @@ def test_free_answers_of_a_language_model(tmp_path):
     rows = [{"prompt": word, "answer": "three"} for word in ("one", "two") for _ in range(20)]
     options = ["--model", "decoder", "--task", "prompt", "--data-dir", str(texts(tmp_path / "data", rows))]
     results = trained(tmp_path / "run", *options, "--adapter", "lora:targets=up/down", "--learning-rate", "0.1")
-    assert set(results["test"]) == {"exact_match", "loss"}
+    assert set(results["test"]) == {"exact_match", "loss", "right"}
 
 
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,133 @@
+"""What the tables compare, and on what: methods with their step sizes, fields with their models and data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+PROBING = "head"
+OURS, SAME_SIZE = "NTK-Attention", "P-Tuning v2, a state's size"
+
+
+@dataclass(frozen=True)
+class Method:
+    """An adapter, as `spelt` reads it, and the middle of the step sizes that it tries first.
+
+    In the adapter's text, {tokens} and {rank} stand for the numbers with which P-Tuning v2 and LoRA are as large as a
+    state of Z and k of the model at hand.
+    """
+
+    adapter: str
+    step_size: float
+
+
+# Each at its usual size, and those whose size can be chosen also at that of a state.
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "head only": Method(PROBING, 3e-3),
+        "full fine-tuning": Method("full", 3e-5),
+        "LoRA, r = 8": Method("lora:rank=8", 3e-3),
+        "LoRA, a state's size": Method("lora:rank={rank},alpha={twice_rank}", 3e-3),
+        "P-Tuning v2, 10 tokens": Method("tokens:length=10,start=mean", 1e-1),
+        SAME_SIZE: Method("tokens:length={tokens},start=mean", 1e-1),
+        OURS: Method("features:share=0.3", 1e-1),
+        "measure, 8 clouds": Method("measure:components=8,rank=2", 3e-2),
+    }
+)
+# What a language model has no head for.
+_WITHOUT_HEAD = MappingProxyType({name: method for name, method in METHODS.items() if method.adapter != PROBING})
+
+# One thing changed at a time; what it is changed from is among the methods.
+ABLATIONS: Mapping[str, Method] = MappingProxyType(
+    {
+        "Z, k from 0 (a no-op)": Method("features", 3e-2),
+        "share 0.1": Method("features:share=0.1", 1e-1),
+        OURS: METHODS[OURS],
+        "share 1": Method("features:share=1.0", 1e-1),
+        "scale and centre fixed": Method("features:share=0.3,train_scale=False", 1e-1),
+        "one scale, no centre": Method("features:share=0.3,calibration=harmonic", 1e-1),
+        "rank 1": Method("features:share=0.3,rank=1", 1e-1),
+        "rank 4": Method("features:share=0.3,rank=4", 1e-1),
+        "rank 16": Method("features:share=0.3,rank=16", 1e-1),
+        "k off (additive memory)": Method("features:normalised=False", 3e-2),
+        "phi: Taylor, degree 0": Method("features:share=0.3,feature_map=taylor/0", 1e-1),
+        "phi: 64 random features": Method("features:share=0.3,feature_map=favor/64", 1e-1),
+        "phi: 256 random features": Method("features:share=0.3,feature_map=favor/256", 1e-1),
+        "LoRA on q alone": Method("lora:rank=8,targets=query", 3e-3),
+        "LoRA on v alone": Method("lora:rank=8,targets=value", 3e-3),
+        "LoRA, r = 4, and NTK-Attention": Method("lora:rank=4+features:share=0.3", 1e-2),
+        **{f"{M:,} tokens": Method(f"tokens:length={M},start=mean", 1e-1) for M in (1, 3, 10, 33, 100, 300, 1000)},
+    }
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model and a data set's folder, with what differs from the defaults of `ntkprefix train`."""
+
+    model: str
+    folder: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Field:
+    """Tasks on which methods are compared.
+
+    Attributes:
+        tasks: by the names of their data sets.
+        methods: by their names.
+        tokens: the prefix tokens per layer that are as many numbers as a state, R(Hv + 1) + H + 1 of a head of width H
+            for H + Hv of a token, rounded.
+        rank: of LoRA on q and v that is as many numbers as a state per head, rounded.
+    """
+
+    tasks: Mapping[str, Task]
+    methods: Mapping[str, Method]
+    tokens: int
+    rank: int
+
+    def adapter(self, method: Method) -> str:
+        """The adapter's text for the field's model."""
+        return method.adapter.format(tokens=self.tokens, rank=self.rank, twice_rank=2 * self.rank)
+
+
+_IMAGES = {"task": "images", "size": 70, "train_rows": 1000, "test_rows": 800}
+_LANGUAGE = ("sst2", "agnews", "rte", "boolq", "cb", "copa", "wic", "wsc", "multirc")
+_LONG = ("rte", "boolq", "multirc")
+# Passes over sets so small that three would be few steps.
+_PASSES = {"cb": 10, "copa": 8, "wsc": 6}
+# By the likelihood of the class's word, or of the answer. A step of SmolLM2 on two cores takes seconds.
+_ANSWERS = {"length": 128, "train_rows": 512, "test_rows": 400, "epochs": 1}
+
+
+def _texts(name: str) -> Task:
+    passes = {"epochs": _PASSES[name]} if name in _PASSES else {}
+    length = 128 if name in _LONG else 64
+    return Task("minilm", name, {"task": name, "length": length, "train_rows": 1000, "test_rows": 800, **passes})
+
+
+_DINOV2 = {name: Task("dinov2", name, _IMAGES) for name in ("digits", "clothing", "cifar100", "tiny_imagenet20")}
+FIELDS: dict[str, Field] = {
+    "vision": Field(_DINOV2, METHODS, tokens=33, rank=16),
+    "language": Field({name: _texts(name) for name in _LANGUAGE}, METHODS, tokens=17, rank=8),
+    "language-smollm2": Field(
+        {name: Task("smollm2", name, {"task": name, **_ANSWERS}) for name in _LANGUAGE},
+        _WITHOUT_HEAD,
+        tokens=99,
+        rank=20,
+    ),
+    "mathematics": Field(
+        {
+            name: Task("smollm2", name, {"task": name, **_ANSWERS, "length": 192, "test_rows": 200})
+            for name in ("svamp", "gsm8k", "mawps", "aqua")
+        },
+        _WITHOUT_HEAD,
+        tokens=99,
+        rank=20,
+    ),
+    "ablations": Field({name: _DINOV2[name] for name in ("clothing", "cifar100")}, ABLATIONS, tokens=33, rank=16),
+}
