@@ -12,10 +12,12 @@ import numpy as np
 
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import prefix_cost
-from experiments import RESULTS, plots, summary
+from experiments import RESULTS, plots, summary, tables
 from experiments import real_kernels as real_models
+from experiments.fields import FIELDS, OURS
 from experiments.scale import FAINT
 from ntkprefix.runs import read_json, write_bytes
+from theory import intervals
 from theory.verify import cautions
 
 _ROOT = Path(__file__).parents[1]
@@ -92,81 +94,63 @@ def _as_many_tokens(rows: list[dict[str, Any]]) -> str:
 
 
 def vision() -> str:
-    """Accuracy, interval and size of every method on the digits."""
-    results = read_json(RESULTS / "vision_digits.json")
-    data, where, first = results["data"], results["environment"], results["summary"][0]
-    config = results["config"]
+    """Every method on every set of images."""
+    return field_table("vision")
+
+
+def field_table(field: str) -> str:
+    """Every method on every task of a field that has a result file."""
+    tables = field_results(field)
+    methods = [row["method"] for row in tables[0]["rows"]]
+    first, where = tables[0], tables[0]["environment"]
     lines = [
-        f"DINOv2 ViT-S/14 on scikit-learn's handwritten digits ({data['train']:,} training and {data['test']:,} "
-        f"held-out images at {config['size']} x {config['size']}, {config['epochs']} epochs, but "
-        f"{config['head_epochs']} for the head only, whose features are computed once; {first['seeds']} seeds, "
-        f"mean and 95 % interval over seeds; {where['processor']}, {where['cores']} cores):",
-        "",
-        "| method | held-out accuracy | 95 % interval | trained numbers (besides the head's) | s per step |",
-        "|---|---|---|---|---|",
-    ]
-    for row in results["summary"]:
-        low, high = row["interval"]
-        lines.append(
-            f"| {row['method']} | {row['accuracy']:.3f} | {low:.3f} to {high:.3f} "
-            f"| {row['adapter_parameters']:,} | {row['seconds_per_step']:.2g} |"
-        )
-    tokens = results["break_even_tokens"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{_gains(results)} The state of NTK-Attention is the size of {tokens:.1f} prefix tokens per layer: it is "
-            f"the smaller one only for prefixes that are longer. Starts and step sizes were chosen by one rule, on "
-            f"training digits held back (`experiments/tuning.py`); the head that trains with a prefix first trains "
-            f"alone for {config['probe_epochs']} passes, with the same step size {config['head_step_size']:g} for all "
-            f"methods. "
-            f"Remade by `python -m experiments.results vision`.",
-        ]
-    )
-
-
-def _gains(results: dict[str, Any]) -> str:
-    """How NTK-Attention compares with the most accurate of the other methods, in pairs."""
-    others = [row for row in results["summary"] if row["method"] != "NTK-Attention"]
-    best = max(others, key=lambda row: row["accuracy"])["method"]
-    gain = summary.difference(results, "NTK-Attention", best)
-    surely = "more" if gain.low > 0 else "less" if gain.high < 0 else "neither surely more nor surely less"
-    return (
-        f"NTK-Attention is {surely} accurate than the best other method, {best}: {100 * gain.value:+.1f} points, 95 % "
-        f"interval of pairs {100 * gain.low:+.1f} to {100 * gain.high:+.1f}."
-    )
-
-
-def transfer() -> str:
-    """Accuracy of every method on other images, with the digits' settings."""
-    results = read_json(RESULTS / "vision_transfer.json")
-    sets = list(results.values())
-    methods = [row["method"] for row in sets[0]["summary"]]
-    lines = [
-        "| method | "
-        + " | ".join(f"{name}, {found['data']['test']:,} held out" for name, found in results.items())
-        + " |",
-        "|---" * (1 + len(sets)) + "|",
+        "| method | trained numbers | " + " | ".join(table["task"] for table in tables) + " | mean | s per step | MB |",
+        "|---" * (len(tables) + 5) + "|",
     ]
     for method in methods:
-        rows = [next(row for row in found["summary"] if row["method"] == method) for found in sets]
-        cells = [f"{row['accuracy']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f})" for row in rows]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    trained = ", ".join(f"{found['data']['train']:,} of {name}" for name, found in results.items())
-    seeds = sets[0]["summary"][0]["seeds"]
-    command = f"python -m experiments.transfer SET ... --seeds {' '.join(map(str, sets[0]['config']['seeds']))}"
-    of = "held-out images, one seed" if seeds == 1 else f"{seeds} seeds"
+        row = _row(first, method)
+        cells = [*(summary.of_seeds(table, method) for table in tables), summary.of_field(tables, method)]
+        lines.append(
+            f"| {method} | {row['adapter_parameters']:,} | {' | '.join(map(_plus_minus, cells))} "
+            f"| {row['seconds_per_step']:.2g} | {row['step_megabytes']:,.0f} |"
+        )
+    sizes = "; ".join(table["rows"][0]["data"] for table in tables)
     return "\n".join(
         [
             *lines,
             "",
-            f"Held-out accuracy and its 95 % interval over {of}; training images {trained}. Remade by `{command}` with "
-            f"the folders or `.npz` files of the sets.",
+            f"{first['model']}: accuracy on held-out rows, mean over {len(first['seeds'])} seeds and half of its 95 % "
+            f"interval over them; numbers trained besides the head's; seconds per step and memory of a compiled step "
+            f"for {first['task']} ({where['processor']}, {where['cores']} cores). {sizes}. "
+            f"Every method tries the same number of step sizes, on training rows held back; the head first trains "
+            f"alone. Remade by `python -m experiments.tables {field} --data-root FOLDER`.",
             "",
-            *(f"- {name}: {_gains(found)}" for name, found in results.items()),
-            *(f"- {name}: {note}" for name, found in results.items() for note in summary.guesses(found)),
+            *(f"- {_ahead(tables, other)}" for other in methods if other not in (OURS, "head only")),
         ]
+    )
+
+
+def field_results(field: str) -> list[dict[str, Any]]:
+    """The result files of a field's tasks, in the field's order."""
+    paths = [tables.path_of(field, task) for task in FIELDS[field].tasks]
+    return [read_json(path) for path in paths if path.exists()]
+
+
+def _row(table: dict[str, Any], method: str) -> dict[str, Any]:
+    return next(row for row in table["rows"] if row["method"] == method)
+
+
+def _plus_minus(estimate: intervals.Estimate) -> str:
+    return f"{estimate.value:.3f} ± {(estimate.high - estimate.low) / 2:.3f}"
+
+
+def _ahead(tables: list[dict[str, Any]], other: str) -> str:
+    """How NTK-Attention compares with another method, in pairs."""
+    gain = summary.ahead(tables, OURS, other)
+    surely = "ahead of" if gain.low > 0 else "behind" if gain.high < 0 else "neither surely ahead of nor surely behind"
+    return (
+        f"{OURS} is {surely} {other}: {100 * gain.value:+.1f} points in the mean over tasks, 95 % interval of pairs "
+        f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}."
     )
 
 
@@ -254,7 +238,7 @@ def _median_and_range(values: list[float]) -> str:
 
 
 TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
-    README: (cost, vision, transfer, verify),
+    README: (cost, vision, verify),
     PREFIXES: (scale,),
     THEORY: (real_kernels,),
 }

@@ -13,7 +13,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 COLOURS = {
     "head only": "#7a7a7a",
     "P-Tuning v2, 10 tokens": "#E69F00",
-    "P-Tuning v2, 32 tokens": "#D55E00",
     "NTK-Attention": "#0072B2",
 }
 

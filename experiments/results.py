@@ -1,4 +1,4 @@
-"""Remake the committed result files, all or by name: `python -m experiments.results [cost] [tuning] [vision] ...`."""
+"""Remake the committed result files, all or by name: `python -m experiments.results [cost] [digits] ...`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import theory
 from benchmarks import prefix_cost
-from experiments import RESULTS, documents, scale, summary, tuning, vision
+from experiments import RESULTS, documents, scale, tables
 from ntkprefix.runs import environment, write_bytes, write_json
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
@@ -25,20 +25,9 @@ def make_scale() -> None:
     write_json(RESULTS / "scale.json", scale.main(scale.ScaleConfig()))
 
 
-def make_tuning() -> None:
-    """`tuning.json`."""
-    write_json(RESULTS / "tuning.json", tuning.main(tuning.TuningConfig()))
-
-
-def make_vision() -> None:
-    """`vision_digits.json`, three seeds."""
-    results = vision.main(vision.VisionConfig(seeds=(0, 1, 2)))
-    width = 64  # of DINOv2's heads; elu features have R = H
-    tokens = summary.break_even(width, width, width)
-    write_json(
-        RESULTS / "vision_digits.json",
-        {**results, "summary": summary.by_method(results), "break_even_tokens": tokens},
-    )
+def make_digits() -> None:
+    """`tables/vision/digits.json`; the other tables need data sets, and have a command of their own."""
+    tables.main(tables.TablesConfig(field="vision", tasks=("digits",)))
 
 
 def make_verify() -> None:
@@ -49,12 +38,10 @@ def make_verify() -> None:
         write_bytes(PICTURES / name, (report.folder / name).read_bytes())
 
 
-# In this order: vision takes what tuning chose.
 MAKERS: dict[str, Callable[[], Any]] = {
     "cost": make_cost,
     "scale": make_scale,
-    "tuning": make_tuning,
-    "vision": make_vision,
+    "digits": make_digits,
     "verify": make_verify,
 }
 

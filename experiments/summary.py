@@ -22,7 +22,7 @@ def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
     for method in dict.fromkeys(run["method"] for run in results["runs"]):
         runs = [run for run in results["runs"] if run["method"] == method]
         values = [run["accuracy"] for run in runs]
-        estimate = _of_images(values[0], results["data"]["test"]) if len(values) == 1 else intervals.mean(values)
+        estimate = intervals.share(_bits(runs[0]["right"])) if len(values) == 1 else intervals.mean(values)
         rows.append(
             {
                 "method": method,
@@ -30,7 +30,6 @@ def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "interval": [estimate.low, estimate.high],
                 "adapter_parameters": runs[0]["adapter_parameters"],
                 "head_parameters": runs[0]["head_parameters"],
-                "start": runs[0]["start"],
                 "step_size": runs[0]["step_size"],
                 "seconds": float(np.mean([run["seconds"] for run in runs])),
                 "seconds_per_step": float(np.mean([run["seconds_per_step"] for run in runs])),
@@ -52,12 +51,47 @@ def difference(results: dict[str, Any], method: str, other: str) -> intervals.Es
         >>> difference({"runs": runs}, "a", "b").value
         0.25
     """
-    right = {
-        (run["method"], run["seed"]): np.array([float(digit) for digit in run["right"]]) for run in results["runs"]
-    }
+    right = {(run["method"], run["seed"]): _bits(run["right"]).astype(float) for run in results["runs"]}
     seeds = [seed for name, seed in right if name == method and (other, seed) in right]
     gains = [right[method, seed] - right[other, seed] for seed in seeds]
     return intervals.mean(gains[0] if len(gains) == 1 else [gain.mean() for gain in gains])
+
+
+def of_seeds(table: dict[str, Any], method: str) -> intervals.Estimate:
+    """What the seeds of one method in a task's table found, as a share of the test rows, over seeds."""
+    return intervals.mean([bits.mean() for bits in _right(table, method).values()])
+
+
+def of_field(tables: Sequence[dict[str, Any]], method: str) -> intervals.Estimate:
+    """Likewise of the mean over a field's tasks."""
+    return _over_seeds([_means(table, method) for table in tables])
+
+
+def ahead(tables: Sequence[dict[str, Any]], method: str, other: str) -> intervals.Estimate:
+    """How much larger a share of the test rows one method gets right than another, in the mean over tasks, in pairs.
+
+    The pairs are runs with one seed, which take the same rows in the same order.
+    """
+    gains = []
+    for table in tables:
+        first, second = _means(table, method), _means(table, other)
+        gains.append({seed: first[seed] - second[seed] for seed in first if seed in second})
+    return _over_seeds(gains)
+
+
+def _over_seeds(values: Sequence[dict[int, float]]) -> intervals.Estimate:
+    seeds = set.intersection(*(set(each) for each in values))
+    return intervals.mean([float(np.mean([each[seed] for each in values])) for seed in sorted(seeds)])
+
+
+def _means(table: dict[str, Any], method: str) -> dict[int, float]:
+    return {seed: float(bits.mean()) for seed, bits in _right(table, method).items()}
+
+
+def _right(table: dict[str, Any], method: str) -> dict[int, np.ndarray]:
+    """Of every seed that finished, which test rows are right."""
+    tests = next(row["tests"] for row in table["rows"] if row["method"] == method)
+    return {seed: _bits(test["right"]) for seed, test in zip(table["seeds"], tests, strict=True) if test is not None}
 
 
 def guesses(results: dict[str, Any]) -> list[str]:
@@ -128,5 +162,5 @@ def break_even(width: int, value_width: int, features: int) -> float:
     return (features * (value_width + 1) + width + 1) / (width + value_width)
 
 
-def _of_images(accuracy: float, images: int) -> intervals.Estimate:
-    return intervals.share(np.arange(images) < round(accuracy * images))
+def _bits(right: str) -> np.ndarray:
+    return np.array([digit == "1" for digit in right])

@@ -23,8 +23,8 @@ from experiments import RESULTS
 from experiments.fields import FIELDS, PROBING, Task
 from ntkprefix.adapters import count, spelt
 from ntkprefix.cli import guard
-from ntkprefix.commands.jobs import Job, job_of
-from ntkprefix.commands.train import Config
+from ntkprefix.commands.jobs import Job, Watch, job_of
+from ntkprefix.commands.train import Config, shown
 from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.train import step_memory, train_population
 from theory.pieces import Pieces
@@ -82,6 +82,7 @@ def main(config: TablesConfig) -> dict[str, dict[str, Any]]:
     pieces = Pieces(config.out, str(where["commit"]))
     with progress() as bar:
         total = bar.add_task(config.field, total=len(tasks) * len(methods))
+        watch = shown(bar, "")
         for name, task in tasks.items():
             task = dataclasses.replace(task, options=task.options | changes)
             rows = []
@@ -89,7 +90,11 @@ def main(config: TablesConfig) -> dict[str, dict[str, Any]]:
                 bar.update(total, description=f"{name}, {method_name}")
                 adapter = field.adapter(method)
                 rows.append(
-                    {"method": method_name, "adapter": adapter, **_measured(task, adapter, method, pieces, config, bar)}
+                    {
+                        "method": method_name,
+                        "adapter": adapter,
+                        **_measured(task, adapter, method, pieces, config, watch),
+                    }
                 )
                 bar.advance(total)
             results[name] = {
@@ -110,19 +115,19 @@ def path_of(field: str, task: str) -> Path:
     return TABLES / field / f"{task}.json"
 
 
-def _measured(task, adapter, method, pieces, config, bar) -> dict[str, Any]:
+def _measured(task, adapter, method, pieces, config, watch) -> dict[str, Any]:
     """What was tried, what was chosen, and what each seed found: read, or measured."""
     settings = {"task": dataclasses.asdict(task), "adapter": adapter}
     tried = pieces.get(
         "tune",
         settings | {"middle": method.step_size},
-        partial(_tune, task, adapter, method.step_size, config.data_root, bar),
+        partial(_tune, task, adapter, method.step_size, config.data_root, watch),
     )
     chosen = tried["step_sizes"][_best(tried["losses"])]
     found = pieces.get(
         "seeds",
         settings | {"chosen": chosen, "seeds": list(config.seeds)},
-        partial(_final, task, adapter, chosen, config, bar),
+        partial(_final, task, adapter, chosen, config, watch),
     )
     return {"tried": tried, "step_size": chosen, **found}
 
@@ -131,18 +136,19 @@ class _Trained(NamedTuple):
     """Members of a population; None for one that diverged."""
 
     members: list[Any]
+    start: Any
     job: Job
     steps: int
     seconds_per_step: float
     step_memory: int
 
 
-def _tune(task: Task, adapter: str, middle: float, root: Path | None, bar: Any) -> dict[str, Any]:
+def _tune(task: Task, adapter: str, middle: float, root: Path | None, watch: Watch) -> dict[str, Any]:
     """Loss on held-back training rows for every step size, smallest first; None where training diverged."""
-    options = _options(task, adapter, root, patience=1, held_back=0.2)
+    options = _options(task, root) | {"patience": 1, "held_back": 0.2}
 
     def losses_of(sizes: Sequence[float]) -> list[float | None]:
-        trained = _train(options, [_step_size(adapter, size) for size in sizes], bar)
+        trained = _train([Config(**options, **options_of(adapter, size)) for size in sizes], watch)
         return [None if member is None else round(trained.job.validate(member), 5) for member in trained.members]
 
     sizes = [middle / 3, middle, middle * 3]
@@ -162,21 +168,20 @@ def _best(losses: Sequence[float | None]) -> int:
     return int(np.argmin([float("inf") if loss is None else loss for loss in losses]))
 
 
-def _final(task: Task, adapter: str, step_size: float, config: TablesConfig, bar: Any) -> dict[str, Any]:
+def _final(task: Task, adapter: str, step_size: float, config: TablesConfig, watch: Watch) -> dict[str, Any]:
     """What every seed finds on the test rows."""
-    options = _options(task, adapter, config.data_root, **_step_size(adapter, step_size))
-    trained = _train(options, [{"seed": seed} for seed in config.seeds], bar)
+    options = _options(task, config.data_root) | options_of(adapter, step_size)
+    trained = _train([Config(**options, seed=seed) for seed in config.seeds], watch)
     tests = [
-        None if member is None else {name: _rounded(value) for name, value in trained.job.test(member, bar).items()}
+        None if member is None else {name: _rounded(value) for name, value in trained.job.test(member, watch).items()}
         for member in trained.members
     ]
-    sizes = next(member for member in trained.members if member is not None)
-    trains = count(sizes["adapter"])
+    trains = count(trained.start["adapter"])
     return {
         "data": trained.job.about,
         "tests": tests,
         "adapter_parameters": trains,
-        "head_parameters": count(sizes) - trains,
+        "head_parameters": count(trained.start) - trains,
         "break_even_tokens": round(trains / trained.job.numbers_per_token, 1),
         "bytes": 4 * trains,
         "steps": trained.steps,
@@ -185,19 +190,18 @@ def _final(task: Task, adapter: str, step_size: float, config: TablesConfig, bar
     }
 
 
-def _train(options: dict[str, Any], changes: Sequence[dict[str, Any]], bar: Any) -> _Trained:
-    """One population, whose members differ as `changes` say."""
-    configs = [Config(**{**options, **change}) for change in changes]
+def _train(configs: Sequence[Config], watch: Watch) -> _Trained:
+    """One population, whose members differ in step size or seed."""
     job = job_of(configs[0], spelt(configs[0].adapter))
     # Step sizes of the adapter share a start.
     made = {(config.seed, config.head_learning_rate): config for config in configs}
-    made = {key: job.start(config, bar) for key, config in made.items()}
+    made = {key: job.start(config, watch).params for key, config in made.items()}
     starts = [made[config.seed, config.head_learning_rate] for config in configs]
-    if options["adapter"] == PROBING:
+    if configs[0].adapter == PROBING:
         steps = configs[0].head_epochs * (len(job.train[0]) // configs[0].batch_size)
-        return _Trained(starts, job, steps, 0.0, 0)
+        return _Trained(starts, starts[0], job, steps, 0.0, 0)
     training = [dataclasses.replace(config.training(), patience=0) for config in configs]
-    task = bar.add_task("training", total=training[0].steps(len(job.train[0])))
+    steps = training[0].steps(len(job.train[0]))
     population = train_population(
         job.loss,
         starts,
@@ -209,27 +213,25 @@ def _train(options: dict[str, Any], changes: Sequence[dict[str, Any]], bar: Any)
             for config, start in zip(configs, starts, strict=True)
         ],
         project=job.project,
-        on_step=lambda step, losses: bar.update(
-            task, completed=step, description=" ".join(f"{loss:.3f}" for loss in losses)
-        ),
+        on_step=lambda step, losses: watch(" ".join(f"{loss:.3f}" for loss in losses), step, steps),
     )
-    bar.remove_task(task)
     members = [None if lost else population.member(index) for index, lost in enumerate(population.diverged)]
-    steps = population.losses.shape[1]
     seconds = population.seconds / max(steps - 1, 1) / len(members)
     memory = step_memory(job.loss, starts[0], job.frozen, job.train, training[0])
-    return _Trained(members, job, steps, round(seconds, 4), memory)
+    return _Trained(members, starts[0], job, steps, round(seconds, 4), memory)
 
 
-def _options(task: Task, adapter: str, root: Path | None, **more: Any) -> dict[str, Any]:
+def options_of(adapter: str, step_size: float) -> dict[str, Any]:
+    """Of `ntkprefix train`: an adapter with its step size, which of linear probing is the head's."""
+    if adapter == PROBING:
+        # Features are computed once, so it may take as many passes as it likes.
+        return {"adapter": adapter, "head_learning_rate": step_size, "head_epochs": 40}
+    return {"adapter": adapter, "learning_rate": step_size}
+
+
+def _options(task: Task, root: Path | None) -> dict[str, Any]:
     folder = None if root is None or task.folder == "digits" else root / task.folder
-    options = {"model": task.model, "adapter": adapter, "data_dir": folder, **task.options, **more}
-    # Linear probing computes features once, so it may take as many passes as it likes.
-    return options | {"head_epochs": 40} if adapter == PROBING else options
-
-
-def _step_size(adapter: str, size: float) -> dict[str, float]:
-    return {"head_learning_rate" if adapter == PROBING else "learning_rate": size}
+    return {"model": task.model, "data_dir": folder, **task.options}
 
 
 def _rounded(value: Any) -> Any:

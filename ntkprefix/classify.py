@@ -146,6 +146,7 @@ def probe(
     labels: Int[np.ndarray, " N"],
     config: TrainConfig,
     *,
+    metrics: str | Path | None = None,
     on_batch: Callable[[int], Any] | None = None,
     on_step: Callable[[int, float], Any] | None = None,
 ) -> tuple[PyTree, TrainResult]:
@@ -160,6 +161,7 @@ def probe(
         inputs: of the classifier, N rows.
         labels: class numbers, [N].
         config: how to train the head.
+        metrics: as in `train`.
         on_batch: as in `Classifier.all_features`.
         on_step: as in `train`.
 
@@ -171,7 +173,7 @@ def probe(
         ValueError: fewer rows than a batch.
     """
     features = classifier.all_features(params, inputs, on_batch=on_batch)
-    result = train(head_loss, params["head"], None, (features, labels), config, on_step=on_step)
+    result = train(head_loss, params["head"], None, (features, labels), config, metrics=metrics, on_step=on_step)
     return {**params, "head": result.params}, result
 
 

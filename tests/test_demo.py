@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from test_report import elements
 
-from experiments import demo, vision
+from experiments import demo
 from experiments.demo import DemoConfig, command, lead, prepare
 from ntkprefix.runs import read_json
 from theory import Report, neural_tangents_compat
 
-TOKENS = next(name for name in vision.METHODS if name.startswith("P-Tuning v2"))
+TOKENS = "P-Tuning v2, 10 tokens"
 SCRIPT = "<script>alert(1)</script>"
 
 
@@ -32,7 +32,7 @@ def quick(monkeypatch):
     """Without the weights, and nothing may run."""
     monkeypatch.setattr(demo, "load_dinov2", lambda: None)
     monkeypatch.setattr(demo.theory, "verify", ran)
-    monkeypatch.setattr(vision, "compare", ran)
+    monkeypatch.setattr(demo, "compare", ran)
 
 
 def ran(*_, **__):
@@ -144,7 +144,6 @@ def finished(method, accuracy=0.5, steps=60):
     return {
         "method": method,
         "seed": 0,
-        "start": "zero",
         "step_size": 0.1,
         "accuracy": accuracy,
         "adapter_parameters": 5,
@@ -162,8 +161,9 @@ def failed(method, reason="the loss is nan at step 3"):
 
 
 def results_of(runs, failures=(), **data):
-    known = {"name": "set", "notes": "", "train": 100, "test": 40, "classes": ["a", "b"]}
-    return {"config": {}, "environment": {}, "data": known | data, "runs": runs, "failures": list(failures)}
+    known = {"name": "set", "notes": "", "classes": ["a", "b"]} | data
+    known["about"] = f"{known['name']}: 100 training rows, 40 test rows, {len(known['classes'])} classes"
+    return {"config": {}, "environment": {}, "data": known, "runs": runs, "failures": list(failures)}
 
 
 def verified(config, **_):
@@ -178,7 +178,7 @@ def run_with(results, folder, monkeypatch):
     """Exit status, results and page of a demonstration whose second part ends with `results`."""
     monkeypatch.setattr(demo, "prepare", lambda *_: (None, None))
     monkeypatch.setattr(demo.theory, "verify", verified)
-    monkeypatch.setattr(vision, "compare", lambda *_: results)
+    monkeypatch.setattr(demo, "compare", lambda *_: results)
     status = command(["--out", str(folder)])
     return status, read_json(folder / "results.json"), (folder / "report.html").read_text(encoding="utf-8")
 
@@ -197,7 +197,7 @@ def test_all_methods_finish(tmp_path, monkeypatch, capsys):
     assert "1 of 1 verdicts on the theorem behind it hold" in page
     assert page.count("<img ") == 3
     assert "says little" not in page
-    assert "set: 100 training and 40 held-out images, 2 classes." in capsys.readouterr().out
+    assert "set: 100 training rows, 40 test rows, 2 classes." in capsys.readouterr().out
 
 
 def test_a_method_that_fails_leaves_the_others_results(tmp_path, monkeypatch, capsys):

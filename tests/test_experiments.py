@@ -1,6 +1,6 @@
 """The experiments' own arithmetic, and that documents say what the result files say."""
 
-import itertools
+import math
 
 import jax
 import numpy as np
@@ -10,31 +10,57 @@ from models.tiny_vit import TINY
 
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import prefix_cost
-from experiments import RESULTS, documents, notebooks, summary, tuning, vision
+from experiments import compare as comparison
+from experiments import documents, notebooks, summary, tables
+from experiments.compare import compare
+from experiments.fields import FIELDS, METHODS
 from experiments.plots import smooth
-from ntkprefix.adapters import HeadAdapter, TokenAdapter
+from ntkprefix.adapters import load_adapter
 from ntkprefix.images import ImageData, load_images
 from ntkprefix.models import ViT
-from ntkprefix.runs import read_json
-from ntkprefix.train import TrainConfig
+from ntkprefix.runs import read_json, write_json
 
 
-def a_run(method, seed, accuracy):
-    sizes = {"adapter_parameters": 5, "head_parameters": 2, "steps": 10, "start": "zero", "step_size": 0.1}
-    return {"method": method, "seed": seed, "accuracy": accuracy, "seconds": 3.0, "seconds_per_step": 0.3, **sizes}
+def a_run(method, seed, right):
+    sizes = {"adapter_parameters": 5, "head_parameters": 2, "steps": 10, "step_size": 0.1}
+    times = {"seconds": 3.0, "seconds_per_step": 0.3}
+    return {"method": method, "seed": seed, "accuracy": right / 100, "right": "1" * right + "0" * (100 - right)} | (
+        sizes | times
+    )
 
 
 def test_summary_of_one_seed_uses_the_images_and_of_more_the_seeds():
-    one = summary.by_method({"data": {"test": 100}, "runs": [a_run("a", 0, 0.9)]})[0]
+    one = summary.by_method({"runs": [a_run("a", 0, 90)]})[0]
     assert one["accuracy"] == pytest.approx(0.9)
     np.testing.assert_allclose(one["interval"], [0.8256, 0.9448], atol=1e-4)  # Wilson, from a published table
-    three = summary.by_method(
-        {"data": {"test": 100}, "runs": [a_run("a", i, x) for i, x in enumerate((0.8, 0.9, 1.0))]}
-    )
+    three = summary.by_method({"runs": [a_run("a", i, x) for i, x in enumerate((80, 90, 100))]})
     np.testing.assert_allclose(
         three[0]["interval"], [0.9 - 4.3027 * 0.1 / 3**0.5, 0.9 + 4.3027 * 0.1 / 3**0.5], atol=1e-4
     )
     assert [row["method"] for row in three] == ["a"]
+
+
+def a_table(**right):
+    """Of a task with seeds 0, 1, 2; None for a seed that diverged."""
+    rows = [
+        {"method": method, "tests": [None if bits is None else {"right": bits} for bits in found]}
+        for method, found in right.items()
+    ]
+    return {"seeds": [0, 1, 2], "rows": rows}
+
+
+def test_tables_are_compared_in_pairs_of_seeds_over_tasks():
+    first = a_table(a=("1111", "1110", "1100"), b=("1100", "1100", "1100"))
+    second = a_table(a=("10", "11", "10"), b=("11", "11", None))
+    np.testing.assert_allclose(summary.of_seeds(first, "a")[0], 0.75)
+    half = 4.3027 * 0.25 / 3**0.5
+    np.testing.assert_allclose(summary.of_seeds(first, "a")[1:], [0.75 - half, 0.75 + half], atol=1e-4)
+    # seed by seed, the mean of the two tasks
+    np.testing.assert_allclose(summary.of_field([first, second], "a").value, np.mean([0.75, 0.875, 0.5]))
+    # seed 2 has no pair on the second task: (1/2 - 1/2)/2 and (1/4 + 0)/2
+    gain = summary.ahead([first, second], "a", "b")
+    deviation = np.std([0, 0.125], ddof=1) / 2**0.5
+    np.testing.assert_allclose(gain, [0.0625, 0.0625 - 12.7062 * deviation, 0.0625 + 12.7062 * deviation], atol=1e-4)
 
 
 def test_methods_are_compared_in_pairs():
@@ -54,7 +80,7 @@ def test_methods_are_compared_in_pairs():
 
 
 def test_runs_that_learnt_nothing_are_named():
-    runs = [a_run("a", 0, 0.1) | {"losses": [2.4] * 30}, a_run("b", 0, 0.9) | {"losses": [2.4] * 10 + [0.1] * 20}]
+    runs = [a_run("a", 0, 10) | {"losses": [2.4] * 30}, a_run("b", 0, 90) | {"losses": [2.4] * 10 + [0.1] * 20}]
     told = summary.guesses({"data": {"classes": list("0123456789")}, "runs": runs})
     assert told == [
         "a, seed 0, learnt nothing at its step size 0.1: its training loss ends at 2.40, that of a guess is 2.30."
@@ -72,77 +98,81 @@ def test_smoothing_keeps_length_and_constants():
     np.testing.assert_allclose(ramp[-1], np.mean([44, 45, 46, 47]))
 
 
-def test_held_back_images_are_training_images_and_disjoint():
-    data = load_images("digits", size=14)
-    split = tuning.held_back(data, 200)
-    assert len(split.x_train) == 800
-    parts = np.concatenate([split.x_train, split.x_test]).reshape(1000, -1)
-    whole = data.x_train.reshape(1000, -1)
-    np.testing.assert_array_equal(parts[np.lexsort(parts.T)], whole[np.lexsort(whole.T)])
+@pytest.fixture
+def digits_table(tmp_path, monkeypatch):
+    """Step sizes that the digits chose, in place of the committed ones."""
+    monkeypatch.setattr(tables, "TABLES", tmp_path / "tables")
+    rows = [{"method": method, "step_size": 0.03 if method == "head only" else 0.01} for method in METHODS]
+    write_json(tables.path_of("vision", "digits"), {"rows": rows})
 
 
-def test_parts_of_sorted_data_have_every_class_in_proportion():
-    # as a folder is read: class by class
-    labels = np.repeat(np.arange(4, dtype=np.int32), [40, 40, 80, 240])
-    pixels = np.broadcast_to(labels[:, None, None, None], (400, 1, 1, 3)).astype(np.uint8)
-    data = ImageData(
-        x_train=pixels, y_train=labels, x_test=pixels, y_test=labels, class_names=tuple("abcd"), name="", notes=""
-    )
-    chosen = vision.subset(data, vision.VisionConfig(train_images=200, test_images=100))
-    np.testing.assert_array_equal(np.bincount(chosen.y_train), [20, 20, 40, 120])
-    np.testing.assert_array_equal(np.bincount(chosen.y_test), [10, 10, 20, 60])
-    np.testing.assert_array_equal(chosen.x_train[:, 0, 0, 0], chosen.y_train)  # images and labels moved together
-    assert (np.bincount(chosen.y_train[:64], minlength=4) > 0).all()  # the calibration images
-    split = tuning.held_back(chosen, 50)
-    np.testing.assert_array_equal(np.bincount(split.y_test), [5, 5, 10, 30])
-    np.testing.assert_array_equal(split.x_train[:, 0, 0, 0], split.y_train)
-
-
-@pytest.mark.parametrize("adapter", [HeadAdapter(), TokenAdapter(length=2)], ids=lambda kind: type(kind).__name__)
-def test_accuracy_is_the_share_of_held_out_images_that_are_right(adapter):
+def test_methods_are_compared_on_the_same_images_each_in_a_folder_of_its_own(digits_table, tmp_path):
     # Black and white images are learnt at once; a quarter of the held-out labels are made wrong.
     labels = np.arange(32, dtype=np.int32) % 2
     pixels = np.broadcast_to(255 * labels[:, None, None, None], (32, 8, 8, 3)).astype(np.uint8)
     wrong = np.where(np.arange(32) < 8, 1 - labels, labels).astype(np.int32)
     data = ImageData(
-        x_train=pixels, y_train=labels, x_test=pixels, y_test=wrong, class_names=("black", "white"), name="", notes=""
+        x_train=pixels,
+        y_train=labels,
+        x_test=pixels,
+        y_test=wrong,
+        class_names=("black", "white"),
+        name="set",
+        notes="",
     )
     model = nnx.jit(lambda: ViT(TINY, rngs=nnx.Rngs(0)))()
-    config = TrainConfig(epochs=10, batch_size=8, learning_rate=0.03)
-    seen = []
-    found = vision.fit(model, adapter, data, config, head=config, watch=lambda *told: seen.append(told))
-    assert found["accuracy"] == 0.75
-    assert found["steps"] == len(found["losses"]) == 40
-    # A quarter is wrong by as much as the others are right.
-    assert found["held_out_loss"] > 0.25
-    if isinstance(adapter, TokenAdapter):
-        assert found["losses"][0] < 0.6 < np.log(2)  # the head is trained before the adapter joins it
-    stages = [stage.split()[0] for stage, *_ in seen]
-    assert list(dict.fromkeys(stages)) == [
-        "features",
-        "head",
-        *(["loss"] if isinstance(adapter, TokenAdapter) else []),
-        "testing",
+    methods = ("head only", "P-Tuning v2, 10 tokens")
+    found = compare(data, model, tmp_path / "out", methods, {"epochs": 2, "size": 8, "batch_size": 8})
+    assert [run["method"] for run in found["runs"]] == list(methods)
+    assert found["failures"] == []
+    assert found["data"]["about"] == "set: 32 training rows, 32 test rows, 2 classes"
+    head, tokens = found["runs"]
+    assert (head["step_size"], tokens["step_size"]) == (0.03, 0.01)
+    for run in (head, tokens):
+        assert run["accuracy"] == 0.75
+        assert run["right"] == "0" * 8 + "1" * 24
+        assert run["steps"] == len(run["losses"])
+    assert (head["steps"], tokens["steps"]) == (160, 8)
+    assert tokens["losses"][0] < 0.6 < np.log(2)  # the head is trained before the adapter joins it
+    adapter, params = load_adapter(tmp_path / "out" / "p-tuning-v2-10-tokens" / "adapter")
+    assert adapter.length == 10
+    assert tokens["adapter_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_a_method_that_diverges_takes_no_other_with_it(digits_table, tmp_path, monkeypatch):
+    def run(config, *_):
+        if config.adapter.startswith("tokens"):
+            raise FloatingPointError("the loss is nan at step 3")
+        return original(config, *_)
+
+    original = comparison.run
+    monkeypatch.setattr(comparison, "run", run)
+    model = nnx.jit(lambda: ViT(TINY, rngs=nnx.Rngs(0)))()
+    options = {"size": 8, "train_rows": 32, "test_rows": 16}
+    data = load_images("digits", size=8)
+    found = compare(data, model, tmp_path, ("P-Tuning v2, 10 tokens", "head only"), options)
+    assert [run["method"] for run in found["runs"]] == ["head only"]
+    assert found["failures"] == [
+        {"method": "P-Tuning v2, 10 tokens", "seed": 0, "step_size": 0.01, "failure": "the loss is nan at step 3"}
     ]
-    assert all(done <= total for _, done, total in seen)
 
 
-def test_subset_is_the_same_every_time_and_no_larger_than_asked():
-    data = load_images("digits", size=14)
-    config = vision.VisionConfig(train_images=50, test_images=10_000)
-    first, second = (vision.subset(data, config) for _ in range(2))
-    np.testing.assert_array_equal(first.x_train, second.x_train)
-    assert (len(first.x_train), len(first.x_test)) == (50, 797)
+COMMITTED = [
+    pytest.param(table, id=f"{name}-{table['task']}") for name in FIELDS for table in documents.field_results(name)
+]
 
 
-def test_what_was_chosen_is_the_best_of_what_was_tried():
-    results = read_json(RESULTS / "tuning.json")
-    assert set(results["chosen"]) == set(vision.METHODS)
-    for method, chosen in results["chosen"].items():
-        tried = {(run["start"], run["step_size"]): run for run in results["runs"] if run["method"] == method}
-        assert set(tried) == set(itertools.product(vision.METHODS[method], results["config"]["step_sizes"]))
-        best = min(run["loss"] for run in tried.values() if run["loss"] is not None)
-        assert tried[chosen["start"], chosen["step_size"]]["loss"] == best
+@pytest.mark.parametrize("table", COMMITTED)
+def test_what_was_chosen_is_the_best_of_what_was_tried(table):
+    field = FIELDS[table["field"]]
+    assert [row["method"] for row in table["rows"]] == list(field.methods)
+    for row in table["rows"]:
+        losses = [math.inf if loss is None else loss for loss in row["tried"]["losses"]]
+        assert row["step_size"] == row["tried"]["step_sizes"][losses.index(min(losses))]
+        for test in row["tests"]:
+            assert test is None or test.get("accuracy", test.get("exact_match")) == pytest.approx(
+                test["right"].count("1") / len(test["right"]), abs=1e-5
+            )
 
 
 @pytest.mark.parametrize("document", documents.TABLES, ids=lambda path: path.name)

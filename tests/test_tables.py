@@ -8,6 +8,7 @@ from experiments import tables
 from experiments.fields import FIELDS, METHODS, OURS, SAME_SIZE
 from experiments.tables import TablesConfig, command, main
 from ntkprefix.adapters import spelt
+from ntkprefix.commands.jobs import Start
 from ntkprefix.models import ViTConfig
 from ntkprefix.runs import read_json
 
@@ -26,7 +27,7 @@ class FakeJob:
         self.log.append((config.adapter, config.learning_rate, config.patience, config.seed))
 
     def start(self, config, _):
-        return {"adapter": {"w": jnp.zeros(3)}, "head": {"b": jnp.full((), float(config.seed))}}
+        return Start({"adapter": {"w": jnp.zeros(3)}, "head": {"b": jnp.full((), float(config.seed))}}, None)
 
     def loss(self, params, _, x):
         return jnp.sum(params["adapter"]["w"]) + 0 * jnp.sum(x) + 0 * params["head"]["b"]

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from rich.progress import Progress
 from safetensors.numpy import save
 
 from ntkprefix.adapters import Adapter, step_factors
 from ntkprefix.classify import Classifier, head_loss, logits, probe
-from ntkprefix.images import load_images, stratified
+from ntkprefix.images import ImageData, load_images, stratified
 from ntkprefix.language import LanguageTask
-from ntkprefix.models import load_dinov2, load_text_model
+from ntkprefix.models import ViT, load_dinov2, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.runs import write_bytes
 from ntkprefix.texts import Example, for_decoder, for_encoder, load_texts
-from ntkprefix.train import TrainConfig
+from ntkprefix.train import TrainConfig, TrainResult
 
 # Rows that an adapter's start is calibrated on.
 _CALIBRATION = 32
+
+# Told the stage of a job, how much of it is done, and how much there is.
+Watch = Callable[[str, int, int], Any]
+
+
+class Start(NamedTuple):
+    """Where an adapter's training starts.
+
+    Attributes:
+        params: the adapter's under `adapter`.
+        probing: what training the head alone left; None where there is no head.
+    """
+
+    params: PyTree
+    probing: TrainResult | None
 
 
 @runtime_checkable
@@ -43,8 +57,8 @@ class Job(Protocol):
     frozen: PyTree
     numbers_per_token: int
 
-    def start(self, config: Any, bar: Progress) -> PyTree:
-        """Parameters to train from, with the adapter's under `adapter`."""
+    def start(self, config: Any, watch: Watch, metrics: Path | None = None) -> Start:
+        """What to train from; `metrics` is a file for the steps of the head."""
         ...
 
     def loss(self, params: PyTree, frozen: PyTree, *rows: Any) -> Any:
@@ -63,7 +77,7 @@ class Job(Protocol):
         """Loss on the training rows held back, in nats."""
         ...
 
-    def test(self, params: PyTree, bar: Progress) -> dict[str, Any]:
+    def test(self, params: PyTree, watch: Watch) -> dict[str, Any]:
         """What is found on the test rows: numbers, and as `right` a 1 or 0 for each row."""
         ...
 
@@ -83,8 +97,7 @@ def job_of(config: Any, adapter: Adapter) -> Job:
     if config.task == "images":
         images = load_images(config.data_dir or "digits", size=config.size)
         model = load_dinov2(None if config.model == "dinov2" else config.model, **options)
-        train, test = (((x,), y) for x, y in ((images.x_train, images.y_train), (images.x_test, images.y_test)))
-        return _Classes(config, adapter, model, train, test, images.class_names, images.name)
+        return image_job(config, adapter, images, model)
     if config.data_dir is None:
         raise ValueError(f"train: expected --data-dir, the folder of the rows of {config.task}, got none.")
     texts = load_texts(config.task, config.data_dir)
@@ -97,6 +110,12 @@ def job_of(config: Any, adapter: Adapter) -> Job:
     )
     names = tuple(choice.strip() for choice in texts.choices)
     return _Classes(config, adapter, model, rows, test_rows, names, config.task)
+
+
+def image_job(config: Any, adapter: Adapter, images: ImageData, model: ViT) -> Job:
+    """A job on images and a model that are loaded already."""
+    train, test = (((x,), y) for x, y in ((images.x_train, images.y_train), (images.x_test, images.y_test)))
+    return _Classes(config, adapter, model, train, test, images.class_names, images.name)
 
 
 class _Classes:
@@ -116,7 +135,7 @@ class _Classes:
         self.numbers_per_token = _numbers_per_token(model)
         self.about = f"{title}: {_rows(self.train, self._held, self._test)}, {len(names)} classes"
 
-    def start(self, config, bar):
+    def start(self, config, watch, metrics=None):
         *inputs, labels = self.train
         calibration = [array[:_CALIBRATION] for array in inputs]
         params = self._classifier.init(jax.random.key(config.seed), calibration, len(self._names))
@@ -126,10 +145,19 @@ class _Classes:
             learning_rate=config.head_learning_rate,
             seed=config.seed,
         )
-        task = bar.add_task("features for the head", total=len(labels))
-        return probe(
-            self._classifier, params, inputs, labels, head, on_batch=lambda done: bar.update(task, completed=done)
-        )[0]
+        rows, steps = len(labels), head.steps(len(labels))
+        return Start(
+            *probe(
+                self._classifier,
+                params,
+                inputs,
+                labels,
+                head,
+                metrics=metrics,
+                on_batch=lambda done: watch("features", done, rows),
+                on_step=lambda step, loss: watch(f"head {loss:7.4f}", step, steps),
+            )
+        )
 
     def factors(self, params, of_head):
         return {"adapter": step_factors(self._adapter, params["adapter"]), "head": of_head}
@@ -137,9 +165,9 @@ class _Classes:
     def validate(self, params):
         return self._judge(params, self._held)["loss"]
 
-    def test(self, params, bar):
-        task = bar.add_task("testing", total=len(self._test[-1]))
-        return self._judge(params, self._test, lambda done: bar.update(task, completed=done))
+    def test(self, params, watch):
+        rows = len(self._test[-1])
+        return self._judge(params, self._test, lambda done: watch("testing", done, rows))
 
     def _judge(self, params, rows, on_batch=None):
         *inputs, labels = rows
@@ -180,9 +208,9 @@ class _Answers:
         self.numbers_per_token = _numbers_per_token(model)
         self.about = f"{texts.name}: {_rows(*parts)}"
 
-    def start(self, config, bar):  # noqa: ARG002 - there is no head that starts first
+    def start(self, config, watch, metrics=None):  # noqa: ARG002 - there is no head that starts first
         calibration = type(self._held)(*(array[:_CALIBRATION] for array in self.train))
-        return self._task.init(jax.random.key(config.seed), calibration)
+        return Start(self._task.init(jax.random.key(config.seed), calibration), None)
 
     def factors(self, params, of_head):  # noqa: ARG002
         return {"adapter": step_factors(self._adapter, params["adapter"])}
@@ -190,14 +218,13 @@ class _Answers:
     def validate(self, params):
         return self._loss(params, self._held)
 
-    def test(self, params, bar):
-        task = bar.add_task("testing", total=len(self._test.starts))
+    def test(self, params, watch):
+        rows = len(self._test.starts)
 
         def on_batch(done):
-            bar.update(task, completed=done)
+            watch("testing", done, rows)
 
         found = {"loss": self._loss(params, self._test, on_batch)}
-        bar.update(task, completed=0)
         if self._choices is not None:
             chosen = self._task.choose(params, self._test, self._choices, on_batch=on_batch)
             right = chosen == self._labels

@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 import jax
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from ntkprefix import checks
-from ntkprefix.adapters import Adapter, count, save_adapter, spelt
-from ntkprefix.commands.jobs import Job, job_of
+from ntkprefix.adapters import Adapter, HeadAdapter, count, save_adapter, spelt
+from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.runs import environment, progress, write_json
-from ntkprefix.train import Checkpoints, TrainConfig, train
+from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class Config:
         micro_batches: parts that a batch is computed in, one after another, to save memory.
         learning_rate: peak step size of the adapter.
         head_learning_rate: of the head, before and beside the adapter.
-        head_epochs: passes in which the head is trained alone at first.
+        head_epochs: passes in which the head is trained alone, on features computed once: before the adapter, and all
+            there are for `head`.
         warmup: share of the steps in which the step size rises.
         schedule: what follows.
         weight_decay: of AdamW.
@@ -112,62 +114,83 @@ def main(config: Config) -> int:
     with console.status("Loading model and data"):
         job = job_of(config, adapter)
     console.print(Text(f"{config.model}, {config.adapter}, {job.about}"))
-    results = run(config, adapter, job, out)
+    with progress() as bar:
+        results = run(config, adapter, job, out, shown(bar, ""))
     table = Table("", "")
-    for name, value in {**results["test"], **results["sizes"]}.items():
-        if name == "right":  # of every row
-            continue
-        table.add_row(name.replace("_", " "), _shown(value))
+    for name, value in {**results["test"], **results["sizes"], **results["times"]}.items():
+        if name != "right":  # of every row
+            table.add_row(name.replace("_", " "), _shown(value))
     console.print(table)
     console.print(Text(f"Look at {out / 'results.json'}; the adapter is in {out / 'adapter'}."), soft_wrap=True)
     return 0
 
 
-def run(config: Config, adapter: Adapter, job: Job, out: Path) -> dict[str, Any]:
-    """Train one job with progress and write what came of it.
+def run(config: Config, adapter: Adapter, job: Job, out: Path, watch: Watch) -> dict[str, Any]:
+    """Train one job and write what came of it.
 
     Returns:
         What is written to `results.json`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    training = config.training()
-    with progress() as bar:
-        params = job.start(config, bar)
-        steps = training.steps(len(job.train[0]))
-        task = bar.add_task("training", total=steps)
-        result = train(
-            job.loss,
-            params,
-            job.frozen,
-            job.train,
-            training,
-            factors=job.factors(params, config.head_learning_rate / config.learning_rate),
-            project=job.project,
-            validate=job.validate if config.patience else None,
-            checkpoints=Checkpoints(out / "checkpoints"),
-            metrics=out / "metrics.jsonl",
-            on_step=lambda step, loss: bar.update(task, completed=step, description=f"loss {loss:8.4f}"),
-        )
-        bar.update(task, total=len(result.losses))
-        found = job.test(result.params, bar)
+    result = (_probe if isinstance(adapter, HeadAdapter) else _train)(config, job, out, watch)
+    params = result.params
+    found = job.test(params, watch)
     results = {
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
         "environment": environment(),
         "data": job.about,
         "test": found,
         "sizes": {
-            "trained_parameters": count(result.params),
-            "adapter_parameters": count(result.params["adapter"]),
-            "break_even_tokens": round(count(result.params["adapter"]) / job.numbers_per_token, 1),
+            "adapter_parameters": count(params["adapter"]),
+            "head_parameters": count(params) - count(params["adapter"]),
+            "break_even_tokens": round(count(params["adapter"]) / job.numbers_per_token, 1),
+        },
+        "times": {
             "steps": len(result.losses),
+            "seconds": round(result.seconds, 2),
             "seconds_per_step": round(result.seconds / max(len(result.losses) - 1, 1), 4),
         },
         "validation": result.validation.tolist(),
     }
-    save_adapter(out / "adapter", adapter, jax.device_get(result.params["adapter"]))
-    job.save(result.params, out)
+    save_adapter(out / "adapter", adapter, jax.device_get(params["adapter"]))
+    job.save(params, out)
     write_json(out / "results.json", results)
     return results
+
+
+def shown(bar: Progress, title: str) -> Watch:
+    """What shows the stages of a run as one line of a progress bar."""
+    task = bar.add_task(title, total=None)
+    return lambda stage, done, total: bar.update(
+        task, completed=done, total=total, description=f"{title} {stage:<14}".strip()
+    )
+
+
+def _probe(config: Config, job: Job, out: Path, watch: Watch) -> TrainResult:
+    """The head alone, on features computed once."""
+    params, probing = job.start(config, watch, out / "metrics.jsonl")
+    if probing is None:
+        raise ValueError("train: expected an adapter other than head for a language model, which has no such head.")
+    return probing._replace(params=params)
+
+
+def _train(config: Config, job: Job, out: Path, watch: Watch) -> TrainResult:
+    """The adapter, from checkpoints where there are some."""
+    training, start = config.training(), job.start(config, watch).params
+    steps = training.steps(len(job.train[0]))
+    return train(
+        job.loss,
+        start,
+        job.frozen,
+        job.train,
+        training,
+        factors=job.factors(start, config.head_learning_rate / config.learning_rate),
+        project=job.project,
+        validate=job.validate if config.patience else None,
+        checkpoints=Checkpoints(out / "checkpoints"),
+        metrics=out / "metrics.jsonl",
+        on_step=lambda step, loss: watch(f"loss {loss:8.4f}", step, steps),
+    )
 
 
 def _shown(value: Any) -> str:
