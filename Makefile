@@ -24,18 +24,18 @@ demo: $(READY)
 	$(BIN)/python -m experiments.demo $(if $(DATA),--data-dir "$(DATA)")
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --doctest-modules tests ntkprefix theory experiments
+	$(BIN)/python -m pytest -n auto --dist loadfile --doctest-modules tests ntkprefix theory experiments
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n auto --doctest-modules -m "slow or not slow" tests ntkprefix theory experiments
+	$(BIN)/python -m pytest -n auto --dist loadfile --doctest-modules -m "slow or not slow" tests ntkprefix theory experiments
 
 # With the oldest packages that pyproject.toml allows, in an environment of its own.
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest -n auto tests
+	$(OLDEST)/bin/python -m pytest -n auto --dist loadfile tests
 
 # With the newest packages there are for this Python: make PYTHON=python3.13 test-newest has those for that one.
 test-newest: $(NEWEST)/.ready
-	$(NEWEST)/bin/python -m pytest -n auto tests
+	$(NEWEST)/bin/python -m pytest -n auto --dist loadfile tests
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

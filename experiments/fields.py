@@ -49,6 +49,7 @@ ABLATIONS: Mapping[str, Method] = MappingProxyType(
         "share 1": Method("features:share=1.0", 1e-1),
         "scale and centre fixed": Method("features:share=0.3,train_scale=False", 1e-1),
         "one scale, no centre": Method("features:share=0.3,calibration=harmonic", 1e-1),
+        "k by softplus": Method("features:share=0.3,positive=softplus", 1e-1),
         "rank 1": Method("features:share=0.3,rank=1", 1e-1),
         "rank 4": Method("features:share=0.3,rank=4", 1e-1),
         "rank 16": Method("features:share=0.3,rank=16", 1e-1),

@@ -19,6 +19,20 @@ GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+# Linux lets a process map 65,530 pieces of memory; a compiled program takes about three, and the compiler crashes when
+# there is none left.
+_MANY = 20_000
+_MAPPED = Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Compiled programs of earlier files are let go before there are too many."""
+    yield
+    if _MAPPED.exists() and _MAPPED.read_bytes().count(b"\n") > _MANY:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def relaxed():
     """JAX's own promotion rules, for libraries that serve as oracles."""

@@ -36,7 +36,7 @@ FILES = {
     "tokens": TokenAdapter(length=3, start="mean"),
     "features": FeatureAdapter(FAVOR, rank=2, heads="kv", train_scale=False),
     "reparametrised": ReparametrisedAdapter(length=3, hidden=4, start="mean"),
-    "features with a share": FeatureAdapter(share=0.3),
+    "features with a share": FeatureAdapter(share=0.3, positive="softplus"),
     "taylor": FeatureAdapter(feature_map("taylor", degree=0)),
     "measure": MeasureAdapter(components=3, rank=1, share=0.5),
     "stack": Stack([LoraAdapter(rank=2, alpha=3.0, targets=("up", "query")), PromptAdapter(length=2)]),

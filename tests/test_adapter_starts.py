@@ -61,6 +61,15 @@ def test_the_closed_form_of_a_fine_feature_map_is_the_tokens(model, tokens, head
     assert jnp.mean((near - exact) ** 2) < 0.03 * jnp.mean((plain - exact) ** 2)
 
 
+def test_a_softplus_starts_from_the_same_state(model, tokens, calibration):
+    projected, softplus = FeatureAdapter(share=0.1), FeatureAdapter(share=0.1, positive="softplus")
+    wanted = projected.init_from(tokens, model, *calibration)["k"]
+    found = softplus.adapt(softplus.init_from(tokens, model, *calibration)).prefixes.k
+    np.testing.assert_allclose(found, np.maximum(wanted, 1e-3), rtol=1e-4)
+    assert (wanted < 1e-3).any()
+    assert (wanted > 0.1).any()
+
+
 def test_clouds_of_one_token_each_are_the_tokens(model, tokens):
     adapter = MeasureAdapter(components=LENGTH, rank=0)
     np.testing.assert_allclose(

@@ -210,7 +210,9 @@ def test_reparametrised_tokens_start_as_drawn_and_collapse_to_what_they_stand_fo
         np.testing.assert_allclose(collapsed[name], made.transpose(1, 0, 2, 3), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"rank": 3}, {"heads": "kv"}, {"calibration": "harmonic"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"rank": 3}, {"heads": "kv"}, {"calibration": "harmonic"}, {"positive": "softplus"}], ids=str
+)
 def test_a_state_may_start_as_a_prefix_of_mean_values_with_a_share_of_the_mass(model, options):
     adapter = FeatureAdapter(share=0.3, **options)
     params = initial(model, adapter)[1]["adapter"]
@@ -221,11 +223,20 @@ def test_a_state_may_start_as_a_prefix_of_mean_values_with_a_share_of_the_mass(m
         found = jax.tree.map(lambda leaf, layer=layer: leaf[layer], prefixes).partial(query, WIDTH**-0.5)
         expected = jnp.broadcast_to(statistics.value_mean[layer], found.num.shape)
         np.testing.assert_allclose(found.normalise(), expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(params["k"], 0.3, rtol=1e-6)
+    np.testing.assert_allclose(prefixes.k, 0.3, rtol=1e-6)
     gradient = jax.grad(
         lambda p: jnp.sum(adapter.adapt(p).prefixes.Z ** 2 + jnp.sum(adapter.adapt(p).prefixes.k ** 2))
     )(params)
     assert all((gradient[name] != 0).any() for name in ("k", "up" if "rank" in options else "Z"))
+
+
+def test_a_softplus_is_not_projected():
+    params = {"Z": jnp.zeros((1, 1, 2, 2)), "k": jnp.full((1, 1, 2), -3.0), "log_scale": jnp.zeros((1, 1))}
+    params["centre"] = jnp.zeros((1, 1, 2))
+    adapter = FeatureAdapter(share=0.1, positive="softplus")
+    assert (adapter.project(params)["k"] == -3).all()
+    np.testing.assert_allclose(adapter.adapt(params).prefixes.k, np.log1p(np.exp(-3.0)), rtol=1e-6)
+    assert (FeatureAdapter().project(params)["k"] == 0).all()
 
 
 def test_scale_and_centre_take_a_tenth_of_a_step(model):
@@ -267,6 +278,8 @@ def test_clouds_start_with_their_share_of_the_input_s_mass(model):
         (lambda: MeasureAdapter(rank=-1), "rank of at least 0, got -1"),
         (lambda: FeatureAdapter(share=-0.1), "a finite number of at least 0 as share, got -0.1"),
         (lambda: FeatureAdapter(share=0.1, normalised=False), "expected no share of additive memory, got 0.1"),
+        (lambda: FeatureAdapter(positive="softplus"), "a share above 0 with softplus, which cannot start at k = 0"),
+        (lambda: FeatureAdapter(positive="exp"), "unknown positive 'exp'; expected one of projection, softplus"),
         (lambda: TokenAdapter(start="text"), "unknown start 'text'; expected one of zero, mean"),
         (lambda: FeatureAdapter(calibration="max"), "unknown calibration 'max'; expected one of centred, harmonic"),
         (lambda: FeatureAdapter(feature_map("taylor", degree=2)), "features are never negative, got Taylor"),

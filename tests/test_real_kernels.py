@@ -54,15 +54,10 @@ def test_one_step_is_what_the_linearised_model_does(measure):
         assert max(row["error"].values()) < 0.1
 
 
-def test_a_kernel_is_not_measured_twice(measure, monkeypatch):
+def test_a_kernel_is_not_measured_twice_but_that_of_other_data_is(measure, monkeypatch, tmp_path):
     first = measure()
     monkeypatch.setattr(real_kernels, "model_ntk", None)
     assert measure()["rows"] == first["rows"]
-
-
-def test_kernels_of_other_data_are_not_taken_for_these(measure, monkeypatch, tmp_path):
-    measure()
-    monkeypatch.setattr(real_kernels, "model_ntk", None)
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         measure(data_dir=tmp_path / "other")
 

@@ -19,6 +19,8 @@ from ntkprefix.prefixes.least_squares import fit_state
 
 # Of the step size, for a state's scale and centre. Found by trying, on few data; no committed result rests on it yet.
 _SCALE_STEP = 0.1
+# Below it the softplus of a start from tokens would have no gradient to speak of.
+_LEAST_K = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +48,14 @@ class FeatureAdapter:
             denominator, and the output is the input's plus phi(q)^T Z over the input's mass.
         share: the prefix's mass over the input's at the start, about, on average over queries; all of it at each head's
             mean value. 0 is a no-op. Above it k is off the edge k >= 0, and attention starts a little smoothed.
+        positive: how k >= 0 is kept. `projection`: k itself is trained, and every step ends at the nearest k >= 0.
+            `softplus`: k = log(1 + e^x) of a trained x, which is never 0, and so takes a share.
 
     Raises:
         TypeError: no feature map, a rank that is not an integer, a share that is no number.
         ValueError: an unknown calibration, unknown heads, a negative rank, a feature map with negative features, a
-            share that is negative or infinite, or one of additive memory, which has no mass.
+            share that is negative or infinite, or one of additive memory, which has no mass; an unknown way to keep k
+            positive, or softplus without a share.
 
     Source: NTK-Attention (arXiv 2406.14036). The paper's code passes k through an absolute value, whose derivative at
     its start is zero, and has neither scale nor centre; docs/prefixes.md has what they do.
@@ -63,6 +68,7 @@ class FeatureAdapter:
     rank: int = 0
     normalised: bool = True
     share: float = 0.0
+    positive: Literal["projection", "softplus"] = "projection"
 
     def __post_init__(self):
         checks.one_of("FeatureAdapter", "calibration", self.calibration, ("centred", "harmonic"))
@@ -74,6 +80,9 @@ class FeatureAdapter:
         checks.finite("FeatureAdapter", least=0.0, share=self.share)
         if self.share and not self.normalised:
             raise ValueError(f"FeatureAdapter: expected no share of additive memory, got {self.share}: it has no mass.")
+        checks.one_of("FeatureAdapter", "positive", self.positive, ("projection", "softplus"))
+        if self.positive == "softplus" and not self.share:
+            raise ValueError("FeatureAdapter: expected a share above 0 with softplus, which cannot start at k = 0.")
 
     def axes(self) -> dict[str, str]:
         """Axis letters of every parameter, by its name; N is K for shared heads."""
@@ -114,7 +123,9 @@ class FeatureAdapter:
             params |= {"down": down, "up": up}
         else:
             params |= {"Z": jnp.broadcast_to(self.share * value[:, :, None], (layers, heads, features, values))}
-        return params | ({"k": jnp.full((layers, heads, features), self.share)} if self.normalised else {})
+        return params | (
+            {"k": self._trained(jnp.full((layers, heads, features), self.share))} if self.normalised else {}
+        )
 
     def init_from(
         self,
@@ -155,7 +166,9 @@ class FeatureAdapter:
             state = FeaturePrefix.from_tokens(keys, values, feature_map=self.feature_map, recentre=centred)
         else:
             state = self._fitted(tokens, model, statistics, queries)
-        params = {"log_scale": state.log_scale, "k": state.k} | ({"centre": state.centre} if centred else {})
+        params = {"log_scale": state.log_scale, "k": self._trained(state.k)} | (
+            {"centre": state.centre} if centred else {}
+        )
         if not self.rank:
             return params | {"Z": state.Z}
         left, sizes, right = jnp.linalg.svd(state.Z, full_matrices=False)
@@ -188,7 +201,10 @@ class FeatureAdapter:
         if not self.train_scale:
             log_scale, centre = jax.lax.stop_gradient((log_scale, centre))
         Z = jnp.matmul(params["down"], params["up"], precision="highest") if self.rank else params["Z"]
-        k = nonnegative(params["k"]) if self.normalised else jnp.zeros(Z.shape[:-1])
+        if not self.normalised:
+            k = jnp.zeros(Z.shape[:-1])
+        else:
+            k = (jax.nn.softplus if self.positive == "softplus" else nonnegative)(params["k"])
         return Adaptation(prefixes=FeaturePrefix(Z, k, self.feature_map, log_scale, centre))
 
     def step_factors(self, params: PyTree) -> dict[str, float]:
@@ -197,15 +213,20 @@ class FeatureAdapter:
 
     def project(self, params: PyTree) -> PyTree:
         """With k >= 0: under the clip alone an optimiser could carry k so far below zero that it never came back."""
-        return {**params, "k": jnp.maximum(params["k"], 0)} if self.normalised else params
+        projected = self.normalised and self.positive == "projection"
+        return {**params, "k": jnp.maximum(params["k"], 0)} if projected else params
+
+    def _trained(self, k: Array) -> Array:
+        """The parameter that stands for k: k itself, or the x of which it is the softplus."""
+        if self.positive == "projection":
+            return k
+        k = jnp.maximum(k, _LEAST_K)
+        return k + jnp.log(-jnp.expm1(-k))
 
 
 @jax.custom_jvp
 def nonnegative(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """max(x, 0) with the derivative of the identity: a clip, whose gradient is alive at and below zero.
-
-    A softplus would also keep k positive, but could not start at k = 0, where the model is exactly the pretrained one.
-    """
+    """max(x, 0) with the derivative of the identity: a clip, whose gradient is alive at and below zero."""
     return jnp.maximum(x, 0)
 
 
