@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import tables
-from experiments.fields import FIELDS, METHODS
+from experiments.fields import FIELDS
 from ntkprefix.adapters import spelt
 from ntkprefix.commands.jobs import image_job
 from ntkprefix.commands.train import Config, run, shown
@@ -34,7 +34,7 @@ def compare(data: ImageData, model: ViT, out: Path, methods: Sequence[str], opti
     runs, failures, about = [], [], ""
     with progress() as bar:
         for method in methods:
-            adapter = FIELDS["vision"].adapter(METHODS[method])
+            adapter = FIELDS["vision"].adapter(method)
             config = Config(**tables.options_of(adapter, chosen[method]), **options)
             job = image_job(config, spelt(adapter), data, model)
             about = job.about

@@ -1,4 +1,4 @@
-"""What the tables compare, and on what: methods with their step sizes, fields with their models and data sets."""
+"""What the tables compare, and on what: methods, and fields with their models and data sets."""
 
 from __future__ import annotations
 
@@ -11,56 +11,44 @@ from typing import Any
 PROBING = "head"
 OURS, SAME_SIZE = "NTK-Attention", "P-Tuning v2, a state's size"
 
-
-@dataclass(frozen=True)
-class Method:
-    """An adapter, as `spelt` reads it, and the middle of the step sizes that it tries first.
-
-    In the adapter's text, {tokens} and {rank} stand for the numbers with which P-Tuning v2 and LoRA are as large as a
-    state of Z and k of the model at hand.
-    """
-
-    adapter: str
-    step_size: float
-
-
-# Each at its usual size, and those whose size can be chosen also at that of a state.
-METHODS: Mapping[str, Method] = MappingProxyType(
+# Adapters as `spelt` reads them, each at its usual size, and those whose size can be chosen also at that of a state of
+# Z and k: {tokens} and {rank} stand for the numbers with which P-Tuning v2 and LoRA are as large in the model at hand.
+METHODS: Mapping[str, str] = MappingProxyType(
     {
-        "head only": Method(PROBING, 3e-3),
-        "full fine-tuning": Method("full", 3e-5),
-        "LoRA, r = 8": Method("lora:rank=8", 3e-3),
-        "LoRA, a state's size": Method("lora:rank={rank},alpha={twice_rank}", 3e-3),
-        "P-Tuning v2, 10 tokens": Method("tokens:length=10,start=mean", 1e-1),
-        SAME_SIZE: Method("tokens:length={tokens},start=mean", 1e-1),
-        OURS: Method("features:share=0.3", 1e-1),
-        "measure, 8 clouds": Method("measure:components=8,rank=2", 3e-2),
+        "head only": PROBING,
+        "full fine-tuning": "full",
+        "LoRA, r = 8": "lora:rank=8",
+        "LoRA, a state's size": "lora:rank={rank},alpha={twice_rank}",
+        "P-Tuning v2, 10 tokens": "tokens:length=10,start=mean",
+        SAME_SIZE: "tokens:length={tokens},start=mean",
+        OURS: "features:share=0.3",
+        "measure, 8 clouds": "measure:components=8,rank=2",
     }
 )
 # What a language model has no head for.
-_WITHOUT_HEAD = MappingProxyType({name: method for name, method in METHODS.items() if method.adapter != PROBING})
+_WITHOUT_HEAD = MappingProxyType({name: method for name, method in METHODS.items() if method != PROBING})
 
 # One thing changed at a time; what it is changed from is among the methods.
-ABLATIONS: Mapping[str, Method] = MappingProxyType(
+ABLATIONS: Mapping[str, str] = MappingProxyType(
     {
-        "Z, k from 0 (a no-op)": Method("features", 3e-2),
-        "share 0.1": Method("features:share=0.1", 1e-1),
+        "Z, k from 0 (a no-op)": "features",
+        "share 0.1": "features:share=0.1",
         OURS: METHODS[OURS],
-        "share 1": Method("features:share=1.0", 1e-1),
-        "scale and centre fixed": Method("features:share=0.3,train_scale=False", 1e-1),
-        "one scale, no centre": Method("features:share=0.3,calibration=harmonic", 1e-1),
-        "k by softplus": Method("features:share=0.3,positive=softplus", 1e-1),
-        "rank 1": Method("features:share=0.3,rank=1", 1e-1),
-        "rank 4": Method("features:share=0.3,rank=4", 1e-1),
-        "rank 16": Method("features:share=0.3,rank=16", 1e-1),
-        "k off (additive memory)": Method("features:normalised=False", 3e-2),
-        "phi: Taylor, degree 0": Method("features:share=0.3,feature_map=taylor/0", 1e-1),
-        "phi: 64 random features": Method("features:share=0.3,feature_map=favor/64", 1e-1),
-        "phi: 256 random features": Method("features:share=0.3,feature_map=favor/256", 1e-1),
-        "LoRA on q alone": Method("lora:rank=8,targets=query", 3e-3),
-        "LoRA on v alone": Method("lora:rank=8,targets=value", 3e-3),
-        "LoRA, r = 4, and NTK-Attention": Method("lora:rank=4+features:share=0.3", 1e-2),
-        **{f"{M:,} tokens": Method(f"tokens:length={M},start=mean", 1e-1) for M in (1, 3, 10, 33, 100, 300, 1000)},
+        "share 1": "features:share=1.0",
+        "scale and centre fixed": "features:share=0.3,train_scale=False",
+        "one scale, no centre": "features:share=0.3,calibration=harmonic",
+        "k by softplus": "features:share=0.3,positive=softplus",
+        "rank 1": "features:share=0.3,rank=1",
+        "rank 4": "features:share=0.3,rank=4",
+        "rank 16": "features:share=0.3,rank=16",
+        "k off (additive memory)": "features:normalised=False",
+        "phi: Taylor, degree 0": "features:share=0.3,feature_map=taylor/0",
+        "phi: 64 random features": "features:share=0.3,feature_map=favor/64",
+        "phi: 256 random features": "features:share=0.3,feature_map=favor/256",
+        "LoRA on q alone": "lora:rank=8,targets=query",
+        "LoRA on v alone": "lora:rank=8,targets=value",
+        "LoRA, r = 4, and NTK-Attention": "lora:rank=4+features:share=0.3",
+        **{f"{M:,} tokens": f"tokens:length={M},start=mean" for M in (1, 3, 10, 33, 100, 300, 1000)},
     }
 )
 
@@ -87,13 +75,13 @@ class Field:
     """
 
     tasks: Mapping[str, Task]
-    methods: Mapping[str, Method]
+    methods: Mapping[str, str]
     tokens: int
     rank: int
 
-    def adapter(self, method: Method) -> str:
-        """The adapter's text for the field's model."""
-        return method.adapter.format(tokens=self.tokens, rank=self.rank, twice_rank=2 * self.rank)
+    def adapter(self, method: str) -> str:
+        """The text of a method's adapter for the field's model, by the method's name."""
+        return self.methods[method].format(tokens=self.tokens, rank=self.rank, twice_rank=2 * self.rank)
 
 
 _IMAGES = {"task": "images", "size": 70, "train_rows": 1000, "test_rows": 800}

@@ -24,7 +24,7 @@ from experiments.fields import FIELDS, PROBING, Task
 from ntkprefix.adapters import count, spelt
 from ntkprefix.cli import guard
 from ntkprefix.commands.jobs import Job, Watch, job_of
-from ntkprefix.commands.train import Config, shown
+from ntkprefix.commands.train import Config, shown, usual_step_size
 from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.train import step_memory, train_population
 from theory.pieces import Pieces
@@ -32,6 +32,8 @@ from theory.pieces import Pieces
 TABLES = RESULTS / "tables"
 # A step size that does best at an end of those tried is followed so many times further.
 _FURTHER = 2
+# The middle of the step sizes that linear probing tries first.
+_HEAD_STEP = 3e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +88,11 @@ def main(config: TablesConfig) -> dict[str, dict[str, Any]]:
         for name, task in tasks.items():
             task = dataclasses.replace(task, options=task.options | changes)
             rows = []
-            for method_name, method in methods.items():
-                bar.update(total, description=f"{name}, {method_name}")
+            for method in methods:
+                bar.update(total, description=f"{name}, {method}")
                 adapter = field.adapter(method)
-                rows.append(
-                    {
-                        "method": method_name,
-                        "adapter": adapter,
-                        **_measured(task, adapter, method, pieces, config, watch),
-                    }
-                )
+                found = _measured(task, adapter, pieces, config, watch)
+                rows.append({"method": method, "adapter": adapter, **found})
                 bar.advance(total)
             results[name] = {
                 "environment": where,
@@ -115,13 +112,12 @@ def path_of(field: str, task: str) -> Path:
     return TABLES / field / f"{task}.json"
 
 
-def _measured(task, adapter, method, pieces, config, watch) -> dict[str, Any]:
+def _measured(task, adapter, pieces, config, watch) -> dict[str, Any]:
     """What was tried, what was chosen, and what each seed found: read, or measured."""
     settings = {"task": dataclasses.asdict(task), "adapter": adapter}
+    middle = _HEAD_STEP if adapter == PROBING else usual_step_size(adapter)
     tried = pieces.get(
-        "tune",
-        settings | {"middle": method.step_size},
-        partial(_tune, task, adapter, method.step_size, config.data_root, watch),
+        "tune", settings | {"middle": middle}, partial(_tune, task, adapter, middle, config.data_root, watch)
     )
     chosen = tried["step_sizes"][_best(tried["losses"])]
     found = pieces.get(

@@ -97,7 +97,9 @@ def attention(
         local_window_size: (left, right): positions seen on either side of the query's own; an int for both.
         query_offset: position of the first query among the keys, for causality and window: 0 as in JAX, S - T when
             decoding or in chunked prefill. A number or [B]; may be traced.
-        implementation: None for the best there is, or a name from `ntkprefix.kernels.IMPLEMENTATIONS`.
+        implementation: a name from `ntkprefix.kernels.IMPLEMENTATIONS`, or None for the best there is. `"xla"` holds
+            all [T, S] logits and differentiates in every way. `"blockwise"` takes memory O(T H), leaves out blocks that
+            no query may see, and has gradients in reverse mode, once.
         return_residual: return the log-sum-exp too, by which other keys' attention can be merged with this.
 
     Returns:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import tables
-from experiments.fields import FIELDS, METHODS, OURS, SAME_SIZE
+from experiments.fields import FIELDS, OURS, SAME_SIZE
 from experiments.tables import TablesConfig, command, main
 from ntkprefix.adapters import spelt
 from ntkprefix.commands.jobs import Start
@@ -115,7 +115,7 @@ def test_rows_and_epochs_of_all_tasks_can_be_set(log, tmp_path, monkeypatch):
 def test_every_field_has_settings_that_can_be_made(name, tmp_path):
     field = FIELDS[name]
     for task in field.tasks.values():
-        for method in field.methods.values():
+        for method in field.methods:
             tables.Config(
                 model=task.model, adapter=field.adapter(method), data_dir=tmp_path / task.folder, **task.options
             )
@@ -126,8 +126,8 @@ def test_a_states_size_is_that_of_a_state():
     block, layers = ViTConfig().block, ViTConfig().layers
     width = block.head_width
     state = layers * block.heads * (width * (width + 1) + width + 1)
-    tokens = spelt(FIELDS["vision"].adapter(METHODS[SAME_SIZE])).length
-    lora = spelt(FIELDS["vision"].adapter(METHODS["LoRA, a state's size"]))
+    tokens = spelt(FIELDS["vision"].adapter(SAME_SIZE)).length
+    lora = spelt(FIELDS["vision"].adapter("LoRA, a state's size"))
     assert tokens * layers * block.heads * 2 * width == pytest.approx(state, rel=0.04)
     assert layers * len(lora.targets) * 2 * block.width * lora.rank == pytest.approx(state, rel=0.04)
     assert lora.alpha == 2 * lora.rank

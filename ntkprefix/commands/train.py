@@ -20,6 +20,21 @@ from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 
+# Near the best of those tried in most tables of `experiments`, whose result files have the rest.
+_STEP_SIZES = {"full": 3e-5, "lora": 3e-3, "measure": 3e-2}
+_STEP_SIZE = 1e-1
+
+
+def usual_step_size(adapter: str) -> float:
+    """A step size to start with, by the kind of adapter; of a stack, the smallest of its parts.
+
+    Example:
+        >>> from ntkprefix.commands.train import usual_step_size
+        >>> usual_step_size("lora:rank=4+features:share=0.3")
+        0.003
+    """
+    return min(_STEP_SIZES.get(part.partition(":")[0], _STEP_SIZE) for part in adapter.split("+"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -38,7 +53,7 @@ class Config:
         epochs: passes over the training rows.
         batch_size: rows per step.
         micro_batches: parts that a batch is computed in, one after another, to save memory.
-        learning_rate: peak step size of the adapter.
+        learning_rate: peak step size of the adapter; 0 for one that its kind does well with (see `usual_step_size`).
         head_learning_rate: of the head, before and beside the adapter.
         head_epochs: passes in which the head is trained alone, on features computed once: before the adapter, and all
             there are for `head`.
@@ -60,14 +75,14 @@ class Config:
     """
 
     model: str = "dinov2"
-    adapter: str = "features"
+    adapter: str = "features:share=0.3"
     task: str = "images"
     data_dir: Path | None = None
     out: Path | None = None
     epochs: int = 3
     batch_size: int = 16
     micro_batches: int = 1
-    learning_rate: float = 1e-2
+    learning_rate: float = 0.0
     head_learning_rate: float = 1e-3
     head_epochs: int = 10
     warmup: float = 0.1
@@ -84,12 +99,14 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        spelt(self.adapter)
+        if self.learning_rate == 0:
+            object.__setattr__(self, "learning_rate", usual_step_size(self.adapter))
         checks.at_least(0, "train", train_rows=self.train_rows, test_rows=self.test_rows)
         checks.at_least(1, "train", head_epochs=self.head_epochs, size=self.size, length=self.length)
         if not 0 < self.held_back < 1:
             raise ValueError(f"train: expected held_back between 0 and 1, got {self.held_back}.")
         self.training()
-        spelt(self.adapter)
 
     def training(self) -> TrainConfig:
         """How the adapter is trained."""

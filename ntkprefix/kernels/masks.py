@@ -23,27 +23,42 @@ def combined_mask(
     parts = [] if mask is None else [mask]
     rows = jnp.arange(queries)[None, None, None, :, None]
     columns = jnp.arange(keys)[None, None, None, None, :]
-    if is_causal or local_window_size is not None:
-        # Compared with the offset, and never added to it: positions near 2^31 would overflow.
-        ahead, offset = columns - rows, _over_batch(query_offset)
-        if is_causal:
-            parts.append(ahead <= offset)
-        if local_window_size is not None:
-            left, right = local_window_size
-            # A side of 2^31 - 1 or more stands for "all".
-            if left < _LARGEST:
-                parts.append(ahead >= offset - jnp.minimum(left, _LARGEST + jnp.minimum(offset, 0)))
-            if right < _LARGEST:
-                parts.append(ahead <= offset + jnp.minimum(right, _LARGEST - jnp.maximum(offset, 0)))
+    low, high = band(is_causal, local_window_size, query_offset)
+    if low is not None:
+        parts.append(columns - rows >= over_batch(low))
+    if high is not None:
+        parts.append(columns - rows <= over_batch(high))
     if query_seq_lengths is not None:
-        parts.append(rows < _over_batch(query_seq_lengths))
+        parts.append(rows < over_batch(query_seq_lengths))
     if key_value_seq_lengths is not None:
-        parts.append(columns < _over_batch(key_value_seq_lengths))
+        parts.append(columns < over_batch(key_value_seq_lengths))
     combined = None
     for part in parts:
         combined = part if combined is None else combined & part
     return combined
 
 
-def _over_batch(numbers: int | Int[Array, "*B"]) -> Int[Array, "#B 1 1 1 1"]:
+def band(
+    is_causal: bool, local_window_size: tuple[int, int] | None, query_offset: int | Int[Array, "*B"]
+) -> tuple[Int[Array, "*B"] | None, Int[Array, "*B"] | None]:
+    """Least and largest column less row, both counted from 0, of a key that causality and window leave visible.
+
+    None where there is no such bound. Positions are compared with the offset, and never added to it: near 2^31 they
+    would overflow.
+    """
+    offset = jnp.asarray(query_offset).astype(jnp.int32)
+    low, high = None, offset if is_causal else None
+    if local_window_size is not None:
+        left, right = local_window_size
+        # A side of 2^31 - 1 or more stands for "all".
+        if left < _LARGEST:
+            low = offset - jnp.minimum(left, _LARGEST + jnp.minimum(offset, 0))
+        if right < _LARGEST:
+            ahead = offset + jnp.minimum(right, _LARGEST - jnp.maximum(offset, 0))
+            high = ahead if high is None else jnp.minimum(high, ahead)
+    return low, high
+
+
+def over_batch(numbers: int | Int[Array, "*B"]) -> Int[Array, "#B 1 1 1 1"]:
+    """A number for each row of a batch, or one for all, as it stands beside [B, K, G, T, S]."""
     return jnp.asarray(numbers).astype(jnp.int32).reshape(-1, 1, 1, 1, 1)

@@ -1,0 +1,159 @@
+"""Attention by blocks: equal to the dense kernel in value and gradient however it is cut, without [T, S] arrays."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import HV, KEY, OPTIONS, QUERY, VALUE, B, H, K, N, S, T, normal
+
+from ntkprefix import FeaturePrefix, attention
+from ntkprefix.kernels import blockwise, dense
+from ntkprefix.kernels.blockwise import Blocks
+
+# Beside those of JAX's function: offsets, which it has not, biases that broadcast, and rows that see nothing.
+CASES = {
+    **OPTIONS,
+    "offset": {"is_causal": True, "query_offset": 2},
+    "offsets by row": {
+        "is_causal": True,
+        "query_offset": jnp.array([2, -3], jnp.int32),
+        "local_window_size": (1, 0),
+    },
+    "far offset": {"is_causal": True, "query_offset": 2**31 - 1, "local_window_size": (2**31 - 2, 0)},
+    "bias over queries": {"bias": normal(1, N, 1, S)},
+    "bias over keys": {"bias": normal(B, 1, T, 1), "is_causal": True},
+    "nothing seen": {"mask": jnp.zeros((1, 1, 1, 1), bool)},
+    "no lengths": {"key_value_seq_lengths": jnp.array([0, 7], jnp.int32), "is_causal": True},
+}
+# Of 5 queries and 7 keys: with and without blocks that have to be filled up.
+CUTS = {
+    "one by one": Blocks(1, 1, apart=False),
+    "filled up": Blocks(2, 3, apart=True),
+    "filled up, all heads at once": Blocks(2, 3, apart=False),
+    "one block": Blocks(64, 64, apart=True),
+}
+
+
+def options_of(name):
+    options = {"scale": 0.35, **CASES[name]}
+    window = options.get("local_window_size")
+    return options | ({"local_window_size": (window, window)} if isinstance(window, int) else {})
+
+
+def of_kernel(kernel, options):
+    """Output, log-mass, and gradients of both in all that has some."""
+
+    def both(inputs):
+        query, key, value, scale, *bias = inputs
+        share = kernel(query, key, value, **{**options, "scale": scale}, **({"bias": bias[0]} if bias else {}))
+        return share.normalise(), share.log_mass()
+
+    def loss(inputs):
+        out, log_mass = both(inputs)
+        seen = jnp.isfinite(log_mass)
+        return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.where(seen, jnp.cos(jnp.where(seen, log_mass, 0.0)), 0.0))
+
+    bias = [options.pop("bias")] if "bias" in options else []
+    inputs = (QUERY, KEY, VALUE, jnp.float32(options["scale"]), *bias)
+    return jax.jit(lambda inputs: (both(inputs), jax.grad(loss)(inputs)))(inputs)
+
+
+# All cases where blocks have to be filled up, one lane at a time, and some for the other cuts.
+PAIRS = [
+    *((name, "filled up") for name in CASES),
+    *((name, cut) for cut in CUTS if cut != "filled up" for name in ("all", "bias over heads", "offsets by row")),
+]
+
+
+@pytest.mark.parametrize(("name", "cut"), PAIRS)
+def test_equals_the_dense_kernel(name, cut):
+    def by_blocks(*arrays, **options):
+        return blockwise.partial_attention(*arrays, **options, blocks=CUTS[cut])
+
+    found = of_kernel(by_blocks, options_of(name))
+    expected = of_kernel(dense.partial_attention, options_of(name))
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_small_dtypes_are_summed_in_float32(dtype):
+    """Values of 1 keep their sum whatever their number; 2^11 + 1 has none in float16, nor 2^8 + 1 in bfloat16."""
+    query, key = jnp.zeros((1, 3, 1, 4), dtype), jnp.zeros((1, 5000, 1, 4), dtype)
+    value = jnp.ones((1, 5000, 1, 2), dtype).at[:, ::5].set(0)
+    share = blockwise.partial_attention(query, key, value, scale=1.0)
+    np.testing.assert_allclose(share.normalise(), 0.8, rtol=1e-6)
+    np.testing.assert_allclose(share.log_mass(), np.log(5000), rtol=1e-6)
+    assert share.num.dtype == jnp.float32
+    gradient = jax.grad(lambda v: jnp.sum(blockwise.partial_attention(query, key, v, scale=1.0).num))(value)
+    assert gradient.dtype == dtype
+    np.testing.assert_allclose(np.asarray(gradient, np.float32), 3 / 5000, rtol=1e-2)
+
+
+def test_large_logits_are_fine():
+    query, key = 1e4 * QUERY[:, :, :, :1], jnp.sign(KEY[..., :1])
+    share = blockwise.partial_attention(query, key, VALUE, scale=1.0, blocks=CUTS["filled up"])
+    exact = dense.partial_attention(query, key, VALUE, scale=1.0)
+    np.testing.assert_allclose(share.normalise(), exact.normalise(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(share.log_mass(), exact.log_mass(), rtol=1e-6)
+
+
+def test_under_vmap():
+    queries = jnp.stack([QUERY, QUERY + 1])
+
+    def one(query, offset):
+        cut = {"query_offset": offset, "is_causal": True, "blocks": CUTS["filled up"]}
+        return blockwise.partial_attention(query, KEY, VALUE, scale=0.3, **cut).normalise()
+
+    offsets = jnp.array([0, 3])
+    expected = jnp.stack([one(query, offset) for query, offset in zip(queries, offsets, strict=True)])
+    np.testing.assert_allclose(jax.vmap(one)(queries, offsets), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_keys_or_queries():
+    for query, key in ((QUERY, KEY[:, :0]), (QUERY[:, :0], KEY)):
+        share = blockwise.partial_attention(query, key, VALUE[:, : key.shape[1]], scale=1.0)
+        assert share.num.shape == (B, query.shape[1], N, HV)
+        assert (share.den == 0).all()
+        assert (share.log_scale == -jnp.inf).all()
+
+
+def test_by_name_with_a_prefix():
+    prefix = FeaturePrefix(normal(K, H, HV), jnp.abs(normal(K, H)))
+    found = attention(QUERY, KEY, VALUE, prefix=prefix, is_causal=True, implementation="blockwise")
+    np.testing.assert_allclose(found, attention(QUERY, KEY, VALUE, prefix=prefix, is_causal=True), rtol=1e-5, atol=1e-6)
+
+
+def compiled(length, *, gradient):
+    shape = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+
+    def loss(query, key, value):
+        return jnp.sum(attention(query, key, value, is_causal=True, implementation="blockwise"))
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)) if gradient else loss).lower(shape, shape, shape).compile()
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_memory_grows_with_the_length_and_no_array_of_all_logits_is_made(gradient):
+    """The compiler's own account, without a clock."""
+    working = {}
+    for length in (2048, 4096, 8192):
+        program = compiled(length, gradient=gradient)
+        working[length] = program.memory_analysis().temp_size_in_bytes
+        sizes = [
+            np.prod([int(n) for n in found.split(",")]) for found in re.findall(r"f32\[([\d,]+)\]", program.as_text())
+        ]
+        assert max(sizes) < length * length / 4, max(sizes)
+    assert working[8192] - working[4096] <= 2.2 * (working[4096] - working[2048])
+    assert working[8192] < 8192 * 8192 * 4 / 8
+
+
+def test_blocks_that_are_hidden_are_not_computed():
+    """NaN in keys that no query may see would reach every row that computes with them."""
+    poisoned = KEY.at[:, 6:].set(jnp.nan)
+    share = blockwise.partial_attention(
+        QUERY, poisoned, VALUE, scale=1.0, is_causal=True, blocks=Blocks(1, 1, apart=False)
+    )
+    assert jnp.isfinite(share.num).all()
