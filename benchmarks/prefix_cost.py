@@ -7,7 +7,6 @@ one program whatever M it was made from, so it is one case.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,10 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import RESULTS
+from benchmarks.timing import in_rounds
 from ntkprefix import FeaturePrefix, TokenPrefix, attention
-from ntkprefix.runs import environment, progress, write_json
-
-_LEAST_SECONDS = 0.2
+from ntkprefix.runs import environment, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,7 @@ def main(config: CostConfig) -> dict[str, Any]:
     """
     inputs, cases = make_cases(config)
     compiled = [compile_case(prefix, inputs) for _, _, prefix in cases]
-    seconds = _time([run for run, _ in compiled], config.rounds)
+    seconds = in_rounds([run for run, _ in compiled], config.rounds)
     rows = [
         {
             "prefix": kind,
@@ -87,24 +85,6 @@ def compile_case(prefix: Any, inputs: tuple[jax.Array, ...]) -> tuple[Callable[[
     memory, cost = program.memory_analysis(), program.cost_analysis()
     counted = {"flops": int(cost["flops"]), "working_bytes": int(memory.temp_size_in_bytes)}
     return lambda: program(prefix, *inputs).block_until_ready(), counted
-
-
-def _time(runs: list[Callable[[], Any]], rounds: int) -> np.ndarray:
-    """Seconds, [cases, rounds]; the first, untimed round warms up.
-
-    In a round a case runs as often as fills a fifth of a second, so that one interrupt is no tenth of what it takes.
-    """
-    seconds = np.empty((len(runs), rounds))
-    with progress(transient=True) as bar:
-        for number in bar.track(range(-1, rounds), description="timing"):
-            for case, run in enumerate(runs):
-                began, times = time.perf_counter(), 0
-                while not times or time.perf_counter() - began < _LEAST_SECONDS:
-                    run()
-                    times += 1
-                if number >= 0:
-                    seconds[case, number] = (time.perf_counter() - began) / times
-    return seconds
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

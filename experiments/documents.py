@@ -103,15 +103,16 @@ def field_table(field: str) -> str:
     tables = field_results(field)
     methods = [row["method"] for row in tables[0]["rows"]]
     first, where = tables[0], tables[0]["environment"]
+    steps = _step_times(field)
     lines = [
-        f"| method | trained numbers | {' | '.join([*(each['task'] for each in tables), 'mean'])} | s per step | MB |",
+        f"| method | trained numbers | {' | '.join([*(each['task'] for each in tables), 'mean'])} | step | MB |",
         "|---" * (len(tables) + 5) + "|",
     ]
     for method in methods:
         row = _row(first, method)
         found = [*(summary.of_seeds(table, method) for table in tables), summary.of_field(tables, method)]
         # Linear probing computes features once: its steps are another thing.
-        step = f"{row['seconds_per_step']:.2g} | {row['step_megabytes']:,.0f}" if row["step_megabytes"] else " | "
+        step = f"{steps.get(method, '')} | {row['step_megabytes']:,.0f}" if row["step_megabytes"] else " | "
         cells = " | ".join(map(_plus_minus, found))
         lines.append(f"| {method} | {row['adapter_parameters']:,} | {cells} | {step} |")
     sizes = "; ".join(table["rows"][0]["data"] for table in tables)
@@ -120,9 +121,10 @@ def field_table(field: str) -> str:
             *lines,
             "",
             f"{first['model']}: accuracy on held-out rows, mean over {len(first['seeds'])} seeds and half of its 95 % "
-            f"interval over them; numbers trained besides the head's; seconds per step and memory of a compiled step "
-            f"for {first['task']} ({where['processor']}, {where['cores']} cores). {sizes}. "
-            f"Every method tries the same number of step sizes, on training rows held back; the head first trains "
+            f"interval over them; numbers trained besides the head's; time of a training step over that of {OURS}, "
+            f"median and quartiles of rounds in which all take one, and working memory of the compiled step, for "
+            f"{first['task']} ({where['processor']}, {where['cores']} cores). {sizes}. "
+            f"Step sizes are chosen by one rule for all methods, on training rows held back; the head first trains "
             f"alone. Remade by `python -m experiments.tables {field} --data-root FOLDER`.",
             "",
             *(f"- {_ahead(tables, other)}" for other in methods if other not in (OURS, "head only")),
@@ -134,6 +136,13 @@ def field_results(field: str) -> list[dict[str, Any]]:
     """The result files of a field's tasks, in the field's order."""
     paths = [tables.path_of(field, task) for task in FIELDS[field].tasks]
     return [read_json(path) for path in paths if path.exists()]
+
+
+def _step_times(field: str) -> dict[str, str]:
+    """Of every method, if they have been measured."""
+    path = tables.path_of(field, "step_times")
+    rows = read_json(path)["rows"] if path.exists() else []
+    return {row["method"]: prefix_cost.ratio(row["relative_time"]) for row in rows}
 
 
 def _row(table: dict[str, Any], method: str) -> dict[str, Any]:

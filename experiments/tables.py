@@ -29,6 +29,7 @@ from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.train import step_memory, train_population
 from theory.pieces import Pieces
 
+FieldName = Literal["vision", "language", "language-smollm2", "mathematics", "ablations"]
 TABLES = RESULTS / "tables"
 # A step size that does best at an end of those tried is followed so many times further.
 _FURTHER = 2
@@ -53,9 +54,7 @@ class TablesConfig:
         out: folder of what has been measured; start again with the same one to go on.
     """
 
-    field: Annotated[
-        Literal["vision", "language", "language-smollm2", "mathematics", "ablations"], tyro.conf.Positional
-    ]
+    field: Annotated[FieldName, tyro.conf.Positional]
     data_root: Path | None = None
     tasks: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
@@ -141,10 +140,9 @@ class _Trained(NamedTuple):
 
 def _tune(task: Task, adapter: str, middle: float, root: Path | None, watch: Watch) -> dict[str, Any]:
     """Loss on held-back training rows for every step size, smallest first; None where training diverged."""
-    options = _options(task, root) | {"patience": 1, "held_back": 0.2}
 
     def losses_of(sizes: Sequence[float]) -> list[float | None]:
-        trained = _train([Config(**options, **options_of(adapter, size)) for size in sizes], watch)
+        trained = _train([config_of(task, adapter, root, size, patience=1, held_back=0.2) for size in sizes], watch)
         return [None if member is None else round(trained.job.validate(member), 5) for member in trained.members]
 
     sizes = [middle / 3, middle, middle * 3]
@@ -166,8 +164,7 @@ def _best(losses: Sequence[float | None]) -> int:
 
 def _final(task: Task, adapter: str, step_size: float, config: TablesConfig, watch: Watch) -> dict[str, Any]:
     """What every seed finds on the test rows."""
-    options = _options(task, config.data_root) | options_of(adapter, step_size)
-    trained = _train([Config(**options, seed=seed) for seed in config.seeds], watch)
+    trained = _train([config_of(task, adapter, config.data_root, step_size, seed=seed) for seed in config.seeds], watch)
     tests = [
         None if member is None else {name: _rounded(value) for name, value in trained.job.test(member, watch).items()}
         for member in trained.members
@@ -217,17 +214,19 @@ def _train(configs: Sequence[Config], watch: Watch) -> _Trained:
     return _Trained(members, starts[0], job, steps, round(seconds, 4), memory)
 
 
+def config_of(task: Task, adapter: str, root: Path | None, step_size: float = 0.0, **more: Any) -> Config:
+    """Of `ntkprefix train`: an adapter on a task, with its usual step size where none is given."""
+    folder = None if root is None or task.folder == "digits" else root / task.folder
+    own = options_of(adapter, step_size)
+    return Config(model=task.model, data_dir=folder, **{**task.options, **own, **more})
+
+
 def options_of(adapter: str, step_size: float) -> dict[str, Any]:
     """Of `ntkprefix train`: an adapter with its step size, which of linear probing is the head's."""
     if adapter == PROBING:
         # Features are computed once, so it may take as many passes as it likes.
         return {"adapter": adapter, "head_learning_rate": step_size, "head_epochs": 40}
     return {"adapter": adapter, "learning_rate": step_size}
-
-
-def _options(task: Task, root: Path | None) -> dict[str, Any]:
-    folder = None if root is None or task.folder == "digits" else root / task.folder
-    return {"model": task.model, "data_dir": folder, **task.options}
 
 
 def _rounded(value: Any) -> Any:

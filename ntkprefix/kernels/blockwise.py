@@ -43,7 +43,7 @@ class Blocks:
     apart: bool
 
 
-# By platform, from `benchmarks/blocks.py`.
+# By platform. Chosen by what fits a cache, not yet by measurement.
 BLOCKS = {
     "cpu": Blocks(256, 512, apart=True),
     "gpu": Blocks(512, 512, apart=False),

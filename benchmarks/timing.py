@@ -1,0 +1,39 @@
+"""Times of several things side by side, on machines that are never quite idle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ntkprefix.runs import progress
+
+_LEAST_SECONDS = 0.2
+
+
+def in_rounds(runs: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
+    """Seconds that each run takes in each round; a first, untimed round warms up.
+
+    In a round every run has its turn, so that a slow spell of the machine slows all of them, and runs as often as fills
+    a fifth of a second, so that one interrupt is no tenth of what it takes.
+
+    Args:
+        runs: each returns when its work is done, not when it is under way.
+        rounds: how often.
+
+    Returns:
+        Seconds, [runs, rounds].
+    """
+    seconds = np.empty((len(runs), rounds))
+    with progress(transient=True) as bar:
+        for number in bar.track(range(-1, rounds), description="timing"):
+            for case, run in enumerate(runs):
+                began, times = time.perf_counter(), 0
+                while not times or time.perf_counter() - began < _LEAST_SECONDS:
+                    run()
+                    times += 1
+                if number >= 0:
+                    seconds[case, number] = (time.perf_counter() - began) / times
+    return seconds
