@@ -38,10 +38,10 @@ def compare(data: ImageData, model: ViT, out: Path, methods: Sequence[str], opti
             config = Config(**tables.options_of(adapter, chosen[method]), **options)
             job = image_job(config, spelt(adapter), data, model)
             about = job.about
-            this = {"method": method, "seed": config.seed, "step_size": chosen[method]}
+            this = {"method": method, "step_size": chosen[method]}
             folder = out / method.replace(",", "").replace(" ", "-").lower()
             try:
-                found = run(config, spelt(adapter), job, folder, shown(bar, f"{method:<22}"))
+                found = run(config, spelt(adapter), job, folder, shown(bar, f"{method:<22}"), resumable=False)
             except FloatingPointError as error:
                 failures.append({**this, "failure": str(error)})
                 continue

@@ -14,7 +14,7 @@ from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import prefix_cost
 from experiments import RESULTS, plots, summary, tables
 from experiments import real_kernels as real_models
-from experiments.fields import FIELDS, OURS
+from experiments.fields import FIELDS, OURS, PROBED
 from experiments.scale import FAINT
 from ntkprefix.runs import read_json, write_bytes
 from theory import intervals
@@ -102,32 +102,38 @@ def field_table(field: str) -> str:
     """Every method on every task of a field that has a result file."""
     tables = field_results(field)
     methods = [row["method"] for row in tables[0]["rows"]]
-    first, where = tables[0], tables[0]["environment"]
-    steps = _step_times(field)
-    lines = [
-        f"| method | trained numbers | {' | '.join([*(each['task'] for each in tables), 'mean'])} | step | MB |",
-        "|---" * (len(tables) + 5) + "|",
-    ]
+    first, where, steps = tables[0], tables[0]["environment"], _step_times(field)
+    columns = ["method", "trained numbers", *(table["task"] for table in tables)]
+    columns += ["mean"] * (len(tables) > 1) + ["step"] * bool(steps) + ["MB"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for method in methods:
         row = _row(first, method)
-        found = [*(summary.of_seeds(table, method) for table in tables), summary.of_field(tables, method)]
+        cells = [method, f"{row['adapter_parameters']:,}"]
+        cells += [_plus_minus(summary.of_seeds(table, method)) for table in tables]
+        cells += [_plus_minus(summary.of_field(tables, method))] * (len(tables) > 1)
         # Linear probing computes features once: its steps are another thing.
-        step = f"{steps.get(method, '')} | {row['step_megabytes']:,.0f}" if row["step_megabytes"] else " | "
-        cells = " | ".join(map(_plus_minus, found))
-        lines.append(f"| {method} | {row['adapter_parameters']:,} | {cells} | {step} |")
+        cells += [steps.get(method, "")] * bool(steps)
+        cells += [f"{row['step_megabytes']:,.0f}" if row["step_megabytes"] else ""]
+        lines.append(f"| {' | '.join(cells)} |")
     sizes = "; ".join(table["rows"][0]["data"] for table in tables)
+    times = (
+        f"step: time of a training step over that of {OURS}, median and quartiles of rounds in which all take one, by "
+        f"`python -m experiments.step_times {field}`; "
+        if steps
+        else ""
+    )
     return "\n".join(
         [
             *lines,
             "",
             f"{first['model']}: accuracy on held-out rows, mean over {len(first['seeds'])} seeds and half of its 95 % "
-            f"interval over them; numbers trained besides the head's; time of a training step over that of {OURS}, "
-            f"median and quartiles of rounds in which all take one, and working memory of the compiled step, for "
-            f"{first['task']} ({where['processor']}, {where['cores']} cores). {sizes}. "
+            f"interval over them; numbers trained besides the head's; {times}MB: working memory of the compiled step, "
+            f"for {first['task']} ({where['processor']}, {where['cores']} cores). {sizes}. "
             f"Step sizes are chosen by one rule for all methods, on training rows held back; the head first trains "
             f"alone. Remade by `python -m experiments.tables {field} --data-root FOLDER`.",
             "",
-            *(f"- {_ahead(tables, other)}" for other in methods if other not in (OURS, "head only")),
+            *(f"- {_ahead(tables, other)}" for other in methods if other not in (OURS, PROBED)),
+            *(f"- {sentence}" for sentence in summary.diverged(tables)),
         ]
     )
 
@@ -156,9 +162,10 @@ def _plus_minus(estimate: intervals.Estimate) -> str:
 def _ahead(tables: list[dict[str, Any]], other: str) -> str:
     """How NTK-Attention compares with another method, in pairs."""
     gain = summary.ahead(tables, OURS, other)
+    where = "in the mean over tasks" if len(tables) > 1 else f"on {tables[0]['task']}"
     surely = "ahead of" if gain.low > 0 else "behind" if gain.high < 0 else "neither surely ahead of nor surely behind"
     return (
-        f"{OURS} is {surely} {other}: {100 * gain.value:+.1f} points in the mean over tasks, 95 % interval of pairs "
+        f"{OURS} is {surely} {other}: {100 * gain.value:+.1f} points {where}, 95 % interval of pairs "
         f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}."
     )
 

@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import Any
 
 PROBING = "head"
-OURS, SAME_SIZE = "NTK-Attention", "P-Tuning v2, a state's size"
+OURS, PROBED, SAME_SIZE = "NTK-Attention", "head only", "P-Tuning v2, a state's size"
 
 # Adapters as `spelt` reads them, each at its usual size, and those whose size can be chosen also at that of a state of
 # Z and k: {tokens} and {rank} stand for the numbers with which P-Tuning v2 and LoRA are as large in the model at hand.
 METHODS: Mapping[str, str] = MappingProxyType(
     {
-        "head only": PROBING,
+        PROBED: PROBING,
         "full fine-tuning": "full",
         "LoRA, r = 8": "lora:rank=8",
         "LoRA, a state's size": "lora:rank={rank},alpha={twice_rank}",

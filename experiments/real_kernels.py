@@ -23,11 +23,10 @@ import tyro
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from experiments import RESULTS
+from experiments import RESULTS, commands
 from ntkprefix import checks
 from ntkprefix.adapters import FeatureAdapter, HeadAdapter
 from ntkprefix.classify import Classifier, pooled
-from ntkprefix.cli import guard
 from ntkprefix.images import load_images, normalise
 from ntkprefix.models import load_dinov2, load_text_model
 from ntkprefix.models.adaptation import Adaptation
@@ -326,12 +325,7 @@ def slopes(results: dict[str, Any]) -> list[float]:
 
 def command(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit status."""
-
-    def run() -> int:
-        main(tyro.cli(KernelsConfig, args=arguments, prog="python -m experiments.real_kernels"))
-        return 0
-
-    return guard("real_kernels", run)
+    return commands.run("real_kernels", KernelsConfig, main, arguments)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ import numpy as np
 import tyro
 
 from benchmarks.timing import in_rounds
+from experiments import commands
 from experiments.fields import FIELDS, OURS, PROBING
 from experiments.tables import FieldName, config_of, path_of
 from ntkprefix.adapters import spelt
-from ntkprefix.cli import guard
 from ntkprefix.commands.jobs import Job, job_of
 from ntkprefix.commands.train import Config
 from ntkprefix.runs import environment, write_json
@@ -105,12 +105,7 @@ def _step_of(config: Config, job: Job) -> Callable[[], Any]:
 
 def command(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit status."""
-
-    def run() -> int:
-        main(tyro.cli(StepTimesConfig, args=arguments, prog="python -m experiments.step_times"))
-        return 0
-
-    return guard("step_times", run)
+    return commands.run("step_times", StepTimesConfig, main, arguments)
 
 
 if __name__ == "__main__":

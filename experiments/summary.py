@@ -1,4 +1,4 @@
-"""From runs to the rows of a table: means over seeds with intervals, and sizes."""
+"""From runs to the rows of tables: accuracies with intervals, pairs, and sizes."""
 
 from __future__ import annotations
 
@@ -13,52 +13,37 @@ from theory import intervals
 
 
 def by_method(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per method that finished a run: mean accuracy and its 95 % interval.
-
-    With one seed the interval is Wilson's, over the held-out images. With more it is Student's over seeds, which says
-    how much the result depends on the order of the data and the random start, on this one test set.
-    """
+    """One row per run of a comparison: accuracy, its 95 % interval (Wilson's, over the held-out images), and sizes."""
     rows = []
-    for method in dict.fromkeys(run["method"] for run in results["runs"]):
-        runs = [run for run in results["runs"] if run["method"] == method]
-        values = [run["accuracy"] for run in runs]
-        estimate = intervals.share(_bits(runs[0]["right"])) if len(values) == 1 else intervals.mean(values)
+    for run in results["runs"]:
+        estimate = intervals.share(_bits(run["right"]))
+        sizes = ("adapter_parameters", "head_parameters", "step_size", "seconds", "seconds_per_step", "steps")
         rows.append(
             {
-                "method": method,
+                "method": run["method"],
                 "accuracy": estimate.value,
                 "interval": [estimate.low, estimate.high],
-                "adapter_parameters": runs[0]["adapter_parameters"],
-                "head_parameters": runs[0]["head_parameters"],
-                "step_size": runs[0]["step_size"],
-                "seconds": float(np.mean([run["seconds"] for run in runs])),
-                "seconds_per_step": float(np.mean([run["seconds_per_step"] for run in runs])),
-                "steps": runs[0]["steps"],
-                "seeds": len(runs),
+                **{name: run[name] for name in sizes},
             }
         )
     return rows
 
 
 def difference(results: dict[str, Any], method: str, other: str) -> intervals.Estimate:
-    """How much more accurate one method is than another, with a 95 % interval of paired runs.
-
-    With one seed the pairs are the held-out images, which both methods saw; with more they are the seeds.
+    """How much more accurate one method is than another, with a 95 % interval of pairs: the images that both saw.
 
     Example:
         >>> from experiments.summary import difference
-        >>> runs = [{"method": "a", "seed": 0, "right": "1110"}, {"method": "b", "seed": 0, "right": "0110"}]
+        >>> runs = [{"method": "a", "right": "1110"}, {"method": "b", "right": "0110"}]
         >>> difference({"runs": runs}, "a", "b").value
         0.25
     """
-    right = {(run["method"], run["seed"]): _bits(run["right"]).astype(float) for run in results["runs"]}
-    seeds = [seed for name, seed in right if name == method and (other, seed) in right]
-    gains = [right[method, seed] - right[other, seed] for seed in seeds]
-    return intervals.mean(gains[0] if len(gains) == 1 else [gain.mean() for gain in gains])
+    right = {run["method"]: _bits(run["right"]).astype(float) for run in results["runs"]}
+    return intervals.mean(right[method] - right[other])
 
 
 def of_seeds(table: dict[str, Any], method: str) -> intervals.Estimate:
-    """What the seeds of one method in a task's table found, as a share of the test rows, over seeds."""
+    """What the seeds of one method in a task's table found that did not diverge, as a share of the test rows."""
     return intervals.mean([bits.mean() for bits in _right(table, method).values()])
 
 
@@ -77,6 +62,17 @@ def ahead(tables: Sequence[dict[str, Any]], method: str, other: str) -> interval
         first, second = _means(table, method), _means(table, other)
         gains.append({seed: first[seed] - second[seed] for seed in first if seed in second})
     return _over_seeds(gains)
+
+
+def diverged(tables: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for every method of which seeds diverged: they are in no mean."""
+    return [
+        f"{row['method']} on {table['task']}: {row['tests'].count(None)} of {len(table['seeds'])} seeds diverged; they "
+        "are in no mean."
+        for table in tables
+        for row in table["rows"]
+        if None in row["tests"]
+    ]
 
 
 def _over_seeds(values: Sequence[dict[int, float]]) -> intervals.Estimate:
@@ -102,7 +98,7 @@ def guesses(results: dict[str, Any]) -> list[str]:
         last = float(np.mean(run["losses"][-20:]))
         if last > 0.99 * guess:
             found.append(
-                f"{run['method']}, seed {run['seed']}, learnt nothing at its step size {run['step_size']:g}: its "
+                f"{run['method']} learnt nothing at its step size {run['step_size']:g}: its "
                 f"training loss ends at {last:.2f}, that of a guess is {guess:.2f}."
             )
     return found

@@ -19,10 +19,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from experiments import RESULTS
+from experiments import RESULTS, commands
 from experiments.fields import FIELDS, PROBING, Task
 from ntkprefix.adapters import count, spelt
-from ntkprefix.cli import guard
 from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.commands.train import Config, shown, usual_step_size
 from ntkprefix.runs import environment, progress, write_json
@@ -76,8 +75,8 @@ def main(config: TablesConfig) -> dict[str, dict[str, Any]]:
     """
     field = FIELDS[config.field]
     tasks, methods = _named(config.tasks, field.tasks, "task"), _named(config.methods, field.methods, "method")
-    if config.data_root is None and set(tasks) != {"digits"}:
-        raise ValueError("tables: expected --data-root, the folder of the data sets, got none.")
+    for task in tasks.values():
+        _folder(task, config.data_root)
     changes = {name: getattr(config, name) for name in ("train_rows", "test_rows", "epochs") if getattr(config, name)}
     where, results = environment(), {}
     pieces = Pieces(config.out, str(where["commit"]))
@@ -134,7 +133,6 @@ class _Trained(NamedTuple):
     start: Any
     job: Job
     steps: int
-    seconds_per_step: float
     step_memory: int
 
 
@@ -178,7 +176,6 @@ def _final(task: Task, adapter: str, step_size: float, config: TablesConfig, wat
         "break_even_tokens": round(trains / trained.job.numbers_per_token, 1),
         "bytes": 4 * trains,
         "steps": trained.steps,
-        "seconds_per_step": trained.seconds_per_step,
         "step_megabytes": round(trained.step_memory / 1e6, 1),
     }
 
@@ -192,7 +189,7 @@ def _train(configs: Sequence[Config], watch: Watch) -> _Trained:
     starts = [made[config.seed, config.head_learning_rate] for config in configs]
     if configs[0].adapter == PROBING:
         steps = configs[0].head_epochs * (len(job.train[0]) // configs[0].batch_size)
-        return _Trained(starts, starts[0], job, steps, 0.0, 0)
+        return _Trained(starts, starts[0], job, steps, 0)
     training = [dataclasses.replace(config.training(), patience=0) for config in configs]
     steps = training[0].steps(len(job.train[0]))
     population = train_population(
@@ -209,16 +206,22 @@ def _train(configs: Sequence[Config], watch: Watch) -> _Trained:
         on_step=lambda step, losses: watch(" ".join(f"{loss:.3f}" for loss in losses), step, steps),
     )
     members = [None if lost else population.member(index) for index, lost in enumerate(population.diverged)]
-    seconds = population.seconds / max(steps - 1, 1) / len(members)
     memory = step_memory(job.loss, starts[0], job.frozen, job.train, training[0])
-    return _Trained(members, starts[0], job, steps, round(seconds, 4), memory)
+    return _Trained(members, starts[0], job, steps, memory)
 
 
 def config_of(task: Task, adapter: str, root: Path | None, step_size: float = 0.0, **more: Any) -> Config:
     """Of `ntkprefix train`: an adapter on a task, with its usual step size where none is given."""
-    folder = None if root is None or task.folder == "digits" else root / task.folder
     own = options_of(adapter, step_size)
-    return Config(model=task.model, data_dir=folder, **{**task.options, **own, **more})
+    return Config(model=task.model, data_dir=_folder(task, root), **{**task.options, **own, **more})
+
+
+def _folder(task: Task, root: Path | None) -> Path | None:
+    if task.folder == "digits":
+        return None
+    if root is None:
+        raise ValueError("tables: expected --data-root, the folder of the data sets, got none.")
+    return root / task.folder
 
 
 def options_of(adapter: str, step_size: float) -> dict[str, Any]:
@@ -242,12 +245,7 @@ def _named(names: Sequence[str], known: Mapping[str, Any], what: str) -> dict[st
 
 def command(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit status."""
-
-    def run() -> int:
-        main(tyro.cli(TablesConfig, args=arguments, prog="python -m experiments.tables"))
-        return 0
-
-    return guard("tables", run)
+    return commands.run("tables", TablesConfig, main, arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from attention_cases import HV, KEY, OPTIONS, QUERY, VALUE, B, H, K, N, S, T, no
 
 from ntkprefix import FeaturePrefix, attention
 from ntkprefix.kernels import blockwise, dense
-from ntkprefix.kernels.blockwise import Blocks
+from ntkprefix.kernels.blocks import Blocks
 
 # Beside those of JAX's function: offsets, which it has not, biases that broadcast, and rows that see nothing.
 CASES = {
@@ -151,9 +151,11 @@ def test_memory_grows_with_the_length_and_no_array_of_all_logits_is_made(gradien
 
 
 def test_blocks_that_are_hidden_are_not_computed():
-    """NaN in keys that no query may see would reach every row that computes with them."""
-    poisoned = KEY.at[:, 6:].set(jnp.nan)
-    share = blockwise.partial_attention(
-        QUERY, poisoned, VALUE, scale=1.0, is_causal=True, blocks=Blocks(1, 1, apart=False)
-    )
-    assert jnp.isfinite(share.num).all()
+    """A weight of 0 times NaN is NaN: where a block is computed, values that no query may see reach every row."""
+    poisoned = VALUE.at[:, 5:].set(jnp.nan)
+
+    def by(cut):
+        return blockwise.partial_attention(QUERY, KEY, poisoned, scale=1.0, is_causal=True, blocks=cut).num
+
+    assert jnp.isfinite(by(Blocks(1, 1, apart=False))).all()
+    assert jnp.isnan(by(Blocks(64, 64, apart=False))).all()

@@ -143,7 +143,6 @@ def test_a_folder_called_digits_is_not_the_digits(quick, tmp_path, monkeypatch):
 def finished(method, accuracy=0.5, steps=60):
     return {
         "method": method,
-        "seed": 0,
         "step_size": 0.1,
         "accuracy": accuracy,
         "adapter_parameters": 5,
@@ -157,7 +156,7 @@ def finished(method, accuracy=0.5, steps=60):
 
 
 def failed(method, reason="the loss is nan at step 3"):
-    return {"method": method, "seed": 0, "step_size": 0.1, "failure": reason}
+    return {"method": method, "step_size": 0.1, "failure": reason}
 
 
 def results_of(runs, failures=(), **data):
@@ -208,7 +207,7 @@ def test_a_method_that_fails_leaves_the_others_results(tmp_path, monkeypatch, ca
     assert results["failures"] == [failed("NTK-Attention")]
     assert "NTK-Attention did not finish. The head alone reaches 50.0%" in page
     assert '<td>NTK-Attention</td><td class="failed">failed</td>' in page
-    reason = "NTK-Attention, seed 0, failed: the loss is nan at step 3"
+    reason = "NTK-Attention failed: the loss is nan at step 3"
     assert f"<li>{reason}</li>" in page
     assert page.count("<img ") == 3
     printed = capsys.readouterr().out
@@ -227,16 +226,6 @@ def test_when_every_method_fails_the_theorem_is_still_reported(tmp_path, monkeyp
     assert page.count("<img ") == 1
     assert SCRIPT not in page
     assert f"[bold]{SCRIPT}" in capsys.readouterr().out  # words, not markup
-
-
-def test_a_failed_seed_of_a_method_that_finished_is_a_note(tmp_path, monkeypatch):
-    runs = [finished("head only"), finished("NTK-Attention", 0.7)]
-    status, results, page = run_with(results_of(runs, [failed("NTK-Attention") | {"seed": 1}]), tmp_path, monkeypatch)
-    assert status == 1
-    assert [row["seeds"] for row in results["summary"]] == [1, 1]
-    assert "failed</td>" not in page
-    assert "NTK-Attention, seed 1, failed: " in page
-    assert "+20.0 points (+7.0 to +33.0) against training the head alone." in page
 
 
 def test_few_steps_are_pointed_out(tmp_path, monkeypatch):
@@ -271,9 +260,9 @@ LEADS = {
 def test_a_run_that_learnt_nothing_is_pointed_out(tmp_path, monkeypatch, capsys):
     lost = finished("NTK-Attention", 0.5) | {"losses": [0.7] * 60}
     _, _, page = run_with(results_of([finished("head only"), lost]), tmp_path, monkeypatch)
-    told = "NTK-Attention, seed 0, learnt nothing at its step size 0.1: its training loss ends at 0.70"
+    told = "NTK-Attention learnt nothing at its step size 0.1: its training loss ends at 0.70"
     assert f"<li>{told}, that of a guess is 0.69.</li>" in page
-    assert "head only, seed 0, learnt" not in page
+    assert "head only learnt" not in page
     assert told in " ".join(capsys.readouterr().out.split())
 
 

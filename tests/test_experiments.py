@@ -21,23 +21,16 @@ from ntkprefix.models import ViT
 from ntkprefix.runs import read_json, write_json
 
 
-def a_run(method, seed, right):
+def a_run(method, right):
     sizes = {"adapter_parameters": 5, "head_parameters": 2, "steps": 10, "step_size": 0.1}
     times = {"seconds": 3.0, "seconds_per_step": 0.3}
-    return {"method": method, "seed": seed, "accuracy": right / 100, "right": "1" * right + "0" * (100 - right)} | (
-        sizes | times
-    )
+    return {"method": method, "right": "1" * right + "0" * (100 - right), **sizes, **times}
 
 
-def test_summary_of_one_seed_uses_the_images_and_of_more_the_seeds():
-    one = summary.by_method({"runs": [a_run("a", 0, 90)]})[0]
-    assert one["accuracy"] == pytest.approx(0.9)
-    np.testing.assert_allclose(one["interval"], [0.8256, 0.9448], atol=1e-4)  # Wilson, from a published table
-    three = summary.by_method({"runs": [a_run("a", i, x) for i, x in enumerate((80, 90, 100))]})
-    np.testing.assert_allclose(
-        three[0]["interval"], [0.9 - 4.3027 * 0.1 / 3**0.5, 0.9 + 4.3027 * 0.1 / 3**0.5], atol=1e-4
-    )
-    assert [row["method"] for row in three] == ["a"]
+def test_intervals_of_one_run_are_of_the_images():
+    row = summary.by_method({"runs": [a_run("a", 90)]})[0]
+    assert row["accuracy"] == pytest.approx(0.9)
+    np.testing.assert_allclose(row["interval"], [0.8256, 0.9448], atol=1e-4)  # Wilson, from a published table
 
 
 def a_table(**right):
@@ -64,27 +57,20 @@ def test_tables_are_compared_in_pairs_of_seeds_over_tasks():
 
 
 def test_methods_are_compared_in_pairs():
-    def run(method, seed, right):
-        return {"method": method, "seed": seed, "right": right}
-
-    one = {"runs": [run("a", 0, "1101"), run("b", 0, "1001"), run("a", 1, "1111")]}
-    found = summary.difference(one, "a", "b")  # seed 1 has no pair
+    found = summary.difference({"runs": [{"method": "a", "right": "1101"}, {"method": "b", "right": "1001"}]}, "a", "b")
     deviation = np.std([0, 1, 0, 0], ddof=1) / 2
     np.testing.assert_allclose(found, [0.25, 0.25 - 3.1824 * deviation, 0.25 + 3.1824 * deviation], atol=1e-4)
-    bits = {"a": ("11", "11", "10"), "b": ("10", "11", "00")}
-    runs = [run(method, seed, bits[method][seed]) for method in bits for seed in range(3)]
-    half = 4.3027 * np.std([0.5, 0.0, 0.5], ddof=1) / 3**0.5
-    np.testing.assert_allclose(
-        summary.difference({"runs": runs}, "a", "b"), [1 / 3, 1 / 3 - half, 1 / 3 + half], atol=1e-4
-    )
+
+
+def test_seeds_that_diverged_are_told():
+    table = a_table(a=("10", "11", "10"), b=("11", None, None)) | {"task": "t"}
+    assert summary.diverged([table]) == ["b on t: 2 of 3 seeds diverged; they are in no mean."]
 
 
 def test_runs_that_learnt_nothing_are_named():
-    runs = [a_run("a", 0, 10) | {"losses": [2.4] * 30}, a_run("b", 0, 90) | {"losses": [2.4] * 10 + [0.1] * 20}]
+    runs = [a_run("a", 10) | {"losses": [2.4] * 30}, a_run("b", 90) | {"losses": [2.4] * 10 + [0.1] * 20}]
     told = summary.guesses({"data": {"classes": list("0123456789")}, "runs": runs})
-    assert told == [
-        "a, seed 0, learnt nothing at its step size 0.1: its training loss ends at 2.40, that of a guess is 2.30."
-    ]
+    assert told == ["a learnt nothing at its step size 0.1: its training loss ends at 2.40, that of a guess is 2.30."]
 
 
 def test_break_even_of_a_head_of_64():
@@ -134,16 +120,19 @@ def test_methods_are_compared_on_the_same_images_each_in_a_folder_of_its_own(dig
         assert run["steps"] == len(run["losses"])
     assert (head["steps"], tokens["steps"]) == (160, 8)
     assert tokens["losses"][0] < 0.6 < np.log(2)  # the head is trained before the adapter joins it
+    # The same folder again, with other settings: nothing is taken from the first run.
+    again = compare(data, model, tmp_path / "out", methods[1:], {"epochs": 1, "size": 8, "batch_size": 8})["runs"][0]
+    assert (again["steps"], again["losses"]) == (4, pytest.approx(tokens["losses"][:1] + again["losses"][1:]))
     adapter, params = load_adapter(tmp_path / "out" / "p-tuning-v2-10-tokens" / "adapter")
     assert adapter.length == 10
     assert tokens["adapter_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def test_a_method_that_diverges_takes_no_other_with_it(digits_table, tmp_path, monkeypatch):
-    def run(config, *_):
+    def run(config, *arguments, **options):
         if config.adapter.startswith("tokens"):
             raise FloatingPointError("the loss is nan at step 3")
-        return original(config, *_)
+        return original(config, *arguments, **options)
 
     original = comparison.run
     monkeypatch.setattr(comparison, "run", run)
@@ -153,7 +142,7 @@ def test_a_method_that_diverges_takes_no_other_with_it(digits_table, tmp_path, m
     found = compare(data, model, tmp_path, ("P-Tuning v2, 10 tokens", "head only"), options)
     assert [run["method"] for run in found["runs"]] == ["head only"]
     assert found["failures"] == [
-        {"method": "P-Tuning v2, 10 tokens", "seed": 0, "step_size": 0.01, "failure": "the loss is nan at step 3"}
+        {"method": "P-Tuning v2, 10 tokens", "step_size": 0.01, "failure": "the loss is nan at step 3"}
     ]
 
 

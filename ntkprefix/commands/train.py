@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -142,15 +143,35 @@ def main(config: Config) -> int:
     return 0
 
 
-def run(config: Config, adapter: Adapter, job: Job, out: Path, watch: Watch) -> dict[str, Any]:
+def run(
+    config: Config, adapter: Adapter, job: Job, out: Path, watch: Watch, *, resumable: bool = True
+) -> dict[str, Any]:
     """Train one job and write what came of it.
 
+    Args:
+        config: how to train.
+        adapter: what trains, as the configuration spells it.
+        job: model and data.
+        out: run folder.
+        watch: told how far the work is.
+        resumable: keep checkpoints, and go on from those that are there.
+
     Returns:
-        What is written to `results.json`.
+        What is written to `results.json`. Its `seconds` are all that training took, features, head and compilation
+        included; its `seconds_per_step` are of steps alone.
+
+    Raises:
+        OSError: the run folder cannot be written.
+        ValueError: `head` on a language model, or checkpoints of another run.
+        FloatingPointError: training diverged.
     """
     out.mkdir(parents=True, exist_ok=True)
-    result = (_probe if isinstance(adapter, HeadAdapter) else _train)(config, job, out, watch)
-    params = result.params
+    began = time.perf_counter()
+    if isinstance(adapter, HeadAdapter):
+        result = _probe(config, job, out, watch)
+    else:
+        result = _train(config, job, out, watch, Checkpoints(out / "checkpoints") if resumable else None)
+    seconds, params = time.perf_counter() - began, result.params
     found = job.test(params, watch)
     results = {
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
@@ -164,7 +185,7 @@ def run(config: Config, adapter: Adapter, job: Job, out: Path, watch: Watch) -> 
         },
         "times": {
             "steps": len(result.losses),
-            "seconds": round(result.seconds, 2),
+            "seconds": round(seconds, 2),
             "seconds_per_step": round(result.seconds / max(len(result.losses) - 1, 1), 4),
         },
         "validation": result.validation.tolist(),
@@ -191,8 +212,8 @@ def _probe(config: Config, job: Job, out: Path, watch: Watch) -> TrainResult:
     return probing._replace(params=params)
 
 
-def _train(config: Config, job: Job, out: Path, watch: Watch) -> TrainResult:
-    """The adapter, from checkpoints where there are some."""
+def _train(config: Config, job: Job, out: Path, watch: Watch, checkpoints: Checkpoints | None) -> TrainResult:
+    """The adapter, behind a head that is trained alone."""
     training, start = config.training(), job.start(config, watch).params
     steps = training.steps(len(job.train[0]))
     return train(
@@ -204,7 +225,7 @@ def _train(config: Config, job: Job, out: Path, watch: Watch) -> TrainResult:
         factors=job.factors(start, config.head_learning_rate / config.learning_rate),
         project=job.project,
         validate=job.validate if config.patience else None,
-        checkpoints=Checkpoints(out / "checkpoints"),
+        checkpoints=checkpoints,
         metrics=out / "metrics.jsonl",
         on_step=lambda step, loss: watch(f"loss {loss:8.4f}", step, steps),
     )

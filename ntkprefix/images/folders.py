@@ -17,7 +17,12 @@ _TEST = ("test", "val", "validation")
 
 
 def read_folder(path: Path, size: int, seed: int, test_share: float) -> ImageData:
-    """Images of a folder; arguments and errors as in `load_images`."""
+    """Images of a folder; arguments as in `load_images`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what `load_images` expects; the message names the folder or file.
+    """
     parts = _own_split(path)
     if parts:
         names, tested = (_class_names(part) for part in parts)

@@ -66,7 +66,11 @@ def open_image(file: Path, size: int) -> np.ndarray:
 
 
 def read_image(file: Path, use: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """What `use` makes of an untrusted file's image, upright and RGB; ValueError naming it when it is no image."""
+    """What `use` makes of an untrusted file's image, upright and RGB.
+
+    Raises:
+        ValueError: it is no image; the message names it.
+    """
     try:
         if not file.is_file():
             raise ValueError("it is not a file, or a link to none")
