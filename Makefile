@@ -17,7 +17,7 @@ help:
 	@echo "make test-oldest  the tests with the oldest packages that pyproject.toml allows; make test-newest with the newest"
 	@echo "make lint       format, rules and types; make format mends what it can"
 	@echo "make verify     the theorem on the full ladder of prefix lengths"
-	@echo "make results    remake the committed result files that documents quote (about three hours)"
+	@echo "make results    remake the committed result files that documents quote (hours)"
 	@echo "make notebooks  run the notebooks and store their outputs"
 
 demo: $(READY)

@@ -13,7 +13,7 @@ from ntkprefix.images import load_images
 from ntkprefix.models import ViT
 from ntkprefix.runs import read_json
 
-SMALL = {"lengths": (2, 32), "seeds": 3, "rows": 3, "classes": 2, "steps": 3, "pool": 6, "head_rows": 12}
+SMALL = {"seeds": 3, "rows": 3, "classes": 2, "steps": 3, "pool": 6, "head_rows": 12}
 
 
 @pytest.fixture(scope="module")
@@ -24,20 +24,32 @@ def tiny():
     return nnx.merge(graph, jax.tree.map(lambda leaf: 2.0 * leaf if leaf.ndim > 2 else leaf, weights))
 
 
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    """What one test measures, another need not measure again."""
+    return tmp_path_factory.mktemp("pieces")
+
+
 @pytest.fixture
-def measure(monkeypatch, tmp_path, tiny):
+def measure(monkeypatch, tmp_path, tiny, pieces):
     """`main` of the tiny model with small settings."""
     monkeypatch.setattr(real_kernels, "load_dinov2", lambda: tiny)
     monkeypatch.setattr(real_kernels, "load_images", lambda _, **__: load_images("digits", size=16))
     monkeypatch.setattr(real_kernels, "RESULTS", tmp_path)
-    return lambda **changes: main(KernelsConfig(**SMALL | changes, out=tmp_path / "pieces"))
+    return lambda **changes: main(KernelsConfig(**SMALL | changes, out=pieces))
+
+
+LADDER = (2, 32, 512)
 
 
 def test_longer_prefixes_are_nearer_to_their_limit(measure, tmp_path):
-    results = measure(lengths=(2, 32, 512), seeds=3)
+    programs = real_kernels._loss_and_step._cache_size()
+    results = measure(lengths=LADDER)
+    # All draws of one length share one program: three lengths, and the state.
+    assert real_kernels._loss_and_step._cache_size() - programs == 4
     assert read_json(tmp_path / "real_kernels_dinov2.json")["rows"] == results["rows"]
     distances = {M: [row["distance"] for row in results["rows"] if row["M"] == M] for M in results["config"]["lengths"]}
-    means = [np.mean(distances[M]) for M in (2, 32, 512)]
+    means = [np.mean(distances[M]) for M in LADDER]
     assert means[0] > 1.5 * means[1], means
     assert means[1] > 2 * means[2], means
     assert [row["M"] for row in results["rows"]].count(None) == 1
@@ -45,21 +57,21 @@ def test_longer_prefixes_are_nearer_to_their_limit(measure, tmp_path):
     assert len(drawn.axes) == 3
 
 
+def test_a_kernel_is_not_measured_twice_but_that_of_other_data_is(measure, monkeypatch, tmp_path):
+    first = measure(lengths=LADDER)
+    monkeypatch.setattr(real_kernels, "model_ntk", None)
+    assert measure(lengths=LADDER)["rows"] == first["rows"]
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        measure(lengths=LADDER, data_dir=tmp_path / "other")
+
+
 def test_one_step_is_what_the_linearised_model_does(measure):
     """To first order; of a wrong kernel, the error would be of order 1."""
-    for row in measure(steps=1, step_size=1e-2)["rows"]:
+    for row in measure(lengths=(2,), seeds=2, steps=1, step_size=1e-2)["rows"]:
         before, after = row["losses"]
         assert before == pytest.approx(row["linear_losses"][0], rel=1e-3)
         assert after < before
         assert max(row["error"].values()) < 0.1
-
-
-def test_a_kernel_is_not_measured_twice_but_that_of_other_data_is(measure, monkeypatch, tmp_path):
-    first = measure()
-    monkeypatch.setattr(real_kernels, "model_ntk", None)
-    assert measure()["rows"] == first["rows"]
-    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
-        measure(data_dir=tmp_path / "other")
 
 
 def test_tokens_weigh_as_much_as_one_input_whatever_their_number(tiny):
@@ -71,12 +83,6 @@ def test_tokens_weigh_as_much_as_one_input_whatever_their_number(tiny):
         np.testing.assert_allclose(jnp.exp(log_weights).sum(axis=1), 17.0, rtol=1e-5)
         assert start["keys"].shape == (3, M, 3, 4)
         assert log_weights.shape == (3, M, 3)
-
-
-def test_draws_of_one_length_share_one_program(measure):
-    before = real_kernels._loss_and_step._cache_size()
-    measure(lengths=(3, 5), seeds=3, rows=4)
-    assert real_kernels._loss_and_step._cache_size() - before == 3  # two lengths and the state
 
 
 @pytest.mark.parametrize(
