@@ -57,8 +57,9 @@ def load_texts(task: str, folder: str | Path) -> TextData:
 
     Args:
         task: a name among `TEMPLATES`: a known data set, or `text`, `pair` or `prompt` for rows of one's own.
-        folder: with `train.jsonl` and one of `validation.jsonl`, `test.jsonl` and `dev.jsonl`: a JSON object per line,
-            UTF-8. `text` and `pair` may have `labels.json`, the names of the classes; else these are their numbers.
+        folder: with `train.jsonl` and one of `validation.jsonl`, `test.jsonl` and `dev.jsonl`, or with `dev.jsonl`,
+            which then trains, and `test.jsonl`: a JSON object per line, UTF-8. `text` and `pair` may have
+            `labels.json`, the names of the classes; else these are their numbers.
 
     Returns:
         The task.
@@ -83,7 +84,7 @@ def load_texts(task: str, folder: str | Path) -> TextData:
     checks.one_of("load_texts", "task", task, tuple(TEMPLATES))
     template, folder = TEMPLATES[task], Path(folder)
     choices = template.choices or (_names(folder / "labels.json") if template.texts else ())
-    train_file, test_file = folder / "train.jsonl", _test_file(folder)
+    train_file, test_file = _files(folder)
     train, test = (tuple(_examples(path, template, choices)) for path in (train_file, test_file))
     for path, rows in ((train_file, train), (test_file, test)):
         if not rows:
@@ -96,11 +97,15 @@ def load_texts(task: str, folder: str | Path) -> TextData:
     return TextData(train=train, test=test, choices=choices, name=task, notes=f"{train_file.name}, {test_file.name}")
 
 
-def _test_file(folder: Path) -> Path:
+def _files(folder: Path) -> tuple[Path, Path]:
+    """What trains, and what is tested on."""
+    train, development = folder / "train.jsonl", folder / "dev.jsonl"
     found = [folder / name for name in _TEST_FILES if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(f"{folder}: expected one of {', '.join(_TEST_FILES)}, found none.")
-    return found[0]
+    if not train.is_file() and development in found[1:]:
+        return development, found[0]
+    return train, found[0]
 
 
 def _names(path: Path) -> tuple[str, ...]:

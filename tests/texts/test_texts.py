@@ -86,6 +86,15 @@ def test_bad_lines_are_named(case, tmp_path):
         load_texts("text", tmp_path)
 
 
+def test_development_rows_train_where_there_are_no_training_rows(tmp_path):
+    write(tmp_path, dev=[GOOD], test=[GOOD, GOOD])
+    data = load_texts("text", tmp_path)
+    assert (len(data.train), len(data.test), data.notes) == (1, 2, "dev.jsonl, test.jsonl")
+    write(tmp_path, train=[GOOD] * 3)
+    data = load_texts("text", tmp_path)
+    assert (len(data.train), len(data.test), data.notes) == (3, 2, "train.jsonl, test.jsonl")
+
+
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match="unknown task 'sst3'; expected one of text, pair"):
         load_texts("sst3", tmp_path)
