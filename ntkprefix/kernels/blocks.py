@@ -156,10 +156,10 @@ class Cut(NamedTuple):
         return moved.reshape(*moved.shape[:3], -1, *moved.shape[5:])[:, :, :, : self.length]
 
     def add_columns(self, total, more, at):
-        """`total` [B, K, S, ..] with more in one block of keys."""
+        """`total` [B, K, H, S] with more in one block of keys."""
         start = at * self.columns_of
-        there = jax.lax.dynamic_slice_in_dim(total, start, self.columns_of, axis=2)
-        return jax.lax.dynamic_update_slice_in_dim(total, there + more, start, axis=2)
+        there = jax.lax.dynamic_slice_in_dim(total, start, self.columns_of, axis=3)
+        return jax.lax.dynamic_update_slice_in_dim(total, there + more, start, axis=3)
 
     def add_to_bias(self, total, d_logits, index, at):
         """`total`, of the bias's shape, with one block's gradient, summed where the bias broadcasts."""

@@ -164,18 +164,19 @@ def _backward(blocks, query, key, value, bias, scale, hidden, d_out, log_mass, d
                     d_bias = cut.add_to_bias(d_bias, d_logits, index, at)
                 small = d_logits.astype(work)
                 d_q = d_q + dot("bkgts,bksh->bkgth", small, k, dtype)
-                d_key = cut.add_columns(d_key, dot("bkgts,bkgth->bksh", small, q.astype(work), dtype), at)
-                d_value = cut.add_columns(d_value, dot("bkgts,bkgth->bksh", weights.astype(work), do, dtype), at)
+                d_key = cut.add_columns(d_key, dot("bkgth,bkgts->bkhs", q.astype(work), small, dtype), at)
+                d_value = cut.add_columns(d_value, dot("bkgth,bkgts->bkhs", do, weights.astype(work), dtype), at)
                 return d_q, d_key, d_value, d_bias
 
             d_q, *carry = ranges.fold(index, add, (jnp.zeros(q.shape, dtype), *carry))
             return tuple(carry), d_q
 
-        start = jnp.zeros(key.shape, dtype), jnp.zeros(value.shape, dtype), cut.whole_bias(d_bias)
+        # Widths before lengths: the products that sum over rows then read a block of weights as it lies.
+        start = *(jnp.zeros(jnp.swapaxes(a, 2, 3).shape, dtype) for a in (key, value)), cut.whole_bias(d_bias)
         (d_key, d_value, d_bias), d_query = jax.lax.scan(block, start, jnp.arange(cut.row_blocks))
         d_query = cut.joined(d_query)
         d_scale = jnp.sum(query[:, :, :, : cut.length].astype(dtype) * d_query)[None, None]
-        d_key, d_value = (array[:, :, : cut.size] for array in (d_key, d_value))
+        d_key, d_value = (jnp.swapaxes(array, 2, 3)[:, :, : cut.size] for array in (d_key, d_value))
         return (scale * d_query, scale * d_key, d_value, d_scale), cut.without_padding(d_bias)
 
     d_bias = None if bias is None else jnp.zeros(bias.shape, dtype)
