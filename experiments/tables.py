@@ -1,14 +1,17 @@
 """The paper's tables on real models: `python -m experiments.tables FIELD --data-root FOLDER`.
 
 Every method gets the same budget on every task: three step sizes, each three times the one before, and while the
-smallest or the largest of them does best, up to two more beyond it. The smallest loss on a fifth of the training rows
-decides; then every seed takes the same steps on all training rows. A population of step sizes, or of seeds, trains in
-one program. What is measured is kept piece by piece, so that a table which was stopped goes on.
+smallest or the largest of them does best, up to two more beyond it. The loss on a fifth of the training rows decides,
+and where several step sizes do equally well, the smallest is taken; then every seed takes the same steps on all
+training rows. A population of step sizes, or of seeds, trains in one program. What is measured is kept piece by piece,
+so that a table which was stopped goes on, and methods that are measured anew take their places in the table that is
+there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from experiments.fields import FIELDS, PROBING, Task
 from ntkprefix.adapters import count, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.commands.train import Config, shown, usual_step_size
-from ntkprefix.runs import environment, progress, write_json
+from ntkprefix.runs import environment, progress, read_json, write_json
 from ntkprefix.train import step_memory, train_population
 from theory.pieces import Pieces
 
@@ -32,6 +35,9 @@ FieldName = Literal["vision", "language", "language-smollm2", "mathematics", "ab
 TABLES = RESULTS / "tables"
 # A step size that does best at an end of those tried is followed so many times further.
 _FURTHER = 2
+# Losses that are no further apart, relatively, are equally good: one seed decides, and where the loss is flat, noise
+# would choose a step size at the edge of those that diverge with another seed.
+_EQUALLY_GOOD = 0.01
 # The middle of the step sizes that linear probing tries first.
 _HEAD_STEP = 3e-3
 
@@ -90,19 +96,34 @@ def main(config: TablesConfig) -> dict[str, dict[str, Any]]:
                 bar.update(total, description=f"{name}, {method}")
                 adapter = field.adapter(method)
                 found = _measured(task, adapter, pieces, config, watch)
-                rows.append({"method": method, "adapter": adapter, **found})
+                rows.append({"method": method, "adapter": adapter, "commit": where["commit"], **found})
                 bar.advance(total)
-            results[name] = {
-                "environment": where,
+            about = {
                 "field": config.field,
                 "task": name,
                 "model": task.model,
                 "options": task.options,
                 "seeds": list(config.seeds),
-                "rows": rows,
             }
-            write_json(path_of(config.field, name), results[name])
+            path = path_of(config.field, name)
+            rows = _with_others(rows, path, about, list(field.methods))
+            results[name] = {"environment": where, **about, "rows": rows}
+            write_json(path, results[name])
     return results
+
+
+def _with_others(rows: list[dict], path: Path, about: dict[str, Any], order: list[str]) -> list[dict]:
+    """The rows of a table, with those of other methods that a file has of the same task, each with its own commit."""
+    if not path.exists():
+        return rows
+    there = read_json(path)
+    if {name: there.get(name) for name in about} != json.loads(json.dumps(about)):
+        return rows
+    measured = {row["method"] for row in rows}
+    others = [
+        {"commit": there["environment"]["commit"], **row} for row in there["rows"] if row["method"] not in measured
+    ]
+    return sorted(rows + [row for row in others if row["method"] in order], key=lambda row: order.index(row["method"]))
 
 
 def path_of(field: str, task: str) -> Path:
@@ -117,7 +138,7 @@ def _measured(task, adapter, pieces, config, watch) -> dict[str, Any]:
     tried = pieces.get(
         "tune", settings | {"middle": middle}, partial(_tune, task, adapter, middle, config.data_root, watch)
     )
-    chosen = tried["step_sizes"][_best(tried["losses"])]
+    chosen = tried["step_sizes"][_chosen(tried["losses"])]
     found = pieces.get(
         "seeds",
         settings | {"chosen": chosen, "seeds": list(config.seeds)},
@@ -157,7 +178,17 @@ def _tune(task: Task, adapter: str, middle: float, root: Path | None, watch: Wat
 
 
 def _best(losses: Sequence[float | None]) -> int:
-    return int(np.argmin([float("inf") if loss is None else loss for loss in losses]))
+    return int(np.argmin(_finite(losses)))
+
+
+def _chosen(losses: Sequence[float | None]) -> int:
+    """The smallest step size that is as good as the best."""
+    losses = _finite(losses)
+    return int(np.argmax(losses <= (1 + _EQUALLY_GOOD) * losses.min()))
+
+
+def _finite(losses: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.inf if loss is None else loss for loss in losses])
 
 
 def _final(task: Task, adapter: str, step_size: float, config: TablesConfig, watch: Watch) -> dict[str, Any]:

@@ -95,12 +95,37 @@ def test_a_best_step_size_at_the_upper_end_is_followed_until_it_is_passed(log, t
     assert row["step_size"] == pytest.approx(0.3)
 
 
+def test_of_step_sizes_that_do_equally_well_the_smallest_is_taken(log, tmp_path, monkeypatch):
+    losses = iter([0.4049, 0.4044, 0.4043, 0.4016, 0.4486])
+    monkeypatch.setattr(FakeJob, "validate", lambda *_: next(losses))
+    row = main(config(tmp_path))["clothing"]["rows"][0]
+    assert row["step_size"] == pytest.approx(1 / 30)
+    losses = iter([0.41, 0.4044, 0.4049])
+    row = main(config(tmp_path / "other"))["clothing"]["rows"][0]
+    assert row["step_size"] == pytest.approx(0.1)
+
+
+def test_other_methods_of_a_table_keep_their_rows_and_commits(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "environment", lambda: {"commit": "first"})
+    main(config(tmp_path, methods=(OURS, "LoRA, r = 8")))
+    monkeypatch.setattr(tables, "environment", lambda: {"commit": "second"})
+    rows = main(config(tmp_path, methods=("head only", OURS)))["clothing"]["rows"]
+    assert [(row["method"], row["commit"]) for row in rows] == [
+        ("head only", "second"),
+        ("LoRA, r = 8", "first"),
+        (OURS, "second"),
+    ]
+    # of other settings none stays
+    rows = main(config(tmp_path, methods=(OURS,), seeds=(3, 4, 5)))["clothing"]["rows"]
+    assert [row["method"] for row in rows] == [OURS]
+
+
 def test_what_is_measured_is_not_measured_again(log, tmp_path):
     first = main(config(tmp_path))["clothing"]
     jobs = len(log)
     again = main(config(tmp_path, methods=(OURS, "head only")))["clothing"]
     assert len(log) == jobs + 2 + 2  # those of linear probing, whose step sizes are followed twice
-    assert again["rows"][0] == first["rows"][0]
+    assert again["rows"][1] == first["rows"][0]
     assert read_json(tmp_path / "results" / "vision" / "clothing.json")["rows"] == again["rows"]
 
 
