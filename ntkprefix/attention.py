@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ntkprefix import checks
-from ntkprefix.kernels import DEFAULT, IMPLEMENTATIONS
-from ntkprefix.partial import merge
+from ntkprefix.kernels import IMPLEMENTATIONS, best
 from ntkprefix.prefixes import Prefix
 
 
@@ -97,9 +96,10 @@ def attention(
         local_window_size: (left, right): positions seen on either side of the query's own; an int for both.
         query_offset: position of the first query among the keys, for causality and window: 0 as in JAX, S - T when
             decoding or in chunked prefill. A number or [B]; may be traced.
-        implementation: a name from `ntkprefix.kernels.IMPLEMENTATIONS`, or None for the best there is. `"xla"` holds
-            all [T, S] logits and differentiates in every way. `"blockwise"` takes memory O(T H), leaves out blocks that
-            no query may see, and has gradients in reverse mode, once.
+        implementation: a name from `ntkprefix.kernels.IMPLEMENTATIONS`, or None for the best by shape and device.
+            `"xla"` holds all [T, S] logits and differentiates in every way: ask for it where long inputs need forward
+            mode (`jax.jvp`, `jax.linearize`) or second derivatives. `"blockwise"`, taken for long inputs, needs memory
+            O(T H), leaves out blocks that no query may see, and has gradients in reverse mode, once.
         return_residual: return the log-sum-exp too, by which other keys' attention can be merged with this.
 
     Returns:
@@ -148,7 +148,7 @@ def attention(
     if prefix is not None:
         checks.prefix(prefix, query, key, value)
     checks.implementation(implementation, tuple(IMPLEMENTATIONS))
-    share = IMPLEMENTATIONS[implementation or DEFAULT](
+    share = IMPLEMENTATIONS[implementation or best(length, key.shape[1])](
         query,
         key,
         value,
@@ -156,11 +156,10 @@ def attention(
         is_causal=is_causal,
         local_window_size=checks.window(local_window_size),
         query_offset=query_offset,
+        also=None if prefix is None else prefix.partial(query, beta),
         **over_logits,
         **lengths,
     )
-    if prefix is not None:
-        share = merge(share, prefix.partial(query, beta))
     out = share.normalise().astype(query.dtype)
     out = out if batched else out[0]
     if not return_residual:

@@ -48,7 +48,7 @@ class Partial:
     den: Leaf
     log_scale: Leaf
 
-    def normalise(self) -> Float[Array, "B T N Hv"]:
+    def normalise(self) -> Float[Array, "*B T N Hv"]:
         """The attention output `num / den`; zero where no key has any weight, where softmax is undefined."""
         empty = self.den == 0
         # Both branches of a `where` are differentiated: the division must be finite in the one not taken too. And a
@@ -57,7 +57,7 @@ class Partial:
         den = jnp.where(empty, 1.0, self.den / size)
         return jnp.where(empty[..., None], 0.0, self.num / size[..., None] / den[..., None])
 
-    def log_mass(self) -> Float[Array, "B T N"]:
+    def log_mass(self) -> Float[Array, "*B T N"]:
         """Natural logarithm of the denominator, the group's log-sum-exp; -inf where it is 0, NaN where negative."""
         empty = self.den == 0
         return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, self.den)) + self.log_scale)
@@ -96,10 +96,11 @@ def merge(*partials: Partial) -> Partial:
     Source: split-softmax merging as in FlashAttention (arXiv 2205.14135), with the two sums kept apart.
     """
     checks.mergeable(Partial, partials)
-    return reduce(_merge_two, partials)
+    return reduce(add, partials)
 
 
-def _merge_two(a: Partial, b: Partial) -> Partial:
+def add(a: Partial, b: Partial) -> Partial:
+    """`merge` of two, unchecked, with any axes in place of B, T and N."""
     dtype = accumulator(*(leaf.dtype for leaf in jax.tree.leaves((a, b))))
     a, b = jax.tree.map(lambda leaf: leaf.astype(dtype), (a, b))
     # A group without a denominator (an additive memory, or a state that is still zero) must not set the scale: the
@@ -109,9 +110,7 @@ def _merge_two(a: Partial, b: Partial) -> Partial:
     scale = jax.lax.stop_gradient(jnp.where(jnp.isfinite(weighted), weighted, anything))
     # With nothing in either, any finite reference does; -inf would make -inf - -inf below.
     reference = jnp.where(jnp.isfinite(scale), scale, 0.0)
-    # The bound is met only by a group without a denominator: the others' is in the reference.
-    largest = math.log(float(jnp.finfo(dtype).max)) - 1
-    weight_a, weight_b = (jnp.exp(jnp.minimum(p.log_scale - reference, largest)) for p in (a, b))
+    weight_a, weight_b = (bounded_exp(p.log_scale - reference) for p in (a, b))
     return Partial(
         num=a.num * weight_a[..., None] + b.num * weight_b[..., None],
         den=a.den * weight_a + b.den * weight_b,
@@ -119,7 +118,12 @@ def _merge_two(a: Partial, b: Partial) -> Partial:
     )
 
 
-def _scale_of_denominator(partial: Partial) -> Float[Array, "B T N"]:
+def bounded_exp(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`e^x`, at most e^-1 times the largest number: only a group without a denominator weighs that much."""
+    return jnp.exp(jnp.minimum(x, math.log(float(jnp.finfo(x.dtype).max)) - 1))
+
+
+def _scale_of_denominator(partial: Partial) -> Float[Array, "*B T N"]:
     size = jax.lax.stop_gradient(jnp.abs(partial.den))
     # A denominator of 1e-37 with a log scale of 85 has a mass of 1, and must not silence another group's 1.
     extreme = (size < 1 / _ORDINARY) | (size > _ORDINARY)
@@ -127,6 +131,6 @@ def _scale_of_denominator(partial: Partial) -> Float[Array, "B T N"]:
     return jnp.where(size > 0, partial.log_scale + shift, -jnp.inf)
 
 
-def _scale_of_anything(partial: Partial) -> Float[Array, "B T N"]:
+def _scale_of_anything(partial: Partial) -> Float[Array, "*B T N"]:
     holds = (partial.den != 0) | jnp.any(partial.num != 0, axis=-1)
     return jnp.where(holds, partial.log_scale, -jnp.inf)

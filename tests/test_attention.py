@@ -28,13 +28,20 @@ from attention_cases import (
 from conftest import GOLDEN, SHARED
 
 from ntkprefix import FeaturePrefix, Partial, attention, feature_map, merge
+from ntkprefix.kernels import IMPLEMENTATIONS
+
+IN_EVERY_DTYPE = [("xla", jnp.float32), ("xla", jnp.bfloat16), ("xla", jnp.float16), ("blockwise", jnp.float32)]
+
+
+def test_no_implementation_is_left_out():
+    assert {name for name, _ in IN_EVERY_DTYPE} == set(IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_without_a_prefix_equals_jax(name, dtype, relaxed):
+@pytest.mark.parametrize(("implementation", "dtype"), IN_EVERY_DTYPE)
+def test_without_a_prefix_equals_jax(name, implementation, dtype, relaxed):
     query, key, value = (x.astype(dtype) for x in (QUERY, KEY, normal(B, S, K, H)))
-    ours = attention(query, key, value, **OPTIONS[name])
+    ours = attention(query, key, value, implementation=implementation, **OPTIONS[name])
     theirs = jax.nn.dot_product_attention(query, key, value, **OPTIONS[name])
     if name == "query lengths":  # jax.nn zeroes those rows, as documented here
         assert not np.asarray(ours, np.float32)[1, 4:].any()
@@ -66,10 +73,11 @@ def test_without_a_batch_axis_equals_jax(relaxed):
 
 @pytest.mark.parametrize("prefix_name", PREFIXES)
 @pytest.mark.parametrize("name", ["plain", "all", "bias"])
-def test_equals_the_oracle(prefix_name, name):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_equals_the_oracle(prefix_name, name, implementation):
     prefix = PREFIXES[prefix_name]()
     options = dict(OPTIONS[name])
-    ours = attention(QUERY, KEY, VALUE, prefix=prefix, **options)
+    ours = attention(QUERY, KEY, VALUE, prefix=prefix, implementation=implementation, **options)
     renamed = {"key_value_seq_lengths": "kv_len", "local_window_size": "window"}
     options = {
         renamed.get(k, k): (v if isinstance(v, (bool, float, tuple)) else np.asarray(v)) for k, v in options.items()

@@ -9,6 +9,7 @@ from prefix_outputs import QUERY, normal, out
 
 from ntkprefix import MeasurePrefix, TokenPrefix, attention
 from ntkprefix.clusters import kmeans
+from ntkprefix.prefixes import measure
 
 
 def test_a_component_per_token_is_exact():
@@ -26,6 +27,20 @@ def test_fitting_keeps_each_clusters_moments():
     np.testing.assert_allclose(prefix.log_weight, np.log(400), rtol=1e-6)
     np.testing.assert_allclose(factor @ factor.T, centred.T @ centred / 400, atol=1e-5)
     np.testing.assert_allclose(cross @ factor.T, flat_values.T @ centred / 400, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [(), (2,)], ids=["shared", "per row"])
+@pytest.mark.parametrize("clouds", [8, 11], ids=["whole chunks", "and a rest"])
+def test_many_clouds_are_added_up_by_chunks(rows, clouds, monkeypatch):
+    prefix = MeasurePrefix(*(normal(*rows, clouds, 2, *rest) for rest in ((), (6,), (6, 2), (5,), (5, 2))))
+
+    def both(prefix):
+        return out(prefix), jax.grad(lambda prefix: jnp.sum(jnp.sin(out(prefix))))(prefix)
+
+    at_once = both(prefix)
+    monkeypatch.setattr(measure, "_CHUNK", 4)
+    for one, other in zip(*map(jax.tree.leaves, (both(prefix), at_once)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_one_gaussian_cloud_is_the_limit_of_many_tokens():

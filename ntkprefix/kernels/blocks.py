@@ -27,12 +27,23 @@ class Blocks:
     apart: bool
 
 
-# By platform. Chosen by what fits a cache, not yet by measurement.
-BLOCKS = {
-    "cpu": Blocks(256, 512, apart=True),
-    "gpu": Blocks(512, 512, apart=False),
-    "tpu": Blocks(512, 512, apart=False),
-}
+def blocks_for(platform: str, batch: int, length: int, size: int, heads: int, kv_heads: int) -> Blocks:
+    """How a shape is cut on a platform: by a rule for the CPU that `benchmarks/results/block_sizes.json` bears out.
+
+    On other platforms nothing was measured.
+    """
+    group = heads // kv_heads
+    if platform != "cpu":
+        return Blocks(512, 512, apart=False)
+    if max(length, size) <= 512:
+        return Blocks(512, 512, apart=batch * heads * length * size > 2**22)
+    if group == 1 and min(length, size) >= 2048:
+        return Blocks(1024, 1024, apart=True)
+    # The group's rows make one matrix: a block of 1,536 of them by 512 keys is the largest that did well.
+    rows = 512
+    while rows > 64 and rows * group > 1536:
+        rows //= 2
+    return Blocks(rows, 512, apart=True)
 
 
 class Hidden(NamedTuple):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ntkprefix._dtypes import accumulator
 from ntkprefix.kernels.masks import combined_mask
-from ntkprefix.partial import Partial
+from ntkprefix.partial import Partial, merge
 
 
 def partial_attention(
@@ -24,8 +24,9 @@ def partial_attention(
     key_value_seq_lengths: Int[Array, " B"] | None = None,
     local_window_size: tuple[int, int] | None = None,
     query_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
+    also: Partial | None = None,
 ) -> Partial:
-    """The input's share of attention; arguments as in `ntkprefix.attention`, checked there."""
+    """The input's share of attention, and what `also` holds with it; arguments as in `ntkprefix.attention`."""
     kv_heads = key.shape[2]
     logits = grouped_logits(query, key, scale)
     if bias is not None:
@@ -43,7 +44,8 @@ def partial_attention(
     if allowed is not None:
         logits = jnp.where(allowed, logits, -jnp.inf)
     weights, den, log_scale = exponentials(logits)
-    return to_partial(weighted_sum(weights, value), den, log_scale)
+    share = to_partial(weighted_sum(weights, value), den, log_scale)
+    return share if also is None else merge(share, also)
 
 
 def grouped_logits(
@@ -92,7 +94,16 @@ def group_heads(array: Array, kv_heads: int) -> Array:
     return array.reshape(array.shape[0], kv_heads, array.shape[1] // kv_heads, *array.shape[2:])
 
 
+def group_partial(partial: Partial, kv_heads: int) -> Partial:
+    """The inverse of `to_partial`: [B, T, N] -> [B, K, G, T]."""
+
+    def grouped(array: Array) -> Array:
+        moved = jnp.moveaxis(array, 2, 1)
+        return moved.reshape(moved.shape[0], kv_heads, moved.shape[1] // kv_heads, *moved.shape[2:])
+
+    return jax.tree.map(grouped, partial)
+
+
 def _join_heads(array: Array) -> Array:
-    moved = jnp.moveaxis(array, 3, 1)
-    batch, length, kv_heads, group, *rest = moved.shape
-    return moved.reshape(batch, length, kv_heads * group, *rest)
+    batch, kv_heads, group, *rest = array.shape
+    return jnp.moveaxis(array.reshape(batch, kv_heads * group, *rest), 1, 2)

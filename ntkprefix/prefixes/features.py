@@ -202,21 +202,28 @@ class FeaturePrefix:
         checks.feature_count(self.feature_map, width, self.k.shape[-1])
         dtype = accumulator(query.dtype, self.Z.dtype)
         state_heads = self.Z.shape[-3]
-        grouped = query.astype(dtype).reshape(batch, length, state_heads, heads // state_heads, width)
         beta = jnp.asarray(scale, dtype)
-        phi, log_scale = self.feature_map(grouped * jnp.sqrt(beta))
-        rows = "B" if self.Z.ndim == 4 else ""
-        num = jnp.einsum(f"BTAGR,{rows}ARH->BTAGH", phi, self.Z.astype(dtype))
-        den = jnp.einsum(f"BTAGR,{rows}AR->BTAG", phi, self.k.astype(dtype))
+
+        # Heads before tokens, as attention's kernels have them: every product is one of matrices as they lie.
+        def for_rows(array: Array) -> Array:
+            array = array.astype(dtype)
+            return array if self.Z.ndim == 4 else jnp.broadcast_to(array, (batch, *array.shape))
+
+        heads_first = jnp.moveaxis(query.astype(dtype), 2, 1).reshape(
+            batch, state_heads, heads // state_heads * length, width
+        )
+        phi, log_scale = self.feature_map(heads_first * jnp.sqrt(beta))
+        num = jnp.einsum("BATR,BARH->BATH", phi, for_rows(self.Z))
+        den = jnp.einsum("BATR,BAR->BAT", phi, for_rows(self.k))
         if self.centre is not None:
-            log_scale = log_scale + beta * jnp.einsum(f"BTAGH,{rows}AH->BTAG", grouped, self.centre.astype(dtype))
+            log_scale = log_scale + jnp.einsum("BATH,BAH->BAT", heads_first, for_rows(beta * self.centre))
         if self.log_scale is not None:
-            shift = self.log_scale.astype(dtype)
-            log_scale = log_scale + shift.reshape(-1, 1, state_heads, 1)
+            log_scale = log_scale + for_rows(self.log_scale)[..., None]
         return Partial(
-            num.reshape(*query.shape[:3], self.Z.shape[-1]),
-            den.reshape(query.shape[:3]),
-            log_scale.reshape(query.shape[:3]),
+            *(
+                jnp.moveaxis(array.reshape(batch, heads, length, *array.shape[3:]), 1, 2)
+                for array in (num, den, log_scale)
+            )
         )
 
     def _combine(self, other: FeaturePrefix, *, sign: int) -> FeaturePrefix:

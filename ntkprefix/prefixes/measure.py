@@ -13,8 +13,11 @@ from ntkprefix._dtypes import accumulator
 from ntkprefix._pytree import Leaf, pytree
 from ntkprefix.clusters import kmeans
 from ntkprefix.kernels import dense
-from ntkprefix.partial import Partial
+from ntkprefix.partial import Partial, add
 from ntkprefix.prefixes.base import PrefixShape
+
+# Clouds that are computed at once.
+_CHUNK = 256
 
 
 @pytree
@@ -128,8 +131,29 @@ class MeasurePrefix:
             ValueError: as for `shape`.
         """
         self.shape()
-        rows = "B" if self.mean.ndim == 4 else ""
         query = query.astype(accumulator(query.dtype, self.mean.dtype))
+        axis = self.mean.ndim - 3
+        clouds = self.mean.shape[axis]
+        if clouds <= _CHUNK:
+            return self._share(query, scale)
+        # A chunk of clouds after another, computed again for the gradient: the sums of one are all that is kept.
+        whole = clouds - clouds % _CHUNK
+
+        def chunks(array: Array) -> Array:
+            array = jnp.moveaxis(array, axis, 0)[:whole]
+            return jnp.moveaxis(array.reshape(-1, _CHUNK, *array.shape[1:]), 1, axis + 1)
+
+        @jax.checkpoint
+        def add_chunk(total: Partial, chunk: MeasurePrefix) -> tuple[Partial, None]:
+            return add(total, chunk._share(query, scale)), None
+
+        rest = jax.tree.map(lambda array: jax.lax.slice_in_dim(array, whole, clouds, axis=axis), self)
+        total, _ = jax.lax.scan(add_chunk, rest._share(query, scale), jax.tree.map(chunks, self))
+        return total
+
+    def _share(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
+        """Of all clouds at once."""
+        rows = "B" if self.mean.ndim == 4 else ""
         logits = dense.grouped_logits(query, self.mean, scale)
         dtype = logits.dtype
         beta = jnp.asarray(scale, dtype)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntkprefix import checks
 from ntkprefix._dtypes import accumulator
 from ntkprefix._pytree import Leaf, pytree
-from ntkprefix.kernels import dense
+from ntkprefix.kernels import IMPLEMENTATIONS, best
 from ntkprefix.partial import Partial
 from ntkprefix.prefixes.base import PrefixShape
 
@@ -65,11 +66,18 @@ class TokenPrefix:
         self.shape()
         if query.dtype != self.keys.dtype:  # not down to the query's type: a trained key may not fit float16
             query = query.astype(accumulator(query.dtype, self.keys.dtype))
-        logits = dense.grouped_logits(query, self.keys, scale)
-        if self.log_weights is not None:
-            weights = jnp.moveaxis(self.log_weights, -2, -1)  # [.., K, M]
-            weights = weights[:, :, None, None, :] if weights.ndim == 3 else weights[None, :, None, None, :]
-            logits = logits + weights.astype(logits.dtype)
-        weights, den, log_scale = dense.exponentials(logits)
-        values = self.values if self.values.dtype == query.dtype else self.values.astype(logits.dtype)
-        return dense.to_partial(dense.weighted_sum(weights, values), den, log_scale)
+        batch, length, heads, width = query.shape
+        kv_heads = self.keys.shape[-2]
+        values = self.values if self.values.dtype == query.dtype else self.values.astype(accumulator(query.dtype))
+        bias = self.log_weights
+        if bias is not None:
+            bias = jnp.repeat(jnp.moveaxis(bias, -2, -1), heads // kv_heads, axis=-2)[..., None, :]
+        arrays = self.keys, values, bias
+        of_row = (batch, length)
+        if self.keys.ndim == 3:
+            # All rows' queries see the same keys: they are those of one long row.
+            arrays, of_row = jax.tree.map(lambda array: array[None], arrays), (1, batch * length)
+        keys, values, bias = arrays
+        kernel = IMPLEMENTATIONS[best(length, keys.shape[1])]
+        share = kernel(query.reshape(*of_row, heads, width), keys, values, scale=scale, bias=bias)
+        return jax.tree.map(lambda array: array.reshape(batch, length, *array.shape[2:]), share)
