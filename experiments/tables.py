@@ -183,8 +183,8 @@ def _best(losses: Sequence[float | None]) -> int:
 
 def _chosen(losses: Sequence[float | None]) -> int:
     """The smallest step size that is as good as the best."""
-    losses = _finite(losses)
-    return int(np.argmax(losses <= (1 + _EQUALLY_GOOD) * losses.min()))
+    found = _finite(losses)
+    return int(np.argmax(found <= (1 + _EQUALLY_GOOD) * found.min()))
 
 
 def _finite(losses: Sequence[float | None]) -> np.ndarray:
