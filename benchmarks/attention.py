@@ -1,0 +1,170 @@
+"""Attention with a prefix against everything that it could be instead: `python -m benchmarks.attention`.
+
+Every case of one length runs in turns, ours and others', so that a slow spell of the machine slows all of them, and is
+compared with our attention without a prefix in every round. `--torch PYTHON` names the interpreter of an environment
+with PyTorch; without it PyTorch's cases are left out. `make bench` makes that environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from jaxtyping import Array
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import RESULTS
+from benchmarks.peers import TorchAttention
+from benchmarks.timing import in_rounds
+from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention
+from ntkprefix.runs import environment, write_json
+
+OURS = "no prefix"
+STATE = "a state"
+STOCK = "jax.nn, no prefix"
+FUSED = "PyTorch, fused, no prefix"
+FORMULA = "PyTorch, the paper's formula"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """The attention layer, which is causal, and what it is compared with.
+
+    Attributes:
+        queries: T = S, tokens of the input.
+        heads: N = K.
+        width: H = Hv.
+        tokens: lengths M of exact prefixes.
+        clouds: of a measure, of rank 2.
+        rounds: how often each case is timed.
+        torch: interpreter of an environment with PyTorch.
+    """
+
+    queries: tuple[int, ...] = (512, 1024, 4096)
+    heads: int = 9
+    width: int = 64
+    tokens: tuple[int, ...] = (64, 1024)
+    clouds: int = 8
+    rounds: int = 7
+    torch: Path | None = None
+
+
+def main(config: AttentionConfig) -> dict[str, Any]:
+    """Time and print every case.
+
+    Returns:
+        What is written to `benchmarks/results/attention.json`.
+    """
+    rows, console = [], Console()
+    with _torch(config.torch) as torch:
+        for queries in config.queries:
+            for gradient in (False, True):
+                found = _measured(config, queries, gradient, torch)
+                console.print(_table(queries, gradient, found))
+                rows += [{"queries": queries, "gradient": gradient, **row} for row in found]
+        version = None if torch is None else torch.version
+    about = asdict(config) | {"torch": version}
+    results = {"config": about, "environment": environment(), "rows": rows}
+    write_json(RESULTS / "attention.json", results)
+    return results
+
+
+@contextlib.contextmanager
+def _torch(python: Path | None) -> Iterator[TorchAttention | None]:
+    if python is None:
+        yield None
+        return
+    with TorchAttention(python, threads=os.cpu_count() or 1) as worker:
+        yield worker
+
+
+def _measured(config, queries, gradient, torch) -> list[dict[str, Any]]:
+    cases = {name: compiled(function, prefix, inputs) for name, function, prefix, inputs in _cases(config, queries)}
+    programs = {name: found[gradient] for name, found in cases.items()}
+    runs = {name: run for name, (run, _) in programs.items()}
+    if torch is not None:
+        sizes = {"queries": queries, "heads": config.heads, "width": config.width, "gradient": gradient}
+        runs[FUSED] = torch.case("fused", **sizes)
+        runs[FORMULA] = torch.case("formula", **sizes)
+    seconds = in_rounds(list(runs.values()), config.rounds)
+    return [
+        {
+            "case": name,
+            "milliseconds": float(f"{1e3 * np.median(times):.3g}"),
+            "relative_time": [float(f"{q:.4g}") for q in np.quantile(times / seconds[0], (0.25, 0.5, 0.75))],
+            "working_bytes": programs[name][1] if name in programs else None,
+        }
+        for name, times in zip(runs, seconds, strict=True)
+    ]
+
+
+def _cases(config: AttentionConfig, queries: int) -> Iterator[tuple[str, Callable[..., Array], Any, tuple]]:
+    """Name, function of (prefix, query, key, value), prefix and inputs of ours and JAX's; the first is the measure."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    inputs = tuple(jax.random.normal(key, (1, queries, config.heads, config.width)) for key in keys[:3])
+
+    def tokens(length):
+        return jax.random.normal(jax.random.fold_in(keys[3], length), (2, length, config.heads, config.width))
+
+    def ours(prefix, query, key, value):
+        return attention(query, key, value, prefix=prefix, is_causal=True)
+
+    yield OURS, ours, None, inputs
+    yield STATE, ours, FeaturePrefix.from_tokens(*tokens(4096)), inputs
+    clouds = MeasurePrefix.from_tokens(*tokens(1024), components=config.clouds, rank=2)
+    yield f"a measure of {config.clouds} clouds", ours, clouds, inputs
+    for length in config.tokens:
+        yield f"{length:,} tokens", ours, TokenPrefix(*tokens(length)), inputs
+
+    def stock(_, query, key, value):
+        return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+
+    yield STOCK, stock, None, inputs
+
+
+def compiled(function, prefix, inputs) -> dict[bool, tuple[Callable[[], Any], int]]:
+    """What runs a case, output alone and with all gradients, and the working memory of its program in bytes."""
+
+    def both(prefix, *arrays):
+        out, backward = jax.vjp(function, prefix, *arrays)
+        return out, backward(arrays[0])  # as good a gradient of the output as any
+
+    found = {}
+    for gradient, traced in ((False, function), (True, both)):
+        program = jax.jit(traced).lower(prefix, *inputs).compile()
+        found[gradient] = partial(_wait_for, program, prefix, inputs), int(program.memory_analysis().temp_size_in_bytes)
+    return found
+
+
+def _wait_for(program, prefix, inputs):
+    jax.block_until_ready(program(prefix, *inputs))
+
+
+def _table(queries: int, gradient: bool, rows: list[dict[str, Any]]) -> Table:
+    title = f"{queries:,} queries and keys, causal, " + ("output and gradients" if gradient else "output")
+    table = Table(title=title, title_justify="left")
+    for column in ("attention", "ms", "time / no prefix (quartiles)", "working MB"):
+        table.add_column(column, justify="left" if column == "attention" else "right")
+    for row in rows:
+        low, middle, high = row["relative_time"]
+        memory = row["working_bytes"]
+        table.add_row(
+            row["case"],
+            f"{row['milliseconds']:g}",
+            f"{middle:.3g} ({low:.3g} to {high:.3g})",
+            "" if memory is None else f"{memory / 1e6:,.1f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(AttentionConfig))
