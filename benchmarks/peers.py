@@ -46,6 +46,7 @@ class TorchAttention:
         assert stdout is not None
         line = stdout.readline().strip()
         if not line:
+            self._process.communicate()
             raise OSError(f"{WORKER.name}: expected an answer from {self._process.args!r}, but it ended.")
         return line
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import RESULTS as BENCHMARKS
-from benchmarks import prefix_cost
+from benchmarks import attention
 from experiments import RESULTS, plots, summary, tables
 from experiments import real_kernels as real_models
 from experiments.fields import FIELDS, OURS, PROBED
@@ -55,42 +55,59 @@ def render(document: Path) -> str:
 
 
 def cost() -> str:
-    """What a prefix costs in attention, as tokens and as a state."""
-    results = read_json(BENCHMARKS / "prefix_cost.json")
+    """What attention costs with a prefix and without, and what others' costs."""
+    results = read_json(BENCHMARKS / "attention.json")
     config, where = results["config"], results["environment"]
-    lines = [
-        "| prefix | M | numbers stored | Mflop | working MB | time, relative to no prefix |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in results["rows"]:
-        lines.append(
-            f"| {row['prefix']} | {prefix_cost.length(row['M'])} | {row['numbers']:,} | {row['flops'] / 1e6:,.0f} "
-            f"| {row['working_bytes'] / 1e6:,.1f} | {prefix_cost.ratio(row['relative_time'])} |"
-        )
+    rows = {(row["queries"], row["gradient"], row["case"]): row for row in results["rows"]}
+    lengths, names = config["queries"], list(dict.fromkeys(row["case"] for row in results["rows"]))
+    columns = [f"T = {length:,}{more}" for length in lengths for more in ("", ", gradient")]
+    lines = [f"| attention | {' | '.join(columns)} | MB |", "|---" * (len(columns) + 2) + "|"]
+    for name in names:
+        cells = [rows.get((length, gradient, name)) for length in lengths for gradient in (False, True)]
+        memory = cells[-1]["working_bytes"] if cells[-1] else None
+        shown = ["" if cell is None else _ratio(cell) for cell in cells]
+        lines.append(f"| {name} | {' | '.join(shown)} | {'' if memory is None else f'{memory / 1e6:,.0f}'} |")
+    torch = f"PyTorch {config['torch']}, " if config["torch"] else ""
     return "\n".join(
         [
             *lines,
             "",
-            f"{config['queries']} queries and keys, {config['heads']} heads of {config['width']}, forward, float32; "
-            f"flops and memory as the compiler counts them, time as the median of ratios in {config['rounds']} rounds, "
-            f"with quartiles ({where['processor']}, {where['cores']} cores). {_as_many_tokens(results['rows'])} It is "
-            f"compared with an exact prefix for its cost alone: how far its output is from the exact one is what "
-            f"`taylor_error_bound` is about. Remade by `python -m benchmarks.prefix_cost`.",
+            f"Time relative to our attention without a prefix, median of {config['rounds']} rounds in which every case "
+            f"has its turn: output alone, and output with all gradients, those of the prefix among them. T queries and "
+            f"keys, causal, {config['heads']} heads of {config['width']}, float32. MB: working memory of the compiled "
+            f"program for the longest T with gradients ({torch}{where['processor']}, {where['cores']} cores). "
+            f"{_of_longest(rows, max(lengths))} A state is compared with exact prefixes for its cost alone: how far "
+            "its output is from the exact one is what `taylor_error_bound` is about. Quartiles are in the result "
+            "file. Remade by `make bench`.",
         ]
     )
 
 
-def _as_many_tokens(rows: list[dict[str, Any]]) -> str:
-    """What a state costs, in prefix tokens."""
-    tokens = {row["M"]: row["relative_time"] for row in rows if row["prefix"] == "tokens"}
-    low, middle, high = next(row["relative_time"] for row in rows if row["prefix"] == "state")
-    dearer = min(M for M, quartiles in tokens.items() if quartiles[0] > high)
-    alike = [f"{M:,}" for M, quartiles in tokens.items() if quartiles[0] <= high and low <= quartiles[2]]
-    as_long = f", about as long as {' or '.join(alike)} tokens" if alike else ""
-    return (
-        f"A state takes {middle:.3g} times as long as no prefix, whatever length it stands for{as_long}; {dearer:,} "
-        "tokens take longer, quartiles apart."
-    )
+def _ratio(row: dict[str, Any]) -> str:
+    middle = row["relative_time"][1]
+    return f"{middle:.0f}" if middle >= 100 else f"{middle:.3g}"
+
+
+def _of_longest(rows: dict[tuple[int, bool, str], dict[str, Any]], length: int) -> str:
+    """How our attention compares with others' at one length."""
+    sentences = []
+    for other in (attention.STOCK, attention.FUSED):
+        pair = [rows.get((length, gradient, other)) for gradient in (False, True)]
+        if all(pair):
+            times = [f"{row['relative_time'][1]:.2g}" for row in pair if row]
+            sentences.append(f"At T = {length:,} {other}, takes {times[0]} times as long, {times[1]} with gradients.")
+    pair = [rows.get((length, gradient, attention.FORMULA)) for gradient in (False, True)]
+    if all(pair):
+        state = [rows[length, gradient, attention.STATE] for gradient in (False, True)]
+        times = [
+            f"{row['relative_time'][1] / own['relative_time'][1]:.2g}"
+            for row, own in zip(pair, state, strict=True)
+            if row
+        ]
+        sentences.append(
+            f"The paper's formula takes {times[0]} times as long as a state here, {times[1]} with gradients."
+        )
+    return " ".join(sentences)
 
 
 def vision() -> str:
@@ -139,16 +156,17 @@ def field_table(field: str) -> str:
 
 
 def field_results(field: str) -> list[dict[str, Any]]:
-    """The result files of a field's tasks, in the field's order."""
+    """What the result files say of the tasks on which every method is measured, in the field's order."""
     paths = [tables.path_of(field, task) for task in FIELDS[field].tasks]
-    return [read_json(path) for path in paths if path.exists()]
+    found = [read_json(path) for path in paths if path.exists()]
+    return [table for table in found if len(table["rows"]) == len(FIELDS[field].methods)]
 
 
 def _step_times(field: str) -> dict[str, str]:
     """Of every method, if they have been measured."""
     path = tables.path_of(field, "step_times")
     rows = read_json(path)["rows"] if path.exists() else []
-    return {row["method"]: prefix_cost.ratio(row["relative_time"]) for row in rows}
+    return {row["method"]: attention.ratio(row["relative_time"]) for row in rows}
 
 
 def _row(table: dict[str, Any], method: str) -> dict[str, Any]:

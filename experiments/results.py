@@ -1,4 +1,4 @@
-"""Remake the committed result files, all or by name: `python -m experiments.results [cost] [digits] ...`."""
+"""Remake the committed result files, all or by name: `python -m experiments.results [scale] [digits] ...`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import theory
-from benchmarks import prefix_cost
 from experiments import RESULTS, documents, scale, tables
 from ntkprefix.runs import environment, write_bytes, write_json
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
-
-
-def make_cost() -> None:
-    """`benchmarks/results/prefix_cost.json`."""
-    prefix_cost.main(prefix_cost.CostConfig())
 
 
 def make_scale() -> None:
@@ -39,7 +33,6 @@ def make_verify() -> None:
 
 
 MAKERS: dict[str, Callable[[], Any]] = {
-    "cost": make_cost,
     "scale": make_scale,
     "digits": make_digits,
     "verify": make_verify,

@@ -91,13 +91,6 @@ def main(config: TablesConfig) -> dict[str, dict[str, Any]]:
         watch = shown(bar, "")
         for name, task in tasks.items():
             task = dataclasses.replace(task, options=task.options | changes)
-            rows = []
-            for method in methods:
-                bar.update(total, description=f"{name}, {method}")
-                adapter = field.adapter(method)
-                found = _measured(task, adapter, pieces, config, watch)
-                rows.append({"method": method, "adapter": adapter, "commit": where["commit"], **found})
-                bar.advance(total)
             about = {
                 "field": config.field,
                 "task": name,
@@ -105,25 +98,30 @@ def main(config: TablesConfig) -> dict[str, dict[str, Any]]:
                 "options": task.options,
                 "seeds": list(config.seeds),
             }
-            path = path_of(config.field, name)
-            rows = _with_others(rows, path, about, list(field.methods))
-            results[name] = {"environment": where, **about, "rows": rows}
-            write_json(path, results[name])
+            for method in methods:
+                bar.update(total, description=f"{name}, {method}")
+                adapter = field.adapter(method)
+                found = _measured(task, adapter, pieces, config, watch)
+                row = {"method": method, "adapter": adapter, "commit": where["commit"], **found}
+                path = path_of(config.field, name)
+                rows = _with_others(row, path, about, list(field.methods))
+                results[name] = {"environment": where, **about, "rows": rows}
+                write_json(path, results[name])
+                bar.advance(total)
     return results
 
 
-def _with_others(rows: list[dict], path: Path, about: dict[str, Any], order: list[str]) -> list[dict]:
-    """The rows of a table, with those of other methods that a file has of the same task, each with its own commit."""
-    if not path.exists():
-        return rows
-    there = read_json(path)
+def _with_others(row: dict[str, Any], path: Path, about: dict[str, Any], order: list[str]) -> list[dict[str, Any]]:
+    """A table with a row anew: the other methods' are those that a file has of the same task, with their commits."""
+    there = read_json(path) if path.exists() else {}
     if {name: there.get(name) for name in about} != json.loads(json.dumps(about)):
-        return rows
-    measured = {row["method"] for row in rows}
+        return [row]
     others = [
-        {"commit": there["environment"]["commit"], **row} for row in there["rows"] if row["method"] not in measured
+        {"commit": there["environment"]["commit"], **other}
+        for other in there["rows"]
+        if other["method"] in order and other["method"] != row["method"]
     ]
-    return sorted(rows + [row for row in others if row["method"] in order], key=lambda row: order.index(row["method"]))
+    return sorted([row, *others], key=lambda each: order.index(each["method"]))
 
 
 def path_of(field: str, task: str) -> Path:

@@ -1,5 +1,6 @@
 """The experiments' own arithmetic, and that documents say what the result files say."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,7 @@ from flax import nnx
 from models.tiny_vit import TINY
 
 from benchmarks import RESULTS as BENCHMARKS
-from benchmarks import prefix_cost
+from benchmarks import attention
 from experiments import compare as comparison
 from experiments import documents, notebooks, summary, tables
 from experiments.compare import compare
@@ -176,16 +177,18 @@ def test_a_document_without_markers_is_an_error(tmp_path, monkeypatch):
         documents.render(tmp_path / "page.md")
 
 
-def test_committed_costs_are_the_compilers():
-    results = read_json(BENCHMARKS / "prefix_cost.json")
+def test_committed_memory_is_the_compilers():
+    results = read_json(BENCHMARKS / "attention.json")
     if results["environment"]["packages"]["jaxlib"] != jax.lib.__version__:
         pytest.skip("counted by another version of the compiler")
-    config = prefix_cost.CostConfig(**{**results["config"], "lengths": (16, 256)})
-    inputs, cases = prefix_cost.make_cases(config)
-    counted = {(kind, M): prefix_cost.compile_case(prefix, inputs)[1] for kind, M, prefix in cases}
-    committed = {(row["prefix"], row["M"]): row for row in results["rows"]}
-    for case, found in counted.items():
-        assert found == {name: committed[case][name] for name in found}, case
+    known = {field.name for field in dataclasses.fields(attention.AttentionConfig)} - {"torch"}
+    config = attention.AttentionConfig(**{name: results["config"][name] for name in known} | {"tokens": (64,)})
+    committed = {
+        (row["case"], row["gradient"]): row["working_bytes"] for row in results["rows"] if row["queries"] == 512
+    }
+    for name, function, prefix, inputs in attention.cases_of(config, 512):
+        for gradient, (_, found) in attention.compiled(function, prefix, inputs).items():
+            assert found == committed[name, gradient], (name, gradient)
 
 
 SMALL = {
