@@ -17,7 +17,8 @@ def in_rounds(runs: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
     """Seconds that each run takes in each round; a first, untimed round warms up.
 
     In a round every run has its turn, so that a slow spell of the machine slows all of them, and runs as often as fills
-    a fifth of a second, so that one interrupt is no tenth of what it takes.
+    a fifth of a second, so that one interrupt is no tenth of what it takes. Before that it runs once untimed: what ran
+    before it has left its own data in the caches, and has given memory back that must be had again.
 
     Args:
         runs: each returns when its work is done, not when it is under way.
@@ -30,6 +31,7 @@ def in_rounds(runs: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
     with progress(transient=True) as bar:
         for number in bar.track(range(-1, rounds), description="timing"):
             for case, run in enumerate(runs):
+                run()
                 began, times = time.perf_counter(), 0
                 while not times or time.perf_counter() - began < _LEAST_SECONDS:
                     run()
