@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attention_cases import HV, KEY, OPTIONS, QUERY, VALUE, B, N, S, T, normal
+from flax import nnx
 
 from ntkprefix import MeasurePrefix, Partial, TokenPrefix, attention
 from ntkprefix.kernels import blockwise, dense
 from ntkprefix.kernels.blocks import Blocks
+from ntkprefix.models import BlockConfig, TextConfig, TextModel
 
 # Beside those of JAX's function: offsets, which it has not, biases that broadcast, and rows that see nothing.
 CASES = {
@@ -187,6 +189,20 @@ def test_long_inputs_are_cut_where_no_implementation_is_named():
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(loss, (long,), (long,))
     jax.jvp(partial(loss, implementation="xla"), (long,), (long,))
+
+
+def test_a_model_has_the_attention_that_it_asks_for():
+    block = BlockConfig(width=8, heads=2, mlp_width=8, implementation="xla")
+    model = TextModel(TextConfig(vocabulary=5, layers=1, block=block, positions=256), rngs=nnx.Rngs(0))
+    prefix = TokenPrefix(*jnp.ones((2, 1, 3, 2, 4)))
+
+    def out(prefix):
+        return model(jnp.zeros((1, 256), jnp.int32), prefixes=prefix)
+
+    jax.jvp(out, (prefix,), (prefix,))
+    with pytest.raises(ValueError, match="unknown implementation 'fast'"):
+        BlockConfig(implementation="fast")
+    assert model.config.replace(implementation="blockwise").block.implementation == "blockwise"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 r"""Partial attention by blocks of queries and keys, in plain XLA: memory O(T H), never O(T S), on every device.
 
-Softmax over one block of keys after another, with the largest logit met so far as scale (arXiv 2112.05682). Only the
-output and its log-sum-exp l are kept for the gradient, which computes every block of weights again (arXiv 2205.14135):
+Softmax over one block of keys after another, with the largest logit met so far as scale (arXiv 2112.05682). Of the
+results, only the output and its log-sum-exp l, in two parts, are kept for the gradient, which computes every block of
+weights again (arXiv 2205.14135):
 
 $$ P = e^{\beta q k^T + bias - l}, \quad
    dS = P \circ (do\, v^T - do \cdot o + dl), \quad
@@ -47,9 +48,8 @@ def partial_attention(
 ) -> Partial:
     """The input's share of attention, and what `also` holds with it; arguments as in `ntkprefix.attention`.
 
-    What else there is joins each block of queries while its sums are at hand, and costs no pass of its own.
-
-    It has gradients of first order in reverse mode; `kernels.dense` has the others.
+    What else there is joins each block of queries while its sums are at hand, and costs no pass of its own. Gradients
+    are those of first order in reverse mode; `kernels.dense` has the others.
     """
     batch, length, heads, width = query.shape
     keys, kv_heads = key.shape[1:3]

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ntkprefix import checks
 from ntkprefix.attention import attention
+from ntkprefix.kernels import IMPLEMENTATIONS
 from ntkprefix.models.adaptation import LowRank
 from ntkprefix.models.rotary import Rotary, Rotation, rotate
 
@@ -52,6 +54,8 @@ class BlockConfig:
         causal: tokens see none after themselves.
         remat: training keeps each block's input alone and computes the rest again for the gradient: less memory, a
             third more time.
+        implementation: of attention, by name; None for the best by shape and device. Long inputs differentiate in
+            forward mode, as `neural_tangents.linearize` does, with "xla" alone.
         dtype: of the matrix products. Norms and the residual stream are float32 always.
         param_dtype: of the parameters.
 
@@ -83,6 +87,7 @@ class BlockConfig:
     rotary: Rotary | None = None
     causal: bool = False
     remat: bool = False
+    implementation: str | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -102,6 +107,7 @@ class BlockConfig:
             raise ValueError(
                 f"BlockConfig: expected heads to be a multiple of kv_heads, got {self.heads} and {self.kv_heads}."
             )
+        checks.implementation(self.implementation, tuple(IMPLEMENTATIONS))
         if self.rotary is not None and self.rotary.width > self.head_width:
             raise ValueError(
                 f"BlockConfig: expected at most {self.head_width} channels that turn, got {self.rotary.width}."
@@ -211,7 +217,7 @@ class SelfAttention(nnx.Module):
             key, value = remember(key, value)
         if config.causal:
             options["is_causal"] = True
-        attended = attention(query, key, value, prefix=prefix, **options)
+        attended = attention(query, key, value, prefix=prefix, implementation=config.implementation, **options)
         out = apply(self.out, attended.reshape(*x.shape[:-1], -1), low_rank.get("out"))
         return out, observe(query, key, value, **options) if observe else None
 

@@ -27,6 +27,7 @@ def load_text_model(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     remat: bool = False,
+    implementation: str | None = None,
 ) -> TextModel:
     """A pretrained text transformer.
 
@@ -39,6 +40,7 @@ def load_text_model(
         dtype: of the matrix products.
         param_dtype: of the parameters.
         remat: see `BlockConfig`.
+        implementation: likewise.
 
     Returns:
         The model.
@@ -66,7 +68,7 @@ def load_text_model(
         settings = Settings(content.config, path)
         family = _family(settings)
         config, tensors, file = make_from(settings, family.read_config), content.tensors, path
-    config = config.replace(dtype=dtype, param_dtype=param_dtype, remat=remat)
+    config = config.replace(dtype=dtype, param_dtype=param_dtype, remat=remat, implementation=implementation)
     names = family.names(config)
     check_layers(config, names, tensors, file)
     ignored = [*family.IGNORED, *([r"lm_head\.weight"] if config.head == "tied" else [])]

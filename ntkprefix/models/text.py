@@ -53,8 +53,9 @@ class TextConfig:
                 raise ValueError(f"TextConfig: expected {name} to be an integer of at least {least}, got {size!r}.")
 
     def replace(self, **changes: Any) -> TextConfig:
-        """A copy with some fields changed; `dtype`, `param_dtype` and `remat` are the block's."""
-        block = {name: changes.pop(name) for name in ("dtype", "param_dtype", "remat") if name in changes}
+        """A copy with some fields changed; `dtype`, `param_dtype`, `remat` and `implementation` are the block's."""
+        names = ("dtype", "param_dtype", "remat", "implementation")
+        block = {name: changes.pop(name) for name in names if name in changes}
         return dataclasses.replace(self, block=dataclasses.replace(self.block, **block), **changes)
 
 

@@ -51,6 +51,7 @@ def load_dinov2(
     revision: str | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    implementation: str | None = None,
 ) -> ViT:
     """A pretrained DINOv2 vision transformer.
 
@@ -61,6 +62,7 @@ def load_dinov2(
         revision: of a hub's model: a branch, a tag or a commit.
         dtype: of the matrix products; parameters stay float32.
         remat: see `BlockConfig`.
+        implementation: likewise.
 
     Returns:
         The model.
@@ -91,7 +93,7 @@ def load_dinov2(
     else:
         config, file = ViTConfig(), path
         tensors = _whole_positions(below(read_onnx(path), _ROOTS, _ANCHOR))
-    config = config.replace(dtype=dtype, remat=remat)
+    config = config.replace(dtype=dtype, remat=remat, implementation=implementation)
     return fill(lambda: ViT(config, rngs=nnx.Rngs(0)), _NAMES, tensors, file=file, ignored=_IGNORED)
 
 
