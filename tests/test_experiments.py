@@ -153,12 +153,14 @@ COMMITTED = [
 
 
 @pytest.mark.parametrize("table", COMMITTED)
-def test_what_was_chosen_is_the_best_of_what_was_tried(table):
+def test_what_was_chosen_is_the_smallest_of_the_best_that_were_tried(table):
     field = FIELDS[table["field"]]
     assert [row["method"] for row in table["rows"]] == list(field.methods)
     for row in table["rows"]:
         losses = [math.inf if loss is None else loss for loss in row["tried"]["losses"]]
-        assert row["step_size"] == row["tried"]["step_sizes"][losses.index(min(losses))]
+        as_good = [loss <= 1.01 * min(losses) for loss in losses]
+        assert row["tried"]["step_sizes"] == sorted(row["tried"]["step_sizes"])
+        assert row["step_size"] == row["tried"]["step_sizes"][as_good.index(True)]
         for test in row["tests"]:
             assert test is None or test.get("accuracy", test.get("exact_match")) == pytest.approx(
                 test["right"].count("1") / len(test["right"]), abs=1e-5
