@@ -204,27 +204,29 @@ class FeaturePrefix:
         state_heads = self.Z.shape[-3]
         beta = jnp.asarray(scale, dtype)
 
-        # Heads before tokens, as attention's kernels have them: every product is one of matrices as they lie.
-        def for_rows(array: Array) -> Array:
-            array = array.astype(dtype)
-            return array if self.Z.ndim == 4 else jnp.broadcast_to(array, (batch, *array.shape))
+        # One matrix of queries for each state, so that every product is one of matrices as they lie: all rows' queries
+        # where they share the states, a row's own where they do not.
+        own = self.Z.ndim == 4
+        states = state_heads * (batch if own else 1)
 
-        heads_first = jnp.moveaxis(query.astype(dtype), 2, 1).reshape(
-            batch, state_heads, heads // state_heads * length, width
-        )
-        phi, log_scale = self.feature_map(heads_first * jnp.sqrt(beta))
-        num = jnp.einsum("BATR,BARH->BATH", phi, for_rows(self.Z))
-        den = jnp.einsum("BATR,BAR->BAT", phi, for_rows(self.k))
+        def of_states(array: Array) -> Array:
+            return array.astype(dtype).reshape(states, *array.shape[2 if own else 1 :])
+
+        queries = jnp.moveaxis(query.astype(dtype), 2, 1 if own else 0)
+        queries = queries.reshape(states, batch * length * heads // states if states else 0, width)
+        phi, log_scale = self.feature_map(queries * jnp.sqrt(beta))
+        num = jnp.einsum("ATR,ARH->ATH", phi, of_states(self.Z))
+        den = jnp.einsum("ATR,AR->AT", phi, of_states(self.k))
         if self.centre is not None:
-            log_scale = log_scale + jnp.einsum("BATH,BAH->BAT", heads_first, for_rows(beta * self.centre))
+            log_scale = log_scale + jnp.einsum("ATH,AH->AT", queries, of_states(beta * self.centre))
         if self.log_scale is not None:
-            log_scale = log_scale + for_rows(self.log_scale)[..., None]
-        return Partial(
-            *(
-                jnp.moveaxis(array.reshape(batch, heads, length, *array.shape[3:]), 1, 2)
-                for array in (num, den, log_scale)
-            )
-        )
+            log_scale = log_scale + of_states(self.log_scale)[..., None]
+
+        def of_queries(array: Array) -> Array:
+            lead = (batch, heads) if own else (heads, batch)
+            return jnp.moveaxis(array.reshape(*lead, length, *array.shape[2:]), 1 if own else 0, 2)
+
+        return Partial(*(of_queries(array) for array in (num, den, log_scale)))
 
     def _combine(self, other: FeaturePrefix, *, sign: int) -> FeaturePrefix:
         checks.addable(self, other)
