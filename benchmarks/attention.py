@@ -69,8 +69,10 @@ def main(config: AttentionConfig) -> dict[str, Any]:
     rows, console = [], Console()
     with _torch(config.torch) as torch:
         for queries in config.queries:
+            cases = {name: compiled(*case) for name, *case in cases_of(config, queries)}
             for gradient in (False, True):
-                found = _measured(config, queries, gradient, torch)
+                programs = {name: found[gradient] for name, found in cases.items()}
+                found = _measured(config, queries, gradient, programs, torch)
                 console.print(_table(queries, gradient, found))
                 rows += [{"queries": queries, "gradient": gradient, **row} for row in found]
         version = None if torch is None else torch.version
@@ -89,9 +91,7 @@ def _torch(python: Path | None) -> Iterator[TorchAttention | None]:
         yield worker
 
 
-def _measured(config, queries, gradient, torch) -> list[dict[str, Any]]:
-    cases = {name: compiled(function, prefix, inputs) for name, function, prefix, inputs in cases_of(config, queries)}
-    programs = {name: found[gradient] for name, found in cases.items()}
+def _measured(config, queries, gradient, programs, torch) -> list[dict[str, Any]]:
     runs = {name: run for name, (run, _) in programs.items()}
     if torch is not None:
         sizes = {"queries": queries, "heads": config.heads, "width": config.width, "gradient": gradient}
