@@ -19,7 +19,7 @@ help:
 	@echo "make lint       format, rules and types; make format mends what it can"
 	@echo "make verify     the theorem on the full ladder of prefix lengths"
 	@echo "make results    remake the committed result files that documents quote (hours)"
-	@echo "make bench      attention's speed beside jax.nn's and PyTorch's, which gets an environment of its own"
+	@echo "make bench      speed and memory beside jax.nn's, PyTorch's (in an environment of its own) and neural-tangents'"
 	@echo "make notebooks  run the notebooks and store their outputs"
 
 demo: $(READY)
@@ -57,6 +57,7 @@ results: $(READY)
 bench: $(READY)
 	@$(MAKE) --no-print-directory $(PEERS)/.ready || echo "There is no PyTorch: its cases are left out."
 	$(BIN)/python -m benchmarks.attention $$(test -e $(PEERS)/.ready && echo --torch $(PEERS)/bin/python)
+	$(BIN)/python -m benchmarks.kernels
 
 notebooks: $(READY)
 	$(BIN)/python -m experiments.notebooks

@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import RESULTS
-from benchmarks.peers import TorchAttention
-from benchmarks.timing import in_rounds
+from benchmarks.memory import peak_bytes
+from benchmarks.peers import ATTENTION, Peer
+from benchmarks.timing import in_rounds, ratio
 from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention
 from ntkprefix.runs import environment, write_json
 
@@ -83,20 +84,24 @@ def main(config: AttentionConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _torch(python: Path | None) -> Iterator[TorchAttention | None]:
+def _torch(python: Path | None) -> Iterator[Peer | None]:
     if python is None:
         yield None
         return
-    with TorchAttention(python, threads=os.cpu_count() or 1) as worker:
+    with Peer(python, ATTENTION, threads=os.cpu_count() or 1) as worker:
         yield worker
 
 
 def _measured(config, queries, gradient, programs, torch) -> list[dict[str, Any]]:
     runs = {name: run for name, (run, _) in programs.items()}
+    for run in runs.values():
+        run()
+    peaks = {name: peak_bytes(run) for name, run in runs.items()}
     if torch is not None:
         sizes = {"queries": queries, "heads": config.heads, "width": config.width, "gradient": gradient}
-        runs[FUSED] = torch.case("fused", **sizes)
-        runs[FORMULA] = torch.case("formula", **sizes)
+        for name, case in ((FUSED, "fused"), (FORMULA, "formula")):
+            runs[name] = torch.case(case=case, **sizes)
+            peaks[name] = torch.peak_bytes(case=case, **sizes)
     seconds = in_rounds(list(runs.values()), config.rounds)
     return [
         {
@@ -104,6 +109,7 @@ def _measured(config, queries, gradient, programs, torch) -> list[dict[str, Any]
             "milliseconds": float(f"{1e3 * np.median(times):.3g}"),
             "relative_time": [float(f"{q:.4g}") for q in np.quantile(times / seconds[0], (0.25, 0.5, 0.75))],
             "working_bytes": programs[name][1] if name in programs else None,
+            "peak_bytes": peaks[name],
         }
         for name, times in zip(runs, seconds, strict=True)
     ]
@@ -154,23 +160,17 @@ def _wait_for(program, prefix, inputs):
 def _table(queries: int, gradient: bool, rows: list[dict[str, Any]]) -> Table:
     title = f"{queries:,} queries and keys, causal, " + ("output and gradients" if gradient else "output")
     table = Table(title=title, title_justify="left")
-    for column in ("attention", "ms", "time / no prefix (quartiles)", "working MB"):
+    for column in ("attention", "ms", "time / no prefix (quartiles)", "working MB", "peak MB"):
         table.add_column(column, justify="left" if column == "attention" else "right")
     for row in rows:
-        memory = row["working_bytes"]
+        memory = [row["working_bytes"], row["peak_bytes"]]
         table.add_row(
             row["case"],
             f"{row['milliseconds']:g}",
             ratio(row["relative_time"]),
-            "" if memory is None else f"{memory / 1e6:,.1f}",
+            *("" if each is None else f"{each / 1e6:,.1f}" for each in memory),
         )
     return table
-
-
-def ratio(quartiles: list[float]) -> str:
-    """A median with its quartiles, to three digits."""
-    low, middle, high = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in quartiles)
-    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -8,49 +8,61 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WORKER = Path(__file__).with_name("torch_attention.py")
+_HERE = Path(__file__).parent
+ATTENTION, MODELS = _HERE / "torch_attention.py", _HERE / "torch_models.py"
 
 
-class TorchAttention:
-    """A process that runs PyTorch's attention when told to.
+class Peer:
+    """A process of another environment that runs what it is told to.
 
     Args:
-        python: the interpreter of an environment with PyTorch.
+        python: the environment's interpreter.
+        program: what runs there; it ends in `benchmarks.worker.serve`.
         threads: how many it may use.
 
+    Attributes:
+        version: of the library.
+
     Raises:
-        OSError: there is no such interpreter, or it has no PyTorch.
+        OSError: there is no such interpreter, or it lacks what the program imports.
     """
 
-    def __init__(self, python: Path, threads: int):
+    def __init__(self, python: Path, program: Path, threads: int):
         self._process = subprocess.Popen(
-            [str(python), str(WORKER), str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [str(python), str(program), str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.version = self._answer()
+        self._program = program
+        self.version: str = self._answer()
 
-    def case(self, name: str, *, queries: int, heads: int, width: int, gradient: bool) -> Callable[[], None]:
+    def case(self, **asked: Any) -> Callable[[], None]:
         """What runs a case once and waits for it."""
-        asked = {"case": name, "queries": queries, "heads": heads, "width": width, "gradient": gradient}
 
         def run() -> None:
-            stdin = self._process.stdin
-            assert stdin is not None
-            stdin.write(json.dumps(asked) + "\n")
-            stdin.flush()
-            self._answer()
+            self._ask("done", asked)
 
         return run
 
-    def _answer(self) -> str:
+    def peak_bytes(self, **asked: Any) -> int | None:
+        """As `benchmarks.memory.peak_bytes` of a case that has run before."""
+        return self._ask("peak", asked)
+
+    def _ask(self, wanted: str, asked: dict[str, Any]) -> Any:
+        stdin = self._process.stdin
+        assert stdin is not None
+        stdin.write(json.dumps({"wanted": wanted, **asked}) + "\n")
+        stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
         stdout = self._process.stdout
         assert stdout is not None
         line = stdout.readline().strip()
         if not line:
             self._process.communicate()
-            raise OSError(f"{WORKER.name}: expected an answer from {self._process.args!r}, but it ended.")
-        return line
+            raise OSError(f"{self._program.name}: expected an answer from {self._process.args!r}, but it ended.")
+        return json.loads(line)
 
-    def __enter__(self) -> TorchAttention:
+    def __enter__(self) -> Peer:
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -39,3 +39,9 @@ def in_rounds(runs: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
                 if number >= 0:
                     seconds[case, number] = (time.perf_counter() - began) / times
     return seconds
+
+
+def ratio(quartiles: list[float]) -> str:
+    """A median with its quartiles, to three digits."""
+    low, middle, high = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in quartiles)
+    return f"{middle} ({low} to {high})"

@@ -1,15 +1,14 @@
-"""PyTorch's attention, one call for every line on the standard input: the peers of `benchmarks.attention`.
+"""PyTorch's attention, for `benchmarks.attention`.
 
-It runs in an environment of its own, with PyTorch and without this package. A line is a JSON object with `case` (fused,
-or formula: what NTK-Attention's paper states, with all logits in memory), `queries`, `heads`, `width` and `gradient`;
-the answer is a line, once the call has ended.
+It runs in an environment of its own, with PyTorch and without this package. Cases are `fused`, PyTorch's own, and
+`formula`, what NTK-Attention's paper states, with all logits in memory.
 """
 
 import functools
-import json
 import sys
 
 import torch
+from worker import serve
 
 
 @functools.cache
@@ -40,22 +39,21 @@ def formula(query, key, value, state):
     return num / den
 
 
-def main():
-    """Answer until the input ends."""
-    torch.set_num_threads(int(sys.argv[1]))
-    print(torch.__version__, flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        gradient = asked["gradient"]
-        (query, key, value, d_out), state = inputs(asked["queries"], asked["heads"], asked["width"], gradient)
-        call = {"fused": fused, "formula": formula}[asked["case"]]
+def prepare(case, queries, heads, width, gradient):
+    """What runs one case."""
+    (query, key, value, d_out), state = inputs(queries, heads, width, gradient)
+    call = {"fused": fused, "formula": formula}[case]
+    wanted = [query, key, value] + (state if case == "formula" else [])
+
+    def run():
         with torch.set_grad_enabled(gradient):
             out = call(query, key, value, state)
             if gradient:
-                wanted = [query, key, value] + (state if asked["case"] == "formula" else [])
                 torch.autograd.grad(out, wanted, d_out)
-        print("done", flush=True)
+
+    return run
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(int(sys.argv[1]))
+    serve(torch.__version__, prepare)

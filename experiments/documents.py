@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import attention
+from benchmarks.timing import ratio
 from experiments import RESULTS, plots, summary, tables
 from experiments import real_kernels as real_models
 from experiments.fields import FIELDS, OURS, PROBED
@@ -171,7 +172,7 @@ def _step_times(field: str) -> dict[str, str]:
     """Of every method, if they have been measured."""
     path = tables.path_of(field, "step_times")
     rows = read_json(path)["rows"] if path.exists() else []
-    return {row["method"]: attention.ratio(row["relative_time"]) for row in rows}
+    return {row["method"]: ratio(row["relative_time"]) for row in rows}
 
 
 def _row(table: dict[str, Any], method: str) -> dict[str, Any]:

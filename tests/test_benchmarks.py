@@ -1,11 +1,12 @@
 """Benchmarks run at small sizes, with and without peers, and compare what they say they compare."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import attention, block_sizes, peers
+from benchmarks import attention, block_sizes, kernels, memory, peers
 from benchmarks.attention import AttentionConfig
 from ntkprefix.kernels.blocks import Blocks, blocks_for
 from ntkprefix.runs import read_json
@@ -15,7 +16,7 @@ SMALL = AttentionConfig(queries=(16,), heads=2, width=8, tokens=(4, 2**23), clou
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    for module in (attention, block_sizes):
+    for module in (attention, block_sizes, kernels):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.timing._LEAST_SECONDS", 0.0)
     return tmp_path
@@ -35,17 +36,41 @@ def test_pytorch_s_cases_run_in_their_own_process(results, tmp_path, monkeypatch
     """A process that answers as PyTorch's does stands in for it."""
     worker = tmp_path / "worker.py"
     worker.write_text(
-        "import sys\nprint('9.9', flush=True)\nfor line in sys.stdin:\n    print(line.count('{'), flush=True)"
+        f"import sys; sys.path.insert(0, {str(Path(peers.__file__).parent)!r})\n"
+        "from worker import serve\n"
+        "expected = ['case', 'gradient', 'heads', 'queries', 'width']\n"
+        "serve('9.9', lambda **asked: lambda: sorted(asked) == expected or 1 / 0)"
     )
-    monkeypatch.setattr(peers, "WORKER", worker)
+    monkeypatch.setattr(attention, "ATTENTION", worker)
     written = attention.main(AttentionConfig(**{**vars(SMALL), "torch": sys.executable}))
     assert written["config"]["torch"] == "9.9"
     assert [row["case"] for row in written["rows"]][5:7] == [attention.FUSED, attention.FORMULA]
+    assert {"peak_bytes", "working_bytes"} <= set(written["rows"][5])
 
 
-def test_an_environment_without_pytorch_is_an_error():
-    with pytest.raises(OSError, match=r"torch_attention.py: expected an answer"):
-        peers.TorchAttention(sys.executable, threads=1)
+@pytest.mark.parametrize("program", [peers.ATTENTION])
+def test_an_environment_without_pytorch_is_an_error(program):
+    with pytest.raises(OSError, match=rf"{program.name}: expected an answer"):
+        peers.Peer(sys.executable, program, threads=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a part of a run")
+def test_peak_memory_is_what_a_run_takes_and_gives_back():
+    taken = 2**26
+    for _ in range(2):
+        assert 0.99 * taken < memory.peak_bytes(lambda: np.ones(taken // 8).sum()) < 1.2 * taken
+    assert memory.peak_bytes(lambda: None) < 0.1 * taken
+
+
+def test_kernels_are_timed_against_those_of_neural_tangents(results, relaxed):
+    written = kernels.main(kernels.KernelsConfig(n=3, d=2, lengths=(8, 16), most=8, rounds=1))
+    assert read_json(results / "kernels.json")["rows"] == written["rows"]
+    assert [(row["M"], row["case"]) for row in written["rows"]] == [
+        (8, kernels.OURS),
+        *((8, name) for name in kernels.PEERS),
+        (16, kernels.OURS),
+    ]
+    assert all(row["difference"] < 1e-5 for row in written["rows"])
 
 
 def test_all_cases_without_a_prefix_give_the_same(relaxed):

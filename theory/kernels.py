@@ -6,11 +6,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from ntkprefix.checks import at_least
 from theory import checks
 from theory.model import covariance_matrix
+from theory.softmax import Sums, logits
 
 # Rows of W worked on at once: n(d+1) x chunk numbers then stay within the cache for common n and d.
 _CHUNK = 1024
@@ -39,12 +41,15 @@ def finite_ntk(
     which is an argument of the compiled function, and reverse mode asks for a length that is known when compiling. That
     would take a compilation for every M, or a loop over the padding too.
 
+    Where the tokens are shared out between devices (`jax.device_put(W, NamedSharding(mesh, PartitionSpec("prefix")))`),
+    each works on its own, and they exchange sums alone.
+
     Args:
         W: prefix, [M, d].
         a: signs, [M].
         X1: inputs, [n1, d].
         X2: second inputs, [n2, d]; `X1` when absent.
-        chunk: how many of the M tokens are worked on at once. Memory is (n1 + n2)(d + 1) times this.
+        chunk: how many of the M tokens are worked on at once, on each device. Memory is (n1 + n2)(d + 1) times this.
 
     Returns:
         H, [n1, n2, d, d], indexed (i, j, k, l), as `neural_tangents.empirical_ntk_fn` has it.
@@ -67,30 +72,71 @@ def finite_ntk(
     at_least(1, "finite_ntk", chunk=chunk)
     checks.prefix("finite_ntk", W, a, X1=X1, X2=X2)
     M = W.shape[0]
+    sides = (X1,) if X2 is None else (X1, X2)
+    sharding = _over_devices(W)
+    if sharding is not None:
+        W, a = jax.device_put((W, a), NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0])))
+        sides = jax.device_put(sides, NamedSharding(sharding.mesh, PartitionSpec()))
+        return _sharded_ntk(W, a, sides, chunk=min(chunk, sharding.shard_shape(W.shape)[0]), sharding=sharding)
     # Lengths are rounded up to a power of two, so that one compilation serves every M in between; the loop
     # below still runs over the true length only.
     padded = 1 << (M - 1).bit_length()
     if padded != M:
         W, a = jnp.pad(W, ((0, padded - M), (0, 0))), jnp.pad(a, (0, padded - M))
-    return _streamed_ntk(W, a, X1, X2, jnp.asarray(M), chunk=min(chunk, padded))
+    return _streamed_ntk(W, a, sides, jnp.asarray(M), chunk=min(chunk, padded))
+
+
+def _over_devices(W: Array) -> NamedSharding | None:
+    """How the tokens are shared out between devices; None where they are not, or are traced."""
+    if isinstance(W, jax.core.Tracer) or not isinstance(W, jax.Array):
+        return None
+    sharding = W.sharding
+    shared_out = isinstance(sharding, NamedSharding) and sharding.shard_shape(W.shape)[0] < W.shape[0]
+    return sharding if shared_out else None
 
 
 @partial(jax.jit, static_argnames="chunk")
-def _streamed_ntk(W, a, X1, X2, M, *, chunk):
-    sides = (X1,) if X2 is None else (X1, X2)
+def _streamed_ntk(W, a, sides, M, *, chunk):
     statistics = [_softmax_statistics(W, a, x, M, chunk) for x in sides]
+    return _assemble(M.astype(W.dtype) * _gram(W, a, sides, statistics, M, chunk), sides[0], sides[-1])
+
+
+@partial(jax.jit, static_argnames=("chunk", "sharding"))
+def _sharded_ntk(W, a, sides, *, chunk, sharding):
+    """Every device streams over the tokens that it has; what they add up to is all that they exchange."""
+    axes = sharding.spec[0]
+    axes = axes if isinstance(axes, tuple) else (axes,)
+
+    def on_device(W, a, *sides):
+        M = W.shape[0]
+        statistics = [_softmax_statistics(W, a, x, M, chunk).over_devices(axes) for x in sides]
+        return jax.lax.psum(_gram(W, a, sides, statistics, M, chunk), axes)
+
+    everywhere = PartitionSpec()
+    tokens = PartitionSpec(sharding.spec[0])
+    gram = jax.shard_map(
+        on_device,
+        mesh=sharding.mesh,
+        in_specs=(tokens, tokens, *(everywhere for _ in sides)),
+        out_specs=everywhere,
+        check_vma=False,  # it would have zeros, at which a device's sums start, marked as different on every device
+    )(W, a, *sides)
+    return _assemble(W.shape[0] * gram, sides[0], sides[-1])
+
+
+def _gram(W, a, sides, statistics, M, chunk):
+    """Σ_r of the Jacobian rows' products, [n1, n2, 1 + d, 1 + d]."""
 
     def add_chunk(index, gram):
         w, sign, valid = _chunk(W, a, M, index, chunk)
-        rows = [_jacobian_rows(w, sign, valid, x, *s) for x, s in zip(sides, statistics, strict=True)]
+        rows = [_jacobian_rows(w, sign, valid, x, sums) for x, sums in zip(sides, statistics, strict=True)]
         return gram + jnp.matmul(rows[0], rows[-1].T, precision="highest")
 
     d = W.shape[1]
     n1, n2 = sides[0].shape[0], sides[-1].shape[0]
     gram = jnp.zeros((n1 * (d + 1), n2 * (d + 1)), W.dtype)
     gram = jax.lax.fori_loop(0, -(-M // chunk), add_chunk, gram)
-    gram = M.astype(W.dtype) * gram.reshape(n1, d + 1, n2, d + 1).transpose(0, 2, 1, 3)
-    return _assemble(gram, sides[0], sides[-1])
+    return gram.reshape(n1, d + 1, n2, d + 1).transpose(0, 2, 1, 3)
 
 
 def _chunk(W, a, M, index, chunk):
@@ -103,33 +149,19 @@ def _chunk(W, a, M, index, chunk):
     return slice_(W), slice_(a), valid
 
 
-def _logits(w, valid, x):
-    return jnp.where(valid[None], jnp.matmul(x, w.T, precision="highest"), -jnp.inf)
-
-
-def _softmax_statistics(W, a, x, M, chunk):
-    """Log-sum-exp of the logits, [n], and mu = Σ_r a_r S_r w_r, [n, d], in one pass with a running maximum."""
-
-    def step(index, carry):
-        top, total, mean = carry
+def _softmax_statistics(W, a, x, M, chunk) -> Sums:
+    def step(index, sums):
         w, sign, valid = _chunk(W, a, M, index, chunk)
-        logits = _logits(w, valid, x)
-        new_top = jnp.maximum(top, logits.max(axis=1))
-        shrink, weights = jnp.exp(top - new_top), jnp.exp(logits - new_top[:, None])
-        mean = mean * shrink[:, None] + jnp.matmul(weights * sign[None], w, precision="highest")
-        return new_top, total * shrink + weights.sum(axis=1), mean
+        return sums.and_tokens(w, sign, x, valid)
 
-    n, d = x.shape
-    start = (jnp.full(n, -jnp.inf, W.dtype), jnp.zeros(n, W.dtype), jnp.zeros((n, d), W.dtype))
-    top, total, mean = jax.lax.fori_loop(0, -(-M // chunk), step, start)
-    return top, total, mean / total[:, None]
+    return jax.lax.fori_loop(0, -(-M // chunk), step, Sums.of_nothing(x, W.dtype))
 
 
-def _jacobian_rows(w, sign, valid, x, top, total, mu):
+def _jacobian_rows(w, sign, valid, x, sums):
     """Rows (a_r A_ir, A_ir c_i1r, …, A_ir c_idr) of all inputs i, [n (d+1), chunk]."""
     # Normalising by max and sum apart keeps A exact to rounding where log-sum-exp of 1e4 would round to 1e-3.
-    A = jnp.exp(_logits(w, valid, x) - top[:, None]) / total[:, None]
-    c = (w * sign[:, None]).T[None] - mu[:, :, None]
+    A = jnp.exp(logits(w, x, valid) - sums.top[:, None]) / sums.total[:, None]
+    c = (w * sign[:, None]).T[None] - (sums.mean / sums.total[:, None])[:, :, None]
     rows = jnp.concatenate([(A * sign[None])[:, None], A[:, None] * c], axis=1)
     return rows.reshape(-1, w.shape[0])
 

@@ -12,6 +12,10 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from ntkprefix.checks import at_least
 from theory import checks
+from theory.softmax import Sums
+
+# Tokens whose logits are in memory at once, in the model and in its gradient.
+_CHUNK = 2**13
 
 
 def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
@@ -25,7 +29,7 @@ def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array
         x: inputs, [n, d].
 
     Returns:
-        Outputs F, [n, d].
+        Outputs F, [n, d]. The prefix is read in chunks, by the gradient too: no n M numbers are ever in memory.
 
     Raises:
         TypeError: an argument is not an array of floating-point numbers, or their dtypes differ.
@@ -47,8 +51,20 @@ def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array
 
 @jax.jit
 def _model(W, a, x):
-    weights = jax.nn.softmax(jnp.matmul(x, W.T, precision="highest"), axis=-1)
-    return math.sqrt(W.shape[0]) * jnp.matmul(weights * a[None], W, precision="highest")
+    def add(sums, tokens):
+        return sums.and_tokens(*tokens, x), None
+
+    M, d = W.shape
+    whole = M - M % _CHUNK
+    sums = Sums.of_nothing(x, W.dtype)
+    if whole > _CHUNK:
+        chunks = W[:whole].reshape(-1, _CHUNK, d), a[:whole].reshape(-1, _CHUNK)
+        # Gradients compute every chunk's logits again: all of them together would be n M numbers.
+        sums, _ = jax.lax.scan(jax.checkpoint(add), sums, chunks)
+        W, a = W[whole:], a[whole:]
+    if W.shape[0]:
+        sums, _ = add(sums, (W, a))
+    return math.sqrt(M) * sums.mean / sums.total[:, None]
 
 
 def init_stylized(
