@@ -148,21 +148,19 @@ def attention(
     if prefix is not None:
         checks.prefix(prefix, query, key, value)
     checks.implementation(implementation, tuple(IMPLEMENTATIONS))
-    share = IMPLEMENTATIONS[implementation or best(length, key.shape[1])](
+    out, residual = IMPLEMENTATIONS[implementation or best(length, key.shape[1])].attend(
         query,
         key,
         value,
         scale=beta,
+        prefix=prefix,
         is_causal=is_causal,
         local_window_size=checks.window(local_window_size),
         query_offset=query_offset,
-        also=None if prefix is None else prefix.partial(query, beta),
         **over_logits,
         **lengths,
     )
-    out = share.normalise().astype(query.dtype)
-    out = out if batched else out[0]
-    if not return_residual:
-        return out
-    residual = share.log_mass()
-    return out, residual if batched else residual[0]
+    out = out.astype(query.dtype)
+    if not batched:
+        out, residual = out[0], residual[0]
+    return (out, residual) if return_residual else out

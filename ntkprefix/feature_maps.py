@@ -68,8 +68,20 @@ class Elu:
 
     def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... H"], Float[Array, "..."]]:
         """Features and a log scale of zero."""
-        # elu(x) + 1 would cancel for x << 0, where the feature is e^x.
-        return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0))), jnp.zeros(x.shape[:-1], x.dtype)
+        return _elu_plus_one(x), jnp.zeros(x.shape[:-1], x.dtype)
+
+
+@jax.custom_jvp
+def _elu_plus_one(x):
+    # elu(x) + 1 would cancel for x << 0, where the feature is e^x.
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+
+
+@_elu_plus_one.defjvp
+def _(primals, tangents):
+    # The derivative of both branches by the value itself, without a second exponential or a look at the signs.
+    phi = _elu_plus_one(*primals)
+    return phi, tangents[0] * jnp.minimum(phi, 1)
 
 
 @jax.tree_util.register_static

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import HV, KEY, OPTIONS, QUERY, VALUE, B, N, S, T, normal
+from attention_cases import HV, KEY, OPTIONS, QUERY, VALUE, B, H, K, N, S, T, normal
 from flax import nnx
 
-from ntkprefix import MeasurePrefix, Partial, TokenPrefix, attention
+from ntkprefix import FeaturePrefix, MeasurePrefix, Partial, TokenPrefix, attention, feature_map
+from ntkprefix._pytree import pytree
+from ntkprefix.feature_maps import Elu
 from ntkprefix.kernels import blockwise, dense
 from ntkprefix.kernels.blocks import Blocks
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
@@ -176,6 +178,105 @@ def test_a_state_that_starts_as_a_no_op_changes_no_bit():
         for also in (None, other_keys("a state that starts as a no-op"))
     )
     np.testing.assert_array_equal(without, with_it)
+
+
+@pytree
+class Scaled:
+    """A feature map with a parameter."""
+
+    factor: jax.Array
+    positive = nonnegative = True
+
+    def size(self, width):
+        return width
+
+    def __call__(self, x):
+        return jnp.exp(self.factor * jnp.tanh(x)), self.factor * x[..., 0]
+
+
+def states(kind):
+    features = {"taylor": feature_map("taylor", degree=2), "trained": Scaled(jnp.float32(0.7))}.get(kind, Elu())
+    size, heads = features.size(H), K if kind == "of kv heads" else N
+    rows = (B,) if kind == "of rows" else ()
+    Z, k = normal(*rows, heads, size, HV), jnp.abs(normal(*rows, heads, size))
+    log_scale, centre = normal(*rows, heads), normal(*rows, heads, H)
+    if kind == "bare":
+        log_scale = centre = None
+    if kind == "no-op":
+        Z, k = 0 * Z, 0 * k
+    if kind == "negative denominators":
+        k = -40 * k
+    return FeaturePrefix(Z, k, features, log_scale, centre)
+
+
+KINDS = ["of kv heads", "of query heads", "of rows", "bare", "no-op", "taylor", "trained", "negative denominators"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_is_read_head_by_head(kind):
+    """Within the loop over rows and kv heads, where blocks are computed one place after another; one row sees less."""
+    options = {"is_causal": True, "key_value_seq_lengths": jnp.array([0, 6], jnp.int32), "bias": normal(B, N, T, S)}
+    weights, prefix = normal(B, T, N, HV), states(kind)
+
+    def of(attend):
+        def loss(inputs):
+            query, key, value, scale, prefix = inputs
+            out, residual = attend(query, key, value, scale=scale, prefix=prefix, **options)
+            seen = jnp.isfinite(residual)
+            masses = jnp.where(seen, weights[..., 0] * jnp.where(seen, residual, 0.0), 0.0)
+            return jnp.sum(weights * out) + jnp.sum(masses), (out, residual)
+
+        inputs = QUERY, KEY, VALUE, jnp.float32(0.4), prefix
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
+
+    (_, found), gradients = of(partial(blockwise.attend, blocks=CUTS["filled up"]))
+    (_, expected), same = of(dense.attend)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    for one, other in zip(*map(jax.tree.leaves, (gradients, same)), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-5 * max(1.0, float(jnp.abs(other).max())))
+    if kind == "no-op":
+        without = blockwise.attend(QUERY, KEY, VALUE, scale=0.4, blocks=CUTS["filled up"], **options)
+        for one, other in zip(found, without, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_state_of_small_numbers_is_summed_in_large_ones():
+    prefix = jax.tree.map(lambda array: array.astype(jnp.bfloat16), states("of kv heads"))
+    inputs = jax.tree.map(lambda array: array.astype(jnp.bfloat16), (QUERY, KEY, VALUE))
+
+    def loss(prefix):
+        return jnp.sum(blockwise.attend(*inputs, scale=0.4, prefix=prefix, blocks=CUTS["filled up"])[0])
+
+    def exact(prefix):
+        return jnp.sum(dense.attend(*inputs, scale=0.4, prefix=prefix)[0])
+
+    for one, other in zip(*(jax.tree.leaves(jax.grad(f)(prefix)) for f in (loss, exact)), strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_allclose(*(np.asarray(each, np.float32) for each in (one, other)), rtol=2e-2, atol=2e-2)
+
+
+def test_states_that_are_read_head_by_head_are_checked_too():
+    state = FeaturePrefix.from_tokens(KEY[0], normal(S, K, HV), scale=0.3)
+    with pytest.raises(ValueError, match=r"scale"):
+        blockwise.attend(QUERY, KEY, VALUE, scale=0.4, prefix=state, blocks=CUTS["filled up"])
+
+
+def test_a_state_takes_little_more_memory_than_no_prefix():
+    """Its features of all queries would be as large as all queries; they are those of one head at a time."""
+    length, heads, width = 4096, 8, 16
+    shape = jax.ShapeDtypeStruct((1, length, heads, width), jnp.float32)
+    state = FeaturePrefix(jnp.zeros((heads, width, width)), jnp.zeros((heads, width)))
+
+    def working(prefix):
+        def loss(query, prefix):
+            return jnp.sum(attention(query, query, query, prefix=prefix, is_causal=True) ** 2)
+
+        program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(shape, prefix).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert working(state) - working(None) < 4 * length * heads * width
 
 
 def test_long_inputs_are_cut_where_no_implementation_is_named():

@@ -31,16 +31,18 @@ def test_fitting_keeps_each_clusters_moments():
 
 @pytest.mark.parametrize("rows", [(), (2,)], ids=["shared", "per row"])
 @pytest.mark.parametrize("clouds", [8, 11], ids=["whole chunks", "and a rest"])
-def test_many_clouds_are_added_up_by_chunks(rows, clouds, monkeypatch):
+def test_many_clouds_are_added_up_by_chunks(rows, clouds, monkeypatch, x64):
     prefix = MeasurePrefix(*(normal(*rows, clouds, 2, *rest) for rest in ((), (6,), (6, 2), (5,), (5, 2))))
+    prefix, query = jax.tree.map(lambda array: array.astype(float), (prefix, QUERY))
 
     def both(prefix):
-        return out(prefix), jax.grad(lambda prefix: jnp.sum(jnp.sin(out(prefix))))(prefix)
+        return out(prefix, query), jax.grad(lambda prefix: jnp.sum(jnp.sin(out(prefix, query))))(prefix)
 
     at_once = both(prefix)
     monkeypatch.setattr(measure, "_CHUNK", 4)
     for one, other in zip(*map(jax.tree.leaves, (both(prefix), at_once)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        assert one.dtype == float
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_one_gaussian_cloud_is_the_limit_of_many_tokens():

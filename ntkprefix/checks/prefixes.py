@@ -141,7 +141,7 @@ def positive_scale(beta: Any, width: int) -> Any:
         ValueError: not a scalar, not finite, or not above 0: features need its square root.
     """
     beta = scale("FeaturePrefix", beta, width)
-    if not isinstance(beta, jax.core.Tracer) and not beta > 0:
+    if not isinstance(beta, jax.core.Tracer) and not float(beta) > 0:
         raise ValueError(f"FeaturePrefix: expected a scale above 0, got {beta}.")
     return beta
 

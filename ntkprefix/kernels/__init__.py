@@ -1,11 +1,14 @@
-"""Partial attention over explicit keys, one implementation per file, all with one signature."""
+"""Attention over explicit keys, one implementation per file, all with the same two functions.
+
+`attend(query, key, value, prefix=..., **options)` gives output and log-sum-exp; `partial_attention(..., also=...)` the
+share of the keys, for what merges shares itself. The options are those of `dense.partial_attention`.
+"""
 
 import jax
 
 from ntkprefix.kernels import blockwise, dense
 
-# Name -> function(query, key, value, **options) -> Partial; the options are those of `dense.partial_attention`.
-IMPLEMENTATIONS = {"xla": dense.partial_attention, "blockwise": blockwise.partial_attention}
+IMPLEMENTATIONS = {"xla": dense, "blockwise": blockwise}
 
 # Logits per head from which blocks are used: from 256 by 256 they are faster on a CPU in every shape of
 # `benchmarks/results/block_sizes.json`, below that they compile longer and gain little. Elsewhere nothing was measured,

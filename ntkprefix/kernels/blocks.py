@@ -62,29 +62,30 @@ def dot(spelt, one, other, dtype):
 
 
 def over_lanes(apart, function, carry, *arrays):
-    """`function(carry, *arrays)` -> (results, carry) for all of [B, K] at once, or for one place of it after another.
+    """`function(carry, *arrays)` -> carry for all of [B, K] at once, or for one place of it after another.
 
-    Arrays and carry have B or 1 and K or 1 in front; each place gets and gives its part of them.
+    Arrays and carry have B or 1 on axis 0 and K or 1 on axis 2; each place gets and gives its part of them. Of a carry
+    without a part for every place, it gets what those before it gave.
     """
-    batch, kv_heads = arrays[0].shape[:2]
+    batch, kv_heads = arrays[0].shape[0], arrays[0].shape[2]
     if not apart or batch * kv_heads == 1:
         return function(carry, *arrays)
 
     def start(array, index):
-        place = zip((index // kv_heads, index % kv_heads), array.shape[:2], strict=True)
-        return *(at if size > 1 else 0 for at, size in place), *(0,) * (array.ndim - 2)
+        row, head = index // kv_heads, index % kv_heads
+        return row if array.shape[0] > 1 else 0, 0, head if array.shape[2] > 1 else 0, *(0,) * (array.ndim - 3)
 
-    def step(carry, index):
+    def step(index, carry):
         def part(array):
-            return jax.lax.dynamic_slice(array, start(array, index), (1, 1, *array.shape[2:]))
+            sizes = (1, array.shape[1], 1, *array.shape[3:])
+            return jax.lax.dynamic_slice(array, start(array, index), sizes)
 
-        results, own = function(*jax.tree.map(part, (carry, *arrays)))
-        if carry is not None:
-            carry = jax.lax.dynamic_update_slice(carry, own, start(carry, index))
-        return carry, jax.tree.map(lambda array: array[0, 0], results)
+        own = function(*jax.tree.map(part, (carry, *arrays)))
+        return jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_slice(whole, part, start(whole, index)), carry, own
+        )
 
-    carry, results = jax.lax.scan(step, carry, jnp.arange(batch * kv_heads))
-    return jax.tree.map(lambda array: array.reshape(batch, kv_heads, *array.shape[1:]), results), carry
+    return jax.lax.fori_loop(0, batch * kv_heads, step, carry)
 
 
 class Cut(NamedTuple):
@@ -104,8 +105,8 @@ class Cut(NamedTuple):
 
     @classmethod
     def of(cls, blocks, query, key):
-        """For queries [B, K, G, T, H] and keys [B, K, S, H]; no block is larger than what there is."""
-        length, size = query.shape[3], key.shape[2]
+        """For queries [B, T, K, G, H] and keys [B, S, K, H]; no block is larger than what there is."""
+        length, size = query.shape[1], key.shape[1]
         return cls(min(blocks.queries, length), min(blocks.keys, size), length, size)
 
     @property

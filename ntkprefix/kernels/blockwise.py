@@ -9,7 +9,8 @@ $$ P = e^{\beta q k^T + bias - l}, \quad
    dv = P^T do, \quad dq = \beta\, dS\, k, \quad dk = \beta\, dS^T q . $$
 
 Other keys' sums may join, a prefix's: with shares num and den of scale e^s their gradients are e^{s-l} do and
-e^{s-l} (dl - do.o).
+e^{s-l} (dl - do.o). What a prefix has for each kv head is read there, by the queries that are at hand, and computed
+again for the gradient.
 
 Blocks in which causality, window or lengths leave no key visible are not computed, and blocks in which they hide none
 are not masked.
@@ -18,6 +19,7 @@ are not masked.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +27,41 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ntkprefix._dtypes import accumulator
 from ntkprefix.kernels.blocks import Blocks, Cut, Hidden, Ranges, blocks_for, dot, over_lanes
-from ntkprefix.kernels.dense import group_heads, group_partial, to_partial
+from ntkprefix.kernels.dense import group_heads
 from ntkprefix.kernels.masks import band, over_batch
-from ntkprefix.partial import Partial, add, bounded_exp, merge
+from ntkprefix.partial import Partial, add, bounded_exp
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K Hv"],
+    *,
+    scale: float | Float[Array, ""],
+    prefix: Any = None,
+    blocks: Blocks | None = None,
+    **options: Any,
+) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
+    """Output and log-sum-exp of a prefix and the input; arguments as in `ntkprefix.attention`.
+
+    Gradients are those of first order in reverse mode; `kernels.dense` has the others.
+    """
+    blocks = blocks or _blocks_for(query, key)
+    joins = prefix is not None and blocks.apart and hasattr(prefix, "by_kv_head")
+    if joins:
+        # What it has to complain of, it says to all heads together.
+        jax.eval_shape(lambda query: prefix.partial(query, scale), query)
+    out, sign, log_mass = _shares(
+        query,
+        key,
+        value,
+        scale=scale,
+        blocks=blocks,
+        also=None if prefix is None or joins else prefix.partial(query, scale),
+        prefix=prefix.by_kv_head(key.shape[2]) if joins else None,
+        **options,
+    )
+    return out, jnp.where(sign < 0, jnp.nan, log_mass)
 
 
 def partial_attention(
@@ -36,6 +70,28 @@ def partial_attention(
     value: Float[Array, "B S K Hv"],
     *,
     scale: float | Float[Array, ""],
+    also: Partial | None = None,
+    blocks: Blocks | None = None,
+    **options: Any,
+) -> Partial:
+    """The input's share of attention, and what `also` holds with it; the rest as for `attend`."""
+    blocks = blocks or _blocks_for(query, key)
+    out, sign, log_mass = _shares(query, key, value, scale=scale, also=also, blocks=blocks, **options)
+    return Partial(out if also is None else out * sign[..., None], sign, log_mass)
+
+
+def _blocks_for(query, key) -> Blocks:
+    (batch, length, heads, _), (size, kv_heads) = query.shape, key.shape[1:3]
+    return blocks_for(jax.default_backend(), batch, length, size, heads, kv_heads)
+
+
+def _shares(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K Hv"],
+    *,
+    scale: float | Float[Array, ""],
+    blocks: Blocks,
     bias: Float[Array, "#B #N #T #S"] | None = None,
     mask: Bool[Array, "#B #N #T #S"] | None = None,
     is_causal: bool = False,
@@ -44,95 +100,66 @@ def partial_attention(
     local_window_size: tuple[int, int] | None = None,
     query_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
     also: Partial | None = None,
-    blocks: Blocks | None = None,
-) -> Partial:
-    """The input's share of attention, and what `also` holds with it; arguments as in `ntkprefix.attention`.
+    prefix: Any = None,
+) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"], Float[Array, "B T N"]]:
+    """Output, and sign and logarithm of its denominator: 0, 0 and -inf where nothing is seen.
 
-    What else there is joins each block of queries while its sums are at hand, and costs no pass of its own. Gradients
-    are those of first order in reverse mode; `kernels.dense` has the others.
+    A state's denominator may be negative.
     """
     batch, length, heads, width = query.shape
-    keys, kv_heads = key.shape[1:3]
+    size, kv_heads = key.shape[1:3]
     dtype = accumulator(query.dtype)
-    if keys == 0 or length == 0:
-        shape = (batch, length, heads)
-        nothing = Partial(
-            jnp.zeros((*shape, value.shape[-1]), dtype), jnp.zeros(shape, dtype), jnp.full(shape, -jnp.inf, dtype)
-        )
-        return nothing if also is None else merge(nothing, also)
+    if size == 0:
+        # One key that nothing sees.
+        key, value = (jnp.zeros((batch, 1, *array.shape[2:]), array.dtype) for array in (key, value))
+        bias, mask, key_value_seq_lengths = None, None, jnp.zeros(batch, jnp.int32)
     low, high = band(is_causal, local_window_size, query_offset)
     hidden = Hidden(
-        None if mask is None else group_heads(mask, kv_heads),
+        None if mask is None else group_heads(mask, kv_heads)[:, None],
         *(None if each is None else over_batch(each) for each in (low, high, query_seq_lengths, key_value_seq_lengths)),
     )
-    queries = jnp.moveaxis(query, 2, 1).reshape(batch, kv_heads, heads // kv_heads, length, width)
-    out, sign, log_mass = _attend(
-        blocks or blocks_for(jax.default_backend(), batch, length, keys, heads, kv_heads),
-        queries,
-        jnp.moveaxis(key, 1, 2),
-        jnp.moveaxis(value, 1, 2),
-        None if bias is None else group_heads(bias, kv_heads),
+
+    def grouped(array):
+        return array.astype(dtype).reshape(batch, length, kv_heads, heads // kv_heads, *array.shape[3:])
+
+    if length == 0:
+        nothing = jnp.zeros((batch, length, heads), dtype)
+        return jnp.zeros((*nothing.shape, value.shape[-1]), dtype), nothing, nothing - jnp.inf
+    found = _attend(
+        blocks,
+        query.reshape(batch, length, kv_heads, heads // kv_heads, width),
+        key,
+        value,
+        None if bias is None else group_heads(bias, kv_heads)[:, None],
         jnp.asarray(scale, dtype),
         hidden,
-        None if also is None else group_partial(jax.tree.map(lambda leaf: leaf.astype(dtype), also), kv_heads),
+        jax.tree.map(grouped, also),
+        prefix,
     )
-    return to_partial(out if also is None else out * sign[..., None], sign, log_mass)
+    return jax.tree.map(lambda array: array.reshape(batch, length, heads, *array.shape[4:]), found)
+
+
+# Below, arrays have rows of the batch and kv heads on axes 0 and 2, where `over_lanes` finds them, and an axis of one
+# between where there is nothing else: queries [B, T, K, G, H], keys [B, S, K, H], a bias [#B, 1, #K, #G, #T, #S].
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(blocks, query, key, value, bias, scale, hidden, also):
-    """Output [B, K, G, T, Hv] of [B, K, G, T, H] queries; sign and logarithm of its denominator, [B, K, G, T].
-
-    Where nothing is seen they are 0, 0 and -inf. A state's denominator may be negative.
-    """
-    return _attend_forward(blocks, query, key, value, bias, scale, hidden, also)[0]
+def _attend(blocks, query, key, value, bias, scale, hidden, also, prefix):
+    """Output [B, T, K, G, Hv]; sign and logarithm of its denominator, [B, T, K, G]."""
+    return _attend_forward(blocks, query, key, value, bias, scale, hidden, also, prefix)[0]
 
 
-def _attend_forward(blocks, query, key, value, bias, scale, hidden, also):
-    out, den, log_scale = _forward(blocks, query, key, value, bias, scale, hidden, also)
-    log_mass = jnp.where(den == 0, -jnp.inf, jnp.log(jnp.where(den == 0, 1.0, jnp.abs(den))) + log_scale)
-    saved = query, key, value, bias, scale, hidden, also, out, den, log_scale
-    return (out, jnp.sign(den), log_mass), saved
-
-
-def _attend_backward(blocks, saved, gradients):
-    query, key, value, bias, scale, hidden, also, out, den, log_scale = saved
-    d_out, _, d_log_mass = gradients
-    # Denominator and scale stay apart, as in the output: a sum of both rounds a logit of 1e4 to a thousandth.
-    empty = den == 0
-    per_den = jnp.where(empty, 0.0, 1 / jnp.where(empty, 1.0, den))
-    # A row that sees nothing, and rows that only fill a block, have weights e^{-inf} = 0.
-    log_scale = jnp.where(empty, jnp.inf, log_scale)
-    delta = (jnp.sum(d_out * out, axis=-1) - jnp.where(empty, 0.0, d_log_mass)) * per_den
-    d_out = d_out * per_den[..., None]
-    d_also = None
-    if also is not None:
-        share = bounded_exp(also.log_scale - log_scale)
-        along = jnp.sum(d_out * also.num, axis=-1)
-        d_also = Partial(d_out * share[..., None], -delta * share, (along - delta * also.den) * share)
-    d_query, d_key, d_value, d_bias, d_scale = _backward(
-        blocks, query, key, value, bias, scale, hidden, d_out.astype(_work(value.dtype)), log_scale, delta
-    )
-    return (
-        d_query.astype(query.dtype),
-        d_key.astype(key.dtype),
-        d_value.astype(value.dtype),
-        None if bias is None else d_bias.astype(bias.dtype),
-        d_scale,
-        None,
-        d_also,
-    )
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _forward(blocks, query, key, value, bias, scale, hidden, also):
+def _attend_forward(blocks, query, key, value, bias, scale, hidden, also, prefix):
+    given = query, key, value, bias, hidden, also, prefix
     cut = Cut.of(blocks, query, key)
+    dtype = scale.dtype
 
-    def lane(_, query, key, value, bias, hidden, also):
-        query, key, value, bias, hidden = cut.whole(query, key, value, bias, hidden)
-        also = jax.tree.map(lambda array: cut.pad(array, 3), also)
+    def lane(_, *given):
+        query, key, value, bias, hidden, also, prefix = given
+        if prefix is not None:
+            also = _of_prefix(prefix, query, scale)
+        query, key, value, bias, hidden = cut.whole(*_heads_first(query, key, value, bias, hidden))
+        also = jax.tree.map(lambda array: cut.pad(jnp.moveaxis(array, 1, 3), 3), also)
         ranges = Ranges.of(cut, hidden)
 
         def block(index):
@@ -145,10 +172,10 @@ def _forward(blocks, query, key, value, bias, scale, hidden, also):
                 finite = jnp.where(jnp.isfinite(larger), larger, 0.0)
                 kept, weights = jnp.exp(largest - finite), jnp.exp(logits - finite[..., None])
                 work = _work(value.dtype)
-                more = dot("bkgts,bksh->bkgth", weights.astype(work), cut.columns(value, at).astype(work), scale.dtype)
+                more = dot("bkgts,bksh->bkgth", weights.astype(work), cut.columns(value, at).astype(work), dtype)
                 return num * kept[..., None] + more, den * kept + jnp.sum(weights, axis=-1), larger
 
-            shape, dtype = q.shape[:-1], scale.dtype
+            shape = q.shape[:-1]
             zeros = jnp.zeros((*shape, value.shape[-1]), dtype)
             start = zeros, jnp.zeros(shape, dtype), jnp.full(shape, -jnp.inf, dtype)
             share = Partial(*ranges.fold(index, add_block, start))
@@ -156,19 +183,42 @@ def _forward(blocks, query, key, value, bias, scale, hidden, also):
                 share = add(share, jax.tree.map(lambda array: cut.rows(array, index), also))
             return share.normalise(), share.den, share.log_scale
 
-        return jax.tree.map(cut.joined, jax.lax.map(block, jnp.arange(cut.row_blocks))), None
+        found = jax.tree.map(cut.joined, jax.lax.map(block, jnp.arange(cut.row_blocks)))
+        return jax.tree.map(lambda array: jnp.moveaxis(array, 3, 1), found)
 
-    results, _ = over_lanes(blocks.apart, lane, None, query, key, value, bias, hidden, also)
-    return results
+    shape = query.shape[:-1]
+    empty = jnp.zeros((*shape, value.shape[-1]), dtype), jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    out, den, log_scale = over_lanes(blocks.apart, lane, empty, *given)
+    log_mass = jnp.where(den == 0, -jnp.inf, jnp.log(jnp.where(den == 0, 1.0, jnp.abs(den))) + log_scale)
+    return (out, jnp.sign(den), log_mass), (given, scale, out, den, log_scale)
 
 
-def _backward(blocks, query, key, value, bias, scale, hidden, d_out, log_scale, delta):
-    cut, dtype, work = Cut.of(blocks, query, key), scale.dtype, d_out.dtype
+def _attend_backward(blocks, saved, gradients):
+    given, scale, *found = saved
+    d_out, _, d_log_mass = gradients
+    query, key, value, bias, _, also, prefix = given
+    cut, dtype, work = Cut.of(blocks, query, key), scale.dtype, _work(value.dtype)
 
-    def lane(d_bias, query, key, value, bias, hidden, d_out, log_scale, delta):
-        query, key, value, bias, hidden = cut.whole(query, key, value, bias, hidden)
-        d_out, delta = cut.pad(d_out, 3), cut.pad(delta, 3)
-        log_scale = cut.pad(log_scale, 3, jnp.inf)
+    def lane(so_far, query, key, value, bias, hidden, also, prefix, out, den, log_scale, d_out, d_log_mass):
+        *_, all_d_bias, all_d_scale, _, all_d_prefix = so_far
+        of_prefix = None
+        if prefix is not None:
+            also, of_prefix = jax.vjp(_of_prefix, prefix, query, scale)
+        # Denominator and scale stay apart, as in the output: a sum of both rounds a logit of 1e4 to a thousandth.
+        unseen = den == 0
+        per_den = jnp.where(unseen, 0.0, 1 / jnp.where(unseen, 1.0, den))
+        delta = (jnp.sum(d_out * out, axis=-1) - jnp.where(unseen, 0.0, d_log_mass)) * per_den
+        # A row that sees nothing, and rows that only fill a block, have weights e^{-inf} = 0.
+        log_scale = jnp.where(unseen, jnp.inf, log_scale)
+        d_out = d_out * per_den[..., None]
+        d_also = None
+        if also is not None:
+            share = bounded_exp(also.log_scale - log_scale)
+            along = jnp.sum(d_out * also.num, axis=-1)
+            d_also = Partial(d_out * share[..., None], -delta * share, (along - delta * also.den) * share)
+        query, key, value, bias, hidden = cut.whole(*_heads_first(query, key, value, bias, hidden))
+        d_out, delta, log_scale = (jnp.moveaxis(array, 1, 3) for array in (d_out, delta, log_scale))
+        d_out, delta, log_scale = cut.pad(d_out.astype(work), 3), cut.pad(delta, 3), cut.pad(log_scale, 3, jnp.inf)
         ranges = Ranges.of(cut, hidden)
 
         def block(carry, index):
@@ -192,17 +242,53 @@ def _backward(blocks, query, key, value, bias, scale, hidden, d_out, log_scale, 
             return tuple(carry), d_q
 
         # Widths before lengths: the products that sum over rows then read a block of weights as it lies.
-        start = *(jnp.zeros(jnp.swapaxes(a, 2, 3).shape, dtype) for a in (key, value)), cut.whole_bias(d_bias)
+        start = *(jnp.zeros(jnp.swapaxes(a, 2, 3).shape, dtype) for a in (key, value)), _whole_bias(cut, all_d_bias)
         (d_key, d_value, d_bias), d_query = jax.lax.scan(block, start, jnp.arange(cut.row_blocks))
         d_query = cut.joined(d_query)
-        d_scale = jnp.sum(query[:, :, :, : cut.length].astype(dtype) * d_query)[None, None]
-        d_key, d_value = (jnp.swapaxes(array, 2, 3)[:, :, : cut.size] for array in (d_key, d_value))
-        return (scale * d_query, scale * d_key, d_value, d_scale), cut.without_padding(d_bias)
+        d_scale = jnp.sum(query[:, :, :, : cut.length].astype(dtype) * d_query)
+        d_query = jnp.moveaxis(scale * d_query, 3, 1)
+        d_key, d_value = (jnp.moveaxis(array[..., : cut.size], 3, 1) for array in (scale * d_key, d_value))
+        d_prefix = None
+        if of_prefix is not None:
+            d_prefix, more, more_scale = of_prefix(d_also)
+            d_query, d_scale, d_also = d_query + more.astype(dtype), d_scale + more_scale, None
+            d_prefix = jax.tree.map(lambda total, more: total + more.astype(total.dtype), all_d_prefix, d_prefix)
+        d_bias = None if d_bias is None else cut.without_padding(d_bias)[:, None]
+        return d_query, d_key, d_value, d_bias, all_d_scale + d_scale, d_also, d_prefix
 
-    d_bias = None if bias is None else jnp.zeros(bias.shape, dtype)
-    arrays = (query, key, value, bias, hidden, d_out, log_scale, delta)
-    (d_query, d_key, d_value, d_scale), d_bias = over_lanes(blocks.apart, lane, d_bias, *arrays)
-    return d_query, d_key, d_value, d_bias, jnp.sum(d_scale)
+    start = (
+        *(jnp.zeros(array.shape, dtype) for array in (query, key, value)),
+        None if bias is None else jnp.zeros(bias.shape, dtype),
+        jnp.zeros((1, 1, 1), dtype),
+        *jax.tree.map(lambda array: jnp.zeros(array.shape, dtype), (also, prefix)),
+    )
+    d_query, d_key, d_value, d_bias, d_scale, d_also, d_prefix = over_lanes(
+        blocks.apart, lane, start, *given, *found, d_out, d_log_mass
+    )
+    of_given = d_query, d_key, d_value, d_bias
+    of_given = jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), of_given, (query, key, value, bias))
+    d_prefix = jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), d_prefix, prefix)
+    return (*of_given, d_scale.reshape(()), None, d_also, d_prefix)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _of_prefix(prefix, query, scale) -> Partial:
+    """A prefix's share, [1, T, 1, G], at one place of rows and kv heads."""
+    share = jax.tree.map(lambda array: array[0, 0, 0], prefix).partial(query[:, :, 0], scale)
+    return jax.tree.map(lambda array: array[:, :, None].astype(scale.dtype), share)
+
+
+def _heads_first(query, key, value, bias, hidden):
+    """Heads before lengths, [b, K, G, T, H] and [b, K, S, H], as matrix products want them."""
+    hidden = hidden._replace(mask=None if hidden.mask is None else hidden.mask[:, 0])
+    key, value = (jnp.swapaxes(array, 1, 2) for array in (key, value))
+    return jnp.moveaxis(query, 1, 3), key, value, None if bias is None else bias[:, 0], hidden
+
+
+def _whole_bias(cut, bias):
+    return None if bias is None else cut.whole_bias(bias[:, 0])
 
 
 def _work(dtype):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -9,6 +11,21 @@ from jaxtyping import Array, Bool, Float, Int
 from ntkprefix._dtypes import accumulator
 from ntkprefix.kernels.masks import combined_mask
 from ntkprefix.partial import Partial, merge
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K Hv"],
+    *,
+    scale: float | Float[Array, ""],
+    prefix: Any = None,
+    **options: Any,
+) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
+    """Output and log-sum-exp of a prefix and the input; arguments as in `ntkprefix.attention`."""
+    also = None if prefix is None else prefix.partial(query, scale)
+    share = partial_attention(query, key, value, scale=scale, also=also, **options)
+    return share.normalise(), share.log_mass()
 
 
 def partial_attention(
@@ -26,7 +43,7 @@ def partial_attention(
     query_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
     also: Partial | None = None,
 ) -> Partial:
-    """The input's share of attention, and what `also` holds with it; arguments as in `ntkprefix.attention`."""
+    """The input's share of attention, and what `also` holds with it; the rest as for `attend`."""
     kv_heads = key.shape[2]
     logits = grouped_logits(query, key, scale)
     if bias is not None:
@@ -92,16 +109,6 @@ def group_heads(array: Array, kv_heads: int) -> Array:
     if array.shape[1] == 1:
         return array[:, :, None]
     return array.reshape(array.shape[0], kv_heads, array.shape[1] // kv_heads, *array.shape[2:])
-
-
-def group_partial(partial: Partial, kv_heads: int) -> Partial:
-    """The inverse of `to_partial`: [B, T, N] -> [B, K, G, T]."""
-
-    def grouped(array: Array) -> Array:
-        moved = jnp.moveaxis(array, 2, 1)
-        return moved.reshape(moved.shape[0], kv_heads, moved.shape[1] // kv_heads, *moved.shape[2:])
-
-    return jax.tree.map(grouped, partial)
 
 
 def _join_heads(array: Array) -> Array:

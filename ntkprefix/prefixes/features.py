@@ -218,7 +218,7 @@ class FeaturePrefix:
         num = jnp.einsum("ATR,ARH->ATH", phi, of_states(self.Z))
         den = jnp.einsum("ATR,AR->AT", phi, of_states(self.k))
         if self.centre is not None:
-            log_scale = log_scale + jnp.einsum("ATH,AH->AT", queries, of_states(beta * self.centre))
+            log_scale = log_scale + jnp.einsum("ATH,AH->AT", queries, of_states(self.centre) * beta)
         if self.log_scale is not None:
             log_scale = log_scale + of_states(self.log_scale)[..., None]
 
@@ -227,6 +227,25 @@ class FeaturePrefix:
             return jnp.moveaxis(array.reshape(*lead, length, *array.shape[2:]), 1 if own else 0, 2)
 
         return Partial(*(of_queries(array) for array in (num, den, log_scale)))
+
+    def by_kv_head(self, kv_heads: int) -> FeaturePrefix:
+        """Arrays with [B or 1, 1, K] in front, whose entries are the prefix at one row and kv head.
+
+        Args:
+            kv_heads: K.
+        """
+
+        def of_heads(array: Array, own: bool) -> Array:
+            rows, (heads, *rest) = (array.shape[0], array.shape[1:]) if own else (1, array.shape)
+            return array.reshape(rows, 1, kv_heads, heads // kv_heads, *rest)
+
+        own = self.Z.ndim == 4
+        given = {name: getattr(self, name) for name in ("Z", "k", "log_scale", "centre")}
+        return dataclasses.replace(
+            self,
+            feature_map=jax.tree.map(lambda array: array[None, None, None], self.feature_map),
+            **{name: None if array is None else of_heads(array, own) for name, array in given.items()},
+        )
 
     def _combine(self, other: FeaturePrefix, *, sign: int) -> FeaturePrefix:
         checks.addable(self, other)

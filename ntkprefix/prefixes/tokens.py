@@ -79,5 +79,5 @@ class TokenPrefix:
             arrays, of_row = jax.tree.map(lambda array: array[None], arrays), (1, batch * length)
         keys, values, bias = arrays
         kernel = IMPLEMENTATIONS[best(length, keys.shape[1])]
-        share = kernel(query.reshape(*of_row, heads, width), keys, values, scale=scale, bias=bias)
+        share = kernel.partial_attention(query.reshape(*of_row, heads, width), keys, values, scale=scale, bias=bias)
         return jax.tree.map(lambda array: array.reshape(batch, length, *array.shape[2:]), share)
