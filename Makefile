@@ -58,6 +58,7 @@ bench: $(READY)
 	@$(MAKE) --no-print-directory $(PEERS)/.ready || echo "There is no PyTorch: its cases are left out."
 	$(BIN)/python -m benchmarks.attention $$(test -e $(PEERS)/.ready && echo --torch $(PEERS)/bin/python)
 	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.models $$(test -e $(PEERS)/.ready && echo --torch $(PEERS)/bin/python)
 
 notebooks: $(READY)
 	$(BIN)/python -m experiments.notebooks
@@ -90,7 +91,8 @@ $(NEWEST)/.ready: pyproject.toml
 
 $(PEERS)/.ready: constraints-peers.txt
 	$(PYTHON) -m venv --clear $(PEERS)
-	$(PEERS)/bin/python -m pip install --disable-pip-version-check --constraint constraints-peers.txt torch numpy
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check --constraint constraints-peers.txt torch numpy \
+		transformers peft
 	@touch $@
 
 clean:

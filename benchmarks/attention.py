@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import RESULTS
-from benchmarks.memory import peak_bytes
+from benchmarks.limits import limits
 from benchmarks.peers import ATTENTION, Peer
+from benchmarks.pytorch.memory import peak_bytes
 from benchmarks.timing import in_rounds, ratio
 from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention
 from ntkprefix.runs import environment, write_json
@@ -35,7 +36,9 @@ STOCK = "jax.nn, no prefix"
 FUSED = "PyTorch, fused, no prefix"
 FORMULA = "PyTorch, the paper's formula"
 # Of a head and its prefix tokens; more take minutes.
-_MOST_LOGITS = 2**26
+_MOST_LOGITS = 2**27
+# Of a head, in what holds all of them in memory, several times over.
+_MOST_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +49,18 @@ class AttentionConfig:
         queries: T = S, tokens of the input.
         heads: N = K.
         width: H = Hv.
-        tokens: lengths M of exact prefixes, those with which T M is not over 2^26.
+        tokens: lengths M of exact prefixes, those with which T M is not over 2^27.
         clouds: of a measure, of rank 2.
         rounds: how often each case is timed.
         torch: interpreter of an environment with PyTorch.
     """
 
-    queries: tuple[int, ...] = (512, 1024, 4096)
+    queries: tuple[int, ...] = (128, 512, 1024, 4096, 8192)
     heads: int = 9
     width: int = 64
-    tokens: tuple[int, ...] = (64, 1024, 16384, 65536)
+    tokens: tuple[int, ...] = (16, 64, 1024, 16384, 65536, 2**20)
     clouds: int = 8
-    rounds: int = 7
+    rounds: int = 5
     torch: Path | None = None
 
 
@@ -67,7 +70,7 @@ def main(config: AttentionConfig) -> dict[str, Any]:
     Returns:
         What is written to `benchmarks/results/attention.json`.
     """
-    rows, console = [], Console()
+    rows, console, rates = [], Console(), limits(config.rounds)
     with _torch(config.torch) as torch:
         for queries in config.queries:
             cases = {name: compiled(*case) for name, *case in cases_of(config, queries)}
@@ -78,7 +81,7 @@ def main(config: AttentionConfig) -> dict[str, Any]:
                 rows += [{"queries": queries, "gradient": gradient, **row} for row in found]
         version = None if torch is None else torch.version
     about = asdict(config) | {"torch": version}
-    results = {"config": about, "environment": environment(), "rows": rows}
+    results = {"config": about, "environment": environment(), "limits": rates, "rows": rows}
     write_json(RESULTS / "attention.json", results)
     return results
 
@@ -99,7 +102,8 @@ def _measured(config, queries, gradient, programs, torch) -> list[dict[str, Any]
     peaks = {name: peak_bytes(run) for name, run in runs.items()}
     if torch is not None:
         sizes = {"queries": queries, "heads": config.heads, "width": config.width, "gradient": gradient}
-        for name, case in ((FUSED, "fused"), (FORMULA, "formula")):
+        names = {FUSED: "fused"} | ({FORMULA: "formula"} if queries**2 <= _MOST_AT_ONCE else {})
+        for name, case in names.items():
             runs[name] = torch.case(case=case, **sizes)
             peaks[name] = torch.peak_bytes(case=case, **sizes)
     seconds = in_rounds(list(runs.values()), config.rounds)
@@ -136,7 +140,8 @@ def cases_of(config: AttentionConfig, queries: int) -> Iterator[tuple[str, Calla
     def stock(_, query, key, value):
         return jax.nn.dot_product_attention(query, key, value, is_causal=True)
 
-    yield STOCK, stock, None, inputs
+    if queries**2 <= _MOST_AT_ONCE:
+        yield STOCK, stock, None, inputs
 
 
 def compiled(function, prefix, inputs) -> dict[bool, tuple[Callable[[], Any], int]]:

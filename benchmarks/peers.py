@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).parent
-ATTENTION, MODELS = _HERE / "torch_attention.py", _HERE / "torch_models.py"
+_HERE = Path(__file__).parent / "pytorch"
+ATTENTION, MODELS = _HERE / "attention.py", _HERE / "models.py"
 
 
 class Peer:
@@ -17,7 +17,7 @@ class Peer:
 
     Args:
         python: the environment's interpreter.
-        program: what runs there; it ends in `benchmarks.worker.serve`.
+        program: what runs there; it ends in `benchmarks.pytorch.worker.serve`.
         threads: how many it may use.
 
     Attributes:
@@ -43,7 +43,7 @@ class Peer:
         return run
 
     def peak_bytes(self, **asked: Any) -> int | None:
-        """As `benchmarks.memory.peak_bytes` of a case that has run before."""
+        """As `benchmarks.pytorch.memory.peak_bytes` of a case that has run before."""
         return self._ask("peak", asked)
 
     def _ask(self, wanted: str, asked: dict[str, Any]) -> Any:

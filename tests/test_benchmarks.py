@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import attention, block_sizes, kernels, memory, peers
+from benchmarks import attention, block_sizes, kernels, peers
 from benchmarks.attention import AttentionConfig
+from benchmarks.pytorch import memory
 from ntkprefix.kernels.blocks import Blocks, blocks_for
 from ntkprefix.runs import read_json
 
@@ -36,7 +37,7 @@ def test_pytorch_s_cases_run_in_their_own_process(results, tmp_path, monkeypatch
     """A process that answers as PyTorch's does stands in for it."""
     worker = tmp_path / "worker.py"
     worker.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(peers.__file__).parent)!r})\n"
+        f"import sys; sys.path.insert(0, {str(peers.ATTENTION.parent)!r})\n"
         "from worker import serve\n"
         "expected = ['case', 'gradient', 'heads', 'queries', 'width']\n"
         "serve('9.9', lambda **asked: lambda: sorted(asked) == expected or 1 / 0)"
@@ -48,7 +49,7 @@ def test_pytorch_s_cases_run_in_their_own_process(results, tmp_path, monkeypatch
     assert {"peak_bytes", "working_bytes"} <= set(written["rows"][5])
 
 
-@pytest.mark.parametrize("program", [peers.ATTENTION])
+@pytest.mark.parametrize("program", [peers.ATTENTION, peers.MODELS])
 def test_an_environment_without_pytorch_is_an_error(program):
     with pytest.raises(OSError, match=rf"{program.name}: expected an answer"):
         peers.Peer(sys.executable, program, threads=1)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from memory import peak_bytes  # of this folder, where Python looks for a program's own modules
+from memory import peak_bytes
 
 
 def serve(version: str, prepare: Callable[..., Callable[[], Any]]) -> None:
