@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks import RESULTS as BENCHMARKS
-from benchmarks import attention
 from benchmarks.timing import ratio
 from experiments import RESULTS, plots, summary, tables
 from experiments import real_kernels as real_models
 from experiments.fields import FIELDS, OURS, PROBED
 from experiments.scale import FAINT
+from experiments.speed import attention_speed, cost, kernels_speed, models_speed
 from ntkprefix.runs import read_json, write_bytes
 from theory import intervals
 from theory.verify import cautions
 
 _ROOT = Path(__file__).parents[1]
 README = _ROOT / "README.md"
-PREFIXES, THEORY = _ROOT / "docs" / "prefixes.md", _ROOT / "docs" / "theory.md"
+PREFIXES, THEORY, SPEED = (_ROOT / "docs" / f"{name}.md" for name in ("prefixes", "theory", "speed"))
 
 
 def main() -> None:
@@ -33,6 +33,9 @@ def main() -> None:
     picture = io.BytesIO()
     plots.real_kernels(_real_kernels()).savefig(picture, dpi=120)
     write_bytes(THEORY.parent / "images" / "real_kernels.png", picture.getvalue())
+    picture = io.BytesIO()
+    plots.cost(read_json(BENCHMARKS / "attention.json")).savefig(picture, dpi=120)
+    write_bytes(SPEED.parent / "images" / "cost.png", picture.getvalue())
 
 
 def _real_kernels() -> dict[str, dict[str, Any]]:
@@ -53,62 +56,6 @@ def render(document: Path) -> str:
             raise ValueError(f"{document.name}: expected the markers of the table {name!r}.")
         text = f"{text[: found.start(1)]}{make()}\n{text[found.end(1) :]}"
     return text
-
-
-def cost() -> str:
-    """What attention costs with a prefix and without, and what others' costs."""
-    results = read_json(BENCHMARKS / "attention.json")
-    config, where = results["config"], results["environment"]
-    rows = {(row["queries"], row["gradient"], row["case"]): row for row in results["rows"]}
-    lengths, names = config["queries"], list(dict.fromkeys(row["case"] for row in results["rows"]))
-    columns = [f"T = {length:,}{more}" for length in lengths for more in ("", ", gradient")]
-    lines = [f"| attention | {' | '.join(columns)} | MB |", "|---" * (len(columns) + 2) + "|"]
-    for name in names:
-        cells = [rows.get((length, gradient, name)) for length in lengths for gradient in (False, True)]
-        memory = cells[-1]["working_bytes"] if cells[-1] else None
-        shown = ["" if cell is None else _ratio(cell) for cell in cells]
-        lines.append(f"| {name} | {' | '.join(shown)} | {'' if memory is None else f'{memory / 1e6:,.0f}'} |")
-    torch = f"PyTorch {config['torch']}, " if config["torch"] else ""
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Time relative to our attention without a prefix, median of {config['rounds']} rounds in which every case "
-            f"has its turn: output alone, and output with all gradients, those of the prefix among them. T queries and "
-            f"keys, causal, {config['heads']} heads of {config['width']}, float32. MB: working memory of the compiled "
-            f"program for the longest T with gradients ({torch}{where['processor']}, {where['cores']} cores). "
-            f"{_of_longest(rows, max(lengths))} A state is compared with exact prefixes for its cost alone: how far "
-            "its output is from the exact one is what `taylor_error_bound` is about. Quartiles are in the result "
-            "file. Remade by `make bench`.",
-        ]
-    )
-
-
-def _ratio(row: dict[str, Any]) -> str:
-    middle = row["relative_time"][1]
-    return f"{middle:.0f}" if middle >= 100 else f"{middle:.3g}"
-
-
-def _of_longest(rows: dict[tuple[int, bool, str], dict[str, Any]], length: int) -> str:
-    """How our attention compares with others' at one length."""
-    sentences = []
-    for other in (attention.STOCK, attention.FUSED):
-        pair = [rows.get((length, gradient, other)) for gradient in (False, True)]
-        if all(pair):
-            times = [f"{row['relative_time'][1]:.2g}" for row in pair if row]
-            sentences.append(f"At T = {length:,} {other}, takes {times[0]} times as long, {times[1]} with gradients.")
-    pair = [rows.get((length, gradient, attention.FORMULA)) for gradient in (False, True)]
-    if all(pair):
-        state = [rows[length, gradient, attention.STATE] for gradient in (False, True)]
-        times = [
-            f"{row['relative_time'][1] / own['relative_time'][1]:.2g}"
-            for row, own in zip(pair, state, strict=True)
-            if row
-        ]
-        sentences.append(
-            f"The paper's formula takes {times[0]} times as long as a state here, {times[1]} with gradients."
-        )
-    return " ".join(sentences)
 
 
 def vision() -> str:
@@ -281,6 +228,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     README: (cost, vision, language, verify),
     PREFIXES: (scale,),
     THEORY: (real_kernels,),
+    SPEED: (attention_speed, models_speed, kernels_speed),
 }
 
 
