@@ -16,8 +16,9 @@ _LEAST_SECONDS = 0.2
 def in_rounds(runs: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
     """Seconds that each run takes in each round; a first, untimed round warms up.
 
-    In a round every run has its turn, so that a slow spell of the machine slows all of them, and runs as often as fills
-    a fifth of a second, so that one interrupt is no tenth of what it takes. Before that it runs once untimed: what ran
+    In a round every run has its turn, so that a slow spell of the machine slows all of them, in an order drawn anew, so
+    that none is always behind the same other (what follows another process was seen to take a quarter longer); and it
+    runs as often as fills a fifth of a second, so that one interrupt is no tenth of what it takes. Before that it runs once untimed: what ran
     before it has left its own data in the caches, and has given memory back that must be had again.
 
     Args:
@@ -27,10 +28,11 @@ def in_rounds(runs: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
     Returns:
         Seconds, [runs, rounds].
     """
-    seconds = np.empty((len(runs), rounds))
+    seconds, random = np.empty((len(runs), rounds)), np.random.default_rng(0)
     with progress(transient=True) as bar:
         for number in bar.track(range(-1, rounds), description="timing"):
-            for case, run in enumerate(runs):
+            for case in random.permutation(len(runs)):
+                run = runs[case]
                 run()
                 began, times = time.perf_counter(), 0
                 while not times or time.perf_counter() - began < _LEAST_SECONDS:

@@ -1,6 +1,8 @@
 """Benchmarks run at small sizes, with and without peers, and compare what they say they compare."""
 
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from benchmarks import attention, block_sizes, kernels, peers
 from benchmarks.attention import AttentionConfig
 from benchmarks.pytorch import memory
+from benchmarks.timing import in_rounds
 from ntkprefix.kernels.blocks import Blocks, blocks_for
 from ntkprefix.runs import read_json
 
@@ -21,6 +24,20 @@ def results(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.timing._LEAST_SECONDS", 0.0)
     return tmp_path
+
+
+def test_every_case_has_its_turn_in_every_round_and_another_place(monkeypatch):
+    monkeypatch.setattr("benchmarks.timing._LEAST_SECONDS", 0.0)
+    order = []
+    cases = [partial(order.append, number) for number in range(4)]
+    slow = [*cases[:3], lambda: (cases[3](), time.sleep(0.02))]
+    seconds = in_rounds(slow, 5)
+    rounds = np.reshape(order, (6, 4, 2))  # the first warms up, and all run once more before they are timed
+    assert (rounds[..., 0] == rounds[..., 1]).all()
+    assert all(sorted(each) == [0, 1, 2, 3] for each in rounds[..., 0].tolist())
+    assert len({tuple(each) for each in rounds[..., 0].tolist()}) > 3
+    assert (seconds[3] >= 0.02).all()
+    assert (seconds[:3] < 0.02).all()
 
 
 def test_attention_is_timed_without_pytorch(results):
