@@ -39,6 +39,8 @@ FORMULA = "PyTorch, the paper's formula"
 _MOST_LOGITS = 2**27
 # Of a head, in what holds all of them in memory, several times over.
 _MOST_AT_ONCE = 2**24
+# Prefix tokens whose gradients are taken too; a million take 5 GB, and what trains them four times that.
+_MOST_TRAINED = 2**18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class AttentionConfig:
         queries: T = S, tokens of the input.
         heads: N = K.
         width: H = Hv.
-        tokens: lengths M of exact prefixes, those with which T M is not over 2^27.
+        tokens: lengths M of exact prefixes, those with which T M is not over 2^27; gradients up to 2^18.
         clouds: of a measure, of rank 2.
         rounds: how often each case is timed.
         torch: interpreter of an environment with PyTorch.
@@ -58,7 +60,7 @@ class AttentionConfig:
     queries: tuple[int, ...] = (128, 512, 1024, 4096, 8192)
     heads: int = 9
     width: int = 64
-    tokens: tuple[int, ...] = (16, 64, 1024, 16384, 65536, 2**20)
+    tokens: tuple[int, ...] = (16, 64, 1024, 16384, 65536, 2**18, 2**20)
     clouds: int = 8
     rounds: int = 5
     torch: Path | None = None
@@ -75,7 +77,7 @@ def main(config: AttentionConfig) -> dict[str, Any]:
         for queries in config.queries:
             cases = {name: compiled(*case) for name, *case in cases_of(config, queries)}
             for gradient in (False, True):
-                programs = {name: found[gradient] for name, found in cases.items()}
+                programs = {name: found[gradient] for name, found in cases.items() if gradient in found}
                 found = _measured(config, queries, gradient, programs, torch)
                 console.print(_table(queries, gradient, found))
                 rows += [{"queries": queries, "gradient": gradient, **row} for row in found]
@@ -145,14 +147,18 @@ def cases_of(config: AttentionConfig, queries: int) -> Iterator[tuple[str, Calla
 
 
 def compiled(function, prefix, inputs) -> dict[bool, tuple[Callable[[], Any], int]]:
-    """What runs a case, output alone and with all gradients, and the working memory of its program in bytes."""
+    """What runs a case, output alone and with all gradients, and the working memory of its program in bytes.
+
+    Gradients are left out for prefixes that are too long for them.
+    """
 
     def both(prefix, *arrays):
         out, backward = jax.vjp(function, prefix, *arrays)
         return out, backward(arrays[0])  # as good a gradient of the output as any
 
+    trains = not isinstance(prefix, TokenPrefix) or prefix.keys.shape[0] <= _MOST_TRAINED
     found: dict[bool, tuple[Callable[[], Any], int]] = {}
-    for gradient, traced in ((False, function), (True, both)):
+    for gradient, traced in ((False, function), (True, both))[: 1 + trains]:
         program = jax.jit(traced).lower(prefix, *inputs).compile()
         found[gradient] = partial(_wait_for, program, prefix, inputs), int(program.memory_analysis().temp_size_in_bytes)
     return found

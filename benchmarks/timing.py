@@ -17,9 +17,9 @@ def in_rounds(runs: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
     """Seconds that each run takes in each round; a first, untimed round warms up.
 
     In a round every run has its turn, so that a slow spell of the machine slows all of them, in an order drawn anew, so
-    that none is always behind the same other (what follows another process was seen to take a quarter longer); and it
-    runs as often as fills a fifth of a second, so that one interrupt is no tenth of what it takes. Before that it runs once untimed: what ran
-    before it has left its own data in the caches, and has given memory back that must be had again.
+    that none is always behind the same other: what follows another process was seen to take a quarter longer. It runs
+    as often as fills a fifth of a second, so that one interrupt is no tenth of what it takes, and before that once
+    untimed: what ran before it has left its own data in the caches, and has given memory back that must be had again.
 
     Args:
         runs: each returns when its work is done, not when it is under way.

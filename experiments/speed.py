@@ -90,8 +90,8 @@ def attention_speed() -> str:
             f"Time relative to no prefix, median and quartiles of {config['rounds']} rounds. The limit is that of this "
             f"machine in the same run, {rates['operations'] / 1e9:.0f} billion operations a second in products of "
             f"matrices and {rates['exponentials'] / 1e9:.2g} billion exponentials, one after the other, for the logits "
-            f"that causality leaves.{memory} Empty: what holds all logits at once, above T = 4,096; and prefixes with "
-            "T M above 2^27. Remade by `make bench`.",
+            f"that causality leaves.{memory} Empty: what holds all logits at once, above T = 4,096; prefixes with "
+            "T M above 2^27; and gradients of prefixes above 2^18. Remade by `make bench`.",
         ]
     )
 

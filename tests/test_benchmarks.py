@@ -5,14 +5,19 @@ import time
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
+from tiny_classifier import IMAGES, LABELS, initial, tiny_model
 
 from benchmarks import attention, block_sizes, kernels, peers
 from benchmarks.attention import AttentionConfig
 from benchmarks.pytorch import memory
 from benchmarks.timing import in_rounds
+from ntkprefix.adapters import LoraAdapter
 from ntkprefix.kernels.blocks import Blocks, blocks_for
+from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.runs import read_json
 
 SMALL = AttentionConfig(queries=(16,), heads=2, width=8, tokens=(4, 2**23), clouds=2, rounds=1)
@@ -20,7 +25,7 @@ SMALL = AttentionConfig(queries=(16,), heads=2, width=8, tokens=(4, 2**23), clou
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    for module in (attention, block_sizes, kernels):
+    for module in (attention, block_sizes, kernels, models):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.timing._LEAST_SECONDS", 0.0)
     return tmp_path
@@ -126,3 +131,54 @@ def test_blocks_by_shape(shape, blocks):
 
 def test_blocks_stay_as_they_are_where_nothing_was_measured():
     assert blocks_for("gpu", 1, 4096, 4096, 9, 3) == Blocks(512, 512, apart=False)
+
+
+def test_training_and_generation_are_timed_beside_a_peer(results, tmp_path, monkeypatch):
+    """With models small enough for a test, and a process that answers as PEFT's does."""
+    block = BlockConfig(width=12, heads=3, mlp_width=16, causal=True)
+    text = TextModel(TextConfig(vocabulary=1000, layers=2, block=block, positions=32), rngs=nnx.Rngs(0))
+    monkeypatch.setattr(models, "load_text_model", {"smollm2": text}.get)
+    monkeypatch.setattr(models, "load_dinov2", tiny_model)
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        f"import sys; sys.path.insert(0, {str(peers.MODELS.parent)!r})\n"
+        "from worker import serve\n"
+        "expected = {'what', 'model', 'adapter', 'size', 'batch', 'length'}\n"
+        "serve('9.9', lambda **asked: lambda: expected <= set(asked) or 1 / 0)"
+    )
+    monkeypatch.setattr(models, "MODELS", worker)
+    sizes = {"dinov2": (8, 8, 0), "smollm2": (2, 10, 3)}
+    small = tuple(
+        each._replace(
+            **dict(zip(("batch", "length", "new"), sizes[each.model], strict=True)),
+            adapters={name: a.replace("100", "4") if a else a for name, a in list(each.adapters.items())[:3]},
+        )
+        for each in models.WORKLOADS
+    )
+    monkeypatch.setattr(models, "WORKLOADS", small)
+    written = models.main(models.ModelsConfig(rounds=1, torch=sys.executable))
+    assert read_json(results / "models.json")["workloads"] == written["workloads"]
+    for workload, found in zip(small, written["workloads"], strict=True):
+        assert [row["case"] for row in found["rows"]] == [*workload.adapters, *workload.peers]
+        assert found["rows"][0]["relative_time"] == [1, 1, 1]
+
+
+def test_a_timed_step_trains():
+    """What is timed must not be a step that the compiler left out: the loss falls."""
+    classifier, params = initial(tiny_model(), LoraAdapter(rank=2))
+    losses = []
+
+    class Watched:
+        frozen, project = classifier.frozen, staticmethod(classifier.project)
+
+        @staticmethod
+        def loss(*arguments):
+            value = classifier.loss(*arguments)
+            jax.debug.callback(losses.append, value)
+            return value
+
+    run = models._step(Watched, params, (IMAGES, LABELS))
+    for _ in range(60):
+        run()
+    jax.effects_barrier()
+    assert losses[-1] < 0.9 * losses[0]

@@ -29,7 +29,12 @@ class PrefixShape(NamedTuple):
 
 @runtime_checkable
 class Prefix(Protocol):
-    """A prefix: a pytree with its share of attention."""
+    """A prefix: a pytree with its share of attention.
+
+    One that is cheap to read may also have `by_kv_head(kv_heads)`: the same pytree with [B or 1, 1, K] in front of
+    every array, whose entry at each place is the prefix of one row and kv head. Attention by blocks then reads it where
+    that head's queries are at hand, and once more for the gradient.
+    """
 
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
         """The share of all its keys, for logits `scale * q.p`.

@@ -152,3 +152,10 @@ def test_optimisers_go_by_name_too():
     W, a, x, y = (jnp.ones((4, 2)), jnp.array([1.0, 1.0, -1.0, -1.0]), jnp.eye(2), jnp.eye(2))
     named, made = (train(W, a, x, y, steps=3, step_size=0.1, optimizer=o) for o in ("adam", optax.adam))
     np.testing.assert_array_equal(named.W, made.W)
+
+
+def test_training_a_million_tokens_takes_a_few_copies_of_them_and_no_logits():
+    M, d, n = 2**20, 8, 16
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((M, d), (M,), (n, d), (n, d), ())]
+    program = _train.lower(*shapes, None, steps=10, optimizer=OPTIMIZERS["gd"], batch_size=None).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * (4 * M * d)
