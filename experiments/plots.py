@@ -111,8 +111,8 @@ def cost(results: dict[str, Any]) -> Figure:
     """Time of attention with a prefix of M tokens, exact and as a state, relative to none, for two lengths."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     lengths = sorted(results["config"]["queries"])[:2]
-    for axes, gradient in zip(figure.subplots(1, 2, sharey=True), (False, True), strict=True):
-        for length, marker in zip(lengths, ("o", "s"), strict=False):
+    for axes, gradient in zip(figure.subplots(1, 2, sharex=True, sharey=True), (False, True), strict=True):
+        for length, line in zip(lengths, ("o-", "s--"), strict=False):
             found = {
                 row["case"]: row["relative_time"]
                 for row in results["rows"]
@@ -121,12 +121,12 @@ def cost(results: dict[str, Any]) -> Figure:
             exact = {int(name.split()[0].replace(",", "")): t for name, t in found.items() if name.endswith(" tokens")}
             lows, middles, highs = np.array(list(exact.values())).T
             errors = [middles - lows, highs - middles]
-            style = {"marker": marker, "markersize": 4, "color": COLOURS["P-Tuning v2, 10 tokens"], "capsize": 3}
+            style = {"fmt": line, "markersize": 4, "color": COLOURS["P-Tuning v2, 10 tokens"], "capsize": 3}
             axes.errorbar(list(exact), middles, yerr=errors, label=f"M exact tokens, T = {length:,}", **style)
             low, middle, high = found["a state"]
             ends = min(exact), max(exact)
-            style = {"marker": marker, "markersize": 4, "color": COLOURS["NTK-Attention"]}
-            axes.plot(ends, (middle, middle), label=f"a state, whatever M, T = {length:,}", **style)
+            style = {"markersize": 4, "color": COLOURS["NTK-Attention"]}
+            axes.plot(ends, (middle, middle), line, label=f"a state, whatever M, T = {length:,}", **style)
             axes.fill_between(ends, low, high, color=COLOURS["NTK-Attention"], alpha=0.2, linewidth=0)
         axes.set(xscale="log", yscale="log", xlabel="prefix length M", title="with gradients" if gradient else "output")
         axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6))

@@ -19,7 +19,7 @@ def cost() -> str:
     rows = {(row["queries"], row["gradient"], row["case"]): row for row in results["rows"]}
     columns = [f"T = {length:,}{more}" for length in lengths for more in ("", ", gradient")]
     lines = [f"| attention | {' | '.join(columns)} | MB |", "|---" * (len(columns) + 2) + "|"]
-    for name in _cases(results, lengths):
+    for name in _cases(results, lengths, gradient=False):
         cells = [rows.get((length, gradient, name)) for length in lengths for gradient in (False, True)]
         shown = ["" if cell is None else _ratio(cell) for cell in cells]
         lines.append(f"| {name} | {' | '.join(shown)} | {_megabytes(cells[-1])} |")
@@ -40,8 +40,9 @@ def cost() -> str:
     )
 
 
-def _cases(results: dict[str, Any], lengths: Sequence[int]) -> list[str]:
-    return list(dict.fromkeys(row["case"] for row in results["rows"] if row["queries"] in lengths))
+def _cases(results: dict[str, Any], lengths: Sequence[int], *, gradient: bool) -> list[str]:
+    rows = [row for row in results["rows"] if row["queries"] in lengths and row["gradient"] == gradient]
+    return list(dict.fromkeys(row["case"] for row in rows))
 
 
 def _megabytes(row: dict[str, Any] | None) -> str:
@@ -62,7 +63,7 @@ def attention_speed() -> str:
             f"| {title} | {' | '.join(f'T = {length:,}' for length in lengths)} |",
             "|---" * (len(lengths) + 1) + "|",
         ]
-        for name in _cases(results, lengths):
+        for name in _cases(results, lengths, gradient=gradient):
             cells = [rows.get((length, gradient, name)) for length in lengths]
             shown = ["" if cell is None else ratio(cell["relative_time"]) for cell in cells]
             lines.append(f"| {name} | {' | '.join(shown)} |")

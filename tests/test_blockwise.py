@@ -242,6 +242,21 @@ def test_a_state_is_read_head_by_head(kind):
             np.testing.assert_array_equal(one, other)
 
 
+def test_a_population_of_states_under_vmap():
+    prefixes = [states("of kv heads") for _ in range(3)]
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *prefixes)
+
+    def loss(prefix):
+        out, _ = blockwise.attend(QUERY, KEY, VALUE, scale=0.4, prefix=prefix, is_causal=True, blocks=CUTS["filled up"])
+        return jnp.sum(jnp.sin(out))
+
+    found = jax.jit(jax.vmap(jax.value_and_grad(loss)))(stacked)
+    for index, prefix in enumerate(prefixes):
+        expected = jax.value_and_grad(loss)(prefix)
+        for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_allclose(one[index], other, rtol=1e-4, atol=1e-5)
+
+
 def test_a_state_of_small_numbers_is_summed_in_large_ones():
     prefix = jax.tree.map(lambda array: array.astype(jnp.bfloat16), states("of kv heads"))
     inputs = jax.tree.map(lambda array: array.astype(jnp.bfloat16), (QUERY, KEY, VALUE))
