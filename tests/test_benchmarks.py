@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from tiny_classifier import IMAGES, LABELS, initial, tiny_model
 
-from benchmarks import attention, block_sizes, kernels, peers
+from benchmarks import attention, block_sizes, kernels, models, peers
 from benchmarks.attention import AttentionConfig
 from benchmarks.pytorch import memory
 from benchmarks.timing import in_rounds
@@ -20,7 +20,7 @@ from ntkprefix.kernels.blocks import Blocks, blocks_for
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.runs import read_json
 
-SMALL = AttentionConfig(queries=(16,), heads=2, width=8, tokens=(4, 2**23), clouds=2, rounds=1)
+SMALL = AttentionConfig(queries=(16,), heads=2, width=8, tokens=(4, 2**24), clouds=2, rounds=1)
 
 
 @pytest.fixture
