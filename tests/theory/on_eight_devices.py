@@ -31,5 +31,5 @@ for kind in (AxisType.Explicit, AxisType.Auto):
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding) for shape in ((2**16, 3), (2**16,))]
     whole = jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     program = kernels._sharded_ntk.lower(*shapes, (whole,), chunk=1024, sharding=sharding).compile()
-    exchanged = set(re.findall(r"(?:all|collective|reduce|ragged)-[a-z-]+(?=\()", program.as_text()))
+    exchanged = set(re.findall(r"(?:all-[a-z-]+|collective-[a-z-]+|reduce-scatter)(?=\()", program.as_text()))
     assert exchanged == {"all-reduce"}, exchanged
