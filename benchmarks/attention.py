@@ -7,11 +7,8 @@ with PyTorch; without it PyTorch's cases are left out. `make bench` makes that e
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,9 @@ from rich.table import Table
 
 from benchmarks import RESULTS
 from benchmarks.limits import limits
-from benchmarks.peers import ATTENTION, Peer
+from benchmarks.peers import ATTENTION, started
 from benchmarks.pytorch.memory import peak_bytes
-from benchmarks.timing import in_rounds, ratio
+from benchmarks.timing import against, finished, in_rounds, ratio
 from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention
 from ntkprefix.runs import environment, write_json
 
@@ -40,7 +37,7 @@ FORMULA = "PyTorch, the paper's formula"
 _MOST_LOGITS = 2**27
 # Of a head, in what holds all of them in memory, several times over.
 _MOST_AT_ONCE = 2**24
-# Prefix tokens whose gradients are taken too; a million take 5 GB, and what trains them four times that.
+# Prefix tokens whose gradients are taken too; a million take 5 GB, and what trains them several times that.
 _MOST_TRAINED = 2**18
 
 
@@ -74,7 +71,7 @@ def main(config: AttentionConfig) -> dict[str, Any]:
         What is written to `benchmarks/results/attention.json`.
     """
     rows, console, rates = [], Console(), limits(config.rounds)
-    with _torch(config.torch) as torch:
+    with started(config.torch, ATTENTION) as torch:
         for queries in config.queries:
             cases = {name: compiled(*case) for name, *case in cases_of(config, queries)}
             for gradient in (False, True):
@@ -87,15 +84,6 @@ def main(config: AttentionConfig) -> dict[str, Any]:
     results = {"config": about, "environment": environment(), "limits": rates, "rows": rows}
     write_json(RESULTS / "attention.json", results)
     return results
-
-
-@contextlib.contextmanager
-def _torch(python: Path | None) -> Iterator[Peer | None]:
-    if python is None:
-        yield None
-        return
-    with Peer(python, ATTENTION, threads=os.cpu_count() or 1) as worker:
-        yield worker
 
 
 def _measured(config, queries, gradient, programs, torch) -> list[dict[str, Any]]:
@@ -113,8 +101,7 @@ def _measured(config, queries, gradient, programs, torch) -> list[dict[str, Any]
     return [
         {
             "case": name,
-            "milliseconds": float(f"{1e3 * np.median(times):.3g}"),
-            "relative_time": [float(f"{q:.4g}") for q in np.quantile(times / seconds[0], (0.25, 0.5, 0.75))],
+            **against(times, seconds[0]),
             "working_bytes": programs[name][1] if name in programs else None,
             "peak_bytes": peaks[name],
         }
@@ -163,12 +150,8 @@ def compiled(function, prefix, inputs) -> dict[bool, tuple[Callable[[], Any], in
     found: dict[bool, tuple[Callable[[], Any], int]] = {}
     for gradient, traced in ((False, function), (True, both))[: 1 + trains]:
         program = jax.jit(traced).lower(prefix, *inputs).compile()
-        found[gradient] = partial(_wait_for, program, prefix, inputs), int(program.memory_analysis().temp_size_in_bytes)
+        found[gradient] = finished(program, prefix, *inputs), int(program.memory_analysis().temp_size_in_bytes)
     return found
-
-
-def _wait_for(program, prefix, inputs):
-    jax.block_until_ready(program(prefix, *inputs))
 
 
 def _table(queries: int, gradient: bool, rows: list[dict[str, Any]]) -> Table:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import RESULTS
-from benchmarks.timing import in_rounds, ratio
+from benchmarks.timing import against, finished, in_rounds, ratio
 from ntkprefix.runs import environment, write_json
 from theory import finite_ntk, init_stylized, stylized_model
 from theory.neural_tangents_compat import empirical_ntk_fn
@@ -68,8 +67,7 @@ def main(config: KernelsConfig) -> dict[str, Any]:
             {
                 "M": M,
                 "case": name,
-                "milliseconds": float(f"{1e3 * np.median(times):.3g}"),
-                "relative_time": [float(f"{q:.4g}") for q in np.quantile(times / seconds[0], (0.25, 0.5, 0.75))],
+                **against(times, seconds[0]),
                 "working_bytes": working,
                 "difference": float(f"{difference:.2g}"),
             }
@@ -91,11 +89,7 @@ def _peer(way: int) -> Callable:
 def _compiled(kernel: Callable, W, a, x) -> tuple[Callable[[], Any], int]:
     """What runs it, and its working memory in bytes."""
     program = jax.jit(kernel).lower(W, a, x).compile()
-    return partial(_wait_for, program, W, a, x), int(program.memory_analysis().temp_size_in_bytes)
-
-
-def _wait_for(program, *arrays):
-    return jax.block_until_ready(program(*arrays))
+    return finished(program, W, a, x), int(program.memory_analysis().temp_size_in_bytes)
 
 
 def _table(config: KernelsConfig, rows: list[dict[str, Any]]) -> Table:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import in_rounds
+from benchmarks.timing import finished, in_rounds
 
 # Matrices of 4 MB and an array of 1 MB: large enough for full speed, small enough to stay in a cache.
 _SIDE, _NUMBERS = 1024, 2**18
@@ -25,8 +23,7 @@ def limits(rounds: int) -> dict[str, float]:
     ]
     runs = []
     for function, array, _ in cases:
-        program = jax.jit(function).lower(array, array).compile()
-        runs.append(partial(_wait_for, program, array))
+        runs.append(finished(jax.jit(function), array, array))
     seconds = np.median(in_rounds(runs, rounds), axis=1)
     names = ("operations", "exponentials")
     return {name: float(f"{case[2] / time:.3g}") for name, case, time in zip(names, cases, seconds, strict=True)}
@@ -41,7 +38,3 @@ def seconds_at_least(rates: dict[str, float], *, queries: int, heads: int, width
     logits = heads * queries**2 / 2
     products, exponentials = (7, 2) if gradient else (2, 1)
     return logits * (2 * width * products / rates["operations"] + exponentials / rates["exponentials"])
-
-
-def _wait_for(program: Any, array: jax.Array) -> Any:
-    return jax.block_until_ready(program(array, array))

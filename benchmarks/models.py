@@ -7,9 +7,7 @@ models, so there LoRA alone is compared.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,15 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import RESULTS
-from benchmarks.peers import MODELS, Peer
-from benchmarks.timing import in_rounds, ratio
+from benchmarks.peers import MODELS, Peer, started
+from benchmarks.steps import training_step
+from benchmarks.timing import against, finished, in_rounds, ratio
 from ntkprefix.adapters import spelt
 from ntkprefix.classify import Classifier
 from ntkprefix.language import LanguageTask
 from ntkprefix.models import generate, load_dinov2, load_text_model
 from ntkprefix.runs import environment, write_json
 from ntkprefix.texts import Answers
-from ntkprefix.train.step import optimiser, step
 
 STATE = "a state"
 _CLASSES = 10
@@ -109,20 +107,13 @@ def main(config: ModelsConfig) -> dict[str, Any]:
     """
     found, version = [], None
     for workload in (WORKLOADS[number] for number in config.workloads):
-        with _torch(config.torch) as torch:
+        with started(config.torch, MODELS) as torch:
             version = None if torch is None else torch.version
             runs = {name: ours(workload, adapter) for name, adapter in workload.adapters.items()}
             if torch is not None:
                 runs |= {name: _theirs(torch, workload, *peer) for name, peer in workload.peers.items()}
             seconds = in_rounds(list(runs.values()), config.rounds)
-        rows = [
-            {
-                "case": name,
-                "milliseconds": float(f"{1e3 * np.median(times):.3g}"),
-                "relative_time": [float(f"{q:.4g}") for q in np.quantile(times / seconds[0], (0.25, 0.5, 0.75))],
-            }
-            for name, times in zip(runs, seconds, strict=True)
-        ]
+        rows = [{"case": name, **against(times, seconds[0])} for name, times in zip(runs, seconds, strict=True)]
         found.append(
             {**{name: getattr(workload, name) for name in ("what", "model", "batch", "length", "new")}, "rows": rows}
         )
@@ -130,15 +121,6 @@ def main(config: ModelsConfig) -> dict[str, Any]:
     results = {"config": asdict(config) | {"torch": version}, "environment": environment(), "workloads": found}
     write_json(RESULTS / "models.json", results)
     return results
-
-
-@contextlib.contextmanager
-def _torch(python: Path | None) -> Iterator[Peer | None]:
-    if python is None:
-        yield None
-        return
-    with Peer(python, MODELS, threads=os.cpu_count() or 1) as worker:
-        yield worker
 
 
 def _theirs(torch: Peer, workload: Workload, adapter: str, size: int) -> Callable[[], None]:
@@ -156,36 +138,16 @@ def ours(workload: Workload, adapter: str | None) -> Callable[[], None]:
         labels = random.integers(_CLASSES, size=workload.batch).astype(np.int32)
         classifier = Classifier(load_dinov2(), spelt(adapter or "head"))
         params = classifier.init(jax.random.key(0), (images,), _CLASSES)
-        return _step(classifier, params, (images, labels))
+        return training_step(classifier, params, (images, labels))
     model = load_text_model("smollm2")
     tokens = random.integers(1000, size=(workload.batch, workload.length)).astype(np.int32)
     starts, lengths = (np.full(workload.batch, each, np.int32) for each in (1, workload.length))
     task = LanguageTask(model, spelt(adapter or "features"), longest=workload.length - 1)
     params = task.init(jax.random.key(0), Answers(tokens, starts, lengths))
     if workload.what == "training":
-        return _step(task, params, (tokens, starts, lengths))
+        return training_step(task, params, (tokens, starts, lengths))
     adaptation = None if adapter is None else spelt(adapter).adapt(params["adapter"])
-    return partial(_wait_for, partial(generate, model, jnp.asarray(tokens), workload.new, adapter=adaptation))
-
-
-def _step(task: Classifier | LanguageTask, params: Any, batch: Sequence[np.ndarray]) -> Callable[[], None]:
-    """One step of AdamW behind a clip of the gradient's norm, on one batch."""
-    transformation = optimiser(0.01, 1.0)
-    latest = [(params, transformation.init(params))]
-    arrays = tuple(map(jnp.asarray, batch))
-    factors = jax.tree.map(lambda _: 1.0, params)
-    options = task.loss, transformation, task.project, 1
-
-    def run() -> None:
-        *after, loss = step(*options, *latest[0], task.frozen, jnp.float32(1e-3), factors, arrays)
-        latest[0] = tuple(after)
-        loss.block_until_ready()
-
-    return run
-
-
-def _wait_for(run: Callable[[], Any]) -> None:
-    jax.block_until_ready(run())
+    return finished(partial(generate, adapter=adaptation), model, jnp.asarray(tokens), workload.new)
 
 
 def _table(workload: dict[str, Any]) -> Table:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent / "pytorch"
 ATTENTION, MODELS = _HERE / "attention.py", _HERE / "models.py"
+
+
+@contextlib.contextmanager
+def started(python: Path | None, program: Path) -> Iterator[Peer | None]:
+    """A peer on all cores, or None where no interpreter is named.
+
+    Raises:
+        OSError: as for `Peer`.
+    """
+    if python is None:
+        yield None
+        return
+    with Peer(python, program, threads=os.cpu_count() or 1) as peer:
+        yield peer
 
 
 class Peer:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from ntkprefix.runs import progress
@@ -13,11 +14,25 @@ from ntkprefix.runs import progress
 _LEAST_SECONDS = 0.2
 
 
+def finished(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """What calls a function and returns its result when it is there, not when it is under way."""
+    return lambda: jax.block_until_ready(function(*arguments))
+
+
+def against(seconds: np.ndarray, first: np.ndarray) -> dict[str, Any]:
+    """What one case took in every round, in a result file's words: median, and quartiles over what the first took."""
+    quartiles = np.quantile(seconds / first, (0.25, 0.5, 0.75))
+    return {
+        "milliseconds": float(f"{1e3 * np.median(seconds):.3g}"),
+        "relative_time": [float(f"{quartile:.4g}") for quartile in quartiles],
+    }
+
+
 def in_rounds(runs: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
     """Seconds that each run takes in each round; a first, untimed round warms up.
 
     In a round every run has its turn, so that a slow spell of the machine slows all of them, in an order drawn anew, so
-    that none is always behind the same other: what follows another process was seen to take a quarter longer. It runs
+    that none is always behind the same other: what follows another process was seen to take longer. It runs
     as often as fills a fifth of a second, so that one interrupt is no tenth of what it takes, and before that once
     untimed: what ran before it has left its own data in the caches, and has given memory back that must be had again.
 

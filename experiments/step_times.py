@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks.steps import training_step
 from benchmarks.timing import in_rounds
 from experiments import commands
 from experiments.fields import FIELDS, OURS, PROBING
@@ -25,7 +24,6 @@ from ntkprefix.adapters import spelt
 from ntkprefix.commands.jobs import Job, job_of
 from ntkprefix.commands.train import Config
 from ntkprefix.runs import environment, write_json
-from ntkprefix.train.step import optimiser, step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,30 +75,10 @@ def main(config: StepTimesConfig) -> dict[str, Any]:
 
 def _step_of(config: Config, job: Job) -> Callable[[], Any]:
     """What takes one training step, and waits for it."""
-    training = config.training()
-    transformation = optimiser(training.weight_decay, training.clip)
     params = job.start(config, lambda *_: None).params
-    state = transformation.init(params)
     factors = job.factors(params, config.head_learning_rate / config.learning_rate)
-    batch = tuple(jnp.asarray(array[: config.batch_size]) for array in job.train)
-    latest = [jax.tree.map(jnp.copy, (params, state))]
-
-    def run() -> None:
-        *after, loss = step(
-            job.loss,
-            transformation,
-            job.project,
-            1,
-            *latest[0],
-            job.frozen,
-            jnp.float32(config.learning_rate),
-            factors,
-            batch,
-        )
-        latest[0] = tuple(after)
-        loss.block_until_ready()
-
-    return run
+    batch = [array[: config.batch_size] for array in job.train]
+    return training_step(job, params, batch, config.training(), factors)
 
 
 def command(arguments: Sequence[str] | None = None) -> int:

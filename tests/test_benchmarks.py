@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from tiny_classifier import IMAGES, LABELS, initial, tiny_model
 
-from benchmarks import attention, block_sizes, kernels, models, peers
+from benchmarks import attention, block_sizes, kernels, models, peers, steps
 from benchmarks.attention import AttentionConfig
 from benchmarks.pytorch import memory
 from benchmarks.timing import in_rounds
@@ -177,7 +177,7 @@ def test_a_timed_step_trains():
             jax.debug.callback(losses.append, value)
             return value
 
-    run = models._step(Watched, params, (IMAGES, LABELS))
+    run = steps.training_step(Watched, params, (IMAGES, LABELS))
     for _ in range(60):
         run()
     jax.effects_barrier()

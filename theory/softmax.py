@@ -36,10 +36,10 @@ class Sums(NamedTuple):
         valid: Bool[Array, " chunk"] | None = None,
     ) -> Sums:
         """With more tokens, of which those that are not `valid` count for nothing; some must have counted by then."""
-        weights_of = logits(w, x, valid)
+        found = logits(w, x, valid)
         # The quotients that anybody reads do not depend on the scale.
-        top = jax.lax.stop_gradient(jnp.maximum(self.top, weights_of.max(axis=1)))
-        shrink, weights = jax.lax.stop_gradient(jnp.exp(self.top - top)), jnp.exp(weights_of - top[:, None])
+        top = jax.lax.stop_gradient(jnp.maximum(self.top, found.max(axis=1)))
+        shrink, weights = jax.lax.stop_gradient(jnp.exp(self.top - top)), jnp.exp(found - top[:, None])
         more = jnp.matmul(weights * sign[None], w, precision="highest")
         return Sums(top, self.total * shrink + weights.sum(axis=1), self.mean * shrink[:, None] + more)
 

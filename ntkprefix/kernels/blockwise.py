@@ -211,11 +211,7 @@ def _attend_backward(blocks, saved, gradients):
         # A row that sees nothing, and rows that only fill a block, have weights e^{-inf} = 0.
         log_scale = jnp.where(unseen, jnp.inf, log_scale)
         d_out = d_out * per_den[..., None]
-        d_also = None
-        if also is not None:
-            share = bounded_exp(also.log_scale - log_scale)
-            along = jnp.sum(d_out * also.num, axis=-1)
-            d_also = Partial(d_out * share[..., None], -delta * share, (along - delta * also.den) * share)
+        d_also = None if also is None else _of_others(also, d_out, delta, log_scale)
         query, key, value, bias, hidden = cut.whole(*_heads_first(query, key, value, bias, hidden))
         d_out, delta, log_scale = (jnp.moveaxis(array, 1, 3) for array in (d_out, delta, log_scale))
         d_out, delta, log_scale = cut.pad(d_out.astype(work), 3), cut.pad(delta, 3), cut.pad(log_scale, 3, jnp.inf)
@@ -265,13 +261,22 @@ def _attend_backward(blocks, saved, gradients):
     d_query, d_key, d_value, d_bias, d_scale, d_also, d_prefix = over_lanes(
         blocks.apart, lane, start, *given, *found, d_out, d_log_mass
     )
-    of_given = d_query, d_key, d_value, d_bias
-    of_given = jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), of_given, (query, key, value, bias))
-    d_prefix = jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), d_prefix, prefix)
+    *of_given, d_prefix = jax.tree.map(
+        lambda gradient, array: gradient.astype(array.dtype),
+        (d_query, d_key, d_value, d_bias, d_prefix),
+        (query, key, value, bias, prefix),
+    )
     return (*of_given, d_scale.reshape(()), None, d_also, d_prefix)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _of_others(also, d_out, delta, log_scale) -> Partial:
+    """Gradients of what joins the blocks."""
+    share = bounded_exp(also.log_scale - log_scale)
+    along = jnp.sum(d_out * also.num, axis=-1)
+    return Partial(d_out * share[..., None], -delta * share, (along - delta * also.den) * share)
 
 
 def _of_prefix(prefix, query, scale) -> Partial:
