@@ -35,6 +35,21 @@ def few_programs():
 
 
 @pytest.fixture
+def compiled():
+    """The names of the functions that a test compiles, one for each time; nothing is compiled when it begins."""
+    jax.clear_caches()
+    names = []
+
+    def note(event, _, fun_name="", **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name.removeprefix("jit(").removesuffix(")"))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.fixture
 def relaxed():
     """JAX's own promotion rules, for libraries that serve as oracles."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

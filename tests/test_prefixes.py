@@ -57,7 +57,7 @@ def test_a_state_remembers_its_scale():
     assert out(trained, scale=0.7).shape == out(trained).shape
 
 
-def test_a_remembered_scale_passes_through_transformations():
+def test_a_remembered_scale_passes_through_transformations(compiled):
     keys, values = normal(3, 30, 2, 6), normal(3, 30, 2, 5)
 
     @jax.jit
@@ -66,7 +66,7 @@ def test_a_remembered_scale_passes_through_transformations():
 
     stacked = per_layer(keys, values)
     assert stacked.scale == per_layer(keys + 1, values).scale == 0.25
-    assert per_layer._cache_size() == 1
+    assert compiled.count("per_layer") == 1
     scanned = jax.lax.scan(lambda _, p: (None, out(p, scale=0.25)), None, stacked)[1]
     layers = [FeaturePrefix.from_tokens(keys[i], values[i], scale=0.25) for i in range(3)]
     np.testing.assert_allclose(scanned, jnp.stack([out(layer, scale=0.25) for layer in layers]), atol=1e-5)
@@ -83,7 +83,7 @@ def test_a_remembered_scale_passes_through_transformations():
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_a_traced_scale(name):
+def test_a_traced_scale(name, compiled):
     keys, values = normal(30, 2, 6, scale=0.5), normal(30, 2, 5)
     inputs = QUERY, normal(2, 3, 2, 6), normal(2, 3, 2, 5)
 
@@ -100,7 +100,7 @@ def test_a_traced_scale(name):
 
     for scale in (0.3, 0.7):
         np.testing.assert_allclose(attended(scale), expected(scale), atol=2e-6)
-    assert attended._cache_size() == 1
+    assert compiled.count("attended") == 1
     slope = jax.jvp(attended, (0.5,), (1.0,))[1]
     by_differences = (expected(0.5 + 1e-2) - expected(0.5 - 1e-2)) / 2e-2
     np.testing.assert_allclose(slope, by_differences, atol=2e-3 * np.abs(by_differences).max())

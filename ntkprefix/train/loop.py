@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from ntkprefix.runs import JsonLines
 from ntkprefix.train.checkpoints import Checkpoints, Saved
 from ntkprefix.train.config import TrainConfig
-from ntkprefix.train.step import Loss, optimiser, step
+from ntkprefix.train.step import Loss, optimiser, own, step
 
 
 class TrainResult(NamedTuple):
@@ -141,7 +141,7 @@ class _Run:
         self._transformation = optimiser(config.weight_decay, config.clip)
         self._static = (loss, self._transformation, project, config.micro_batches)
         self._frozen, self._factors, self._learning_rate = frozen, factors, config.learning_rate
-        self.params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+        self.params = jax.tree.map(own, params)
         self.state = self._transformation.init(self.params)
         self.best = None
         self.losses: list[float] = []

@@ -14,7 +14,7 @@ from jaxtyping import Float, PyTree
 
 from ntkprefix.train.config import TrainConfig
 from ntkprefix.train.loop import check_data
-from ntkprefix.train.step import Loss, optimiser, population_step
+from ntkprefix.train.step import Loss, optimiser, own, population_step
 
 # What a population's members may differ in; all else is compiled into their one program.
 _OWN = ("learning_rate", "seed")
@@ -138,4 +138,4 @@ def _common(configs: Sequence[TrainConfig], members: int) -> TrainConfig:
 
 
 def _stacked(trees: Sequence[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+    return jax.tree.map(lambda *leaves: jnp.stack([own(leaf) for leaf in leaves]), *trees)

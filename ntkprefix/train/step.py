@@ -46,6 +46,11 @@ def update(
     return params if project is None else project(params), state, value
 
 
+def own(leaf: Any) -> jax.Array:
+    """A copy to donate, of strict type: a step makes strict what is weak, and the next would compile once more."""
+    return jnp.array(leaf, jnp.result_type(leaf))
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(4, 5))
 def step(*arguments: Any) -> Any:
     """`update`, compiled once, with the buffers of parameters and optimiser state donated."""
