@@ -20,15 +20,17 @@ class Cache:
         keys: turned to their positions, [L, B, C, K, H].
         values: [L, B, C, K, Hv].
         lengths: tokens in every row, [B]; rows fill from the left.
+        start: position of every row's first token, [B]: not 0 behind a prompt that a prefix stands for.
     """
 
     keys: Leaf
     values: Leaf
     lengths: Leaf
+    start: Leaf
 
     @classmethod
-    def empty(cls, config: Any, batch: int, capacity: int) -> Cache:
-        """Room for `capacity` tokens in each of `batch` rows.
+    def empty(cls, config: Any, batch: int, capacity: int, start: int | Int[Array, " B"] = 0) -> Cache:
+        """Room for `capacity` tokens in each of `batch` rows, the first of which have the position `start`.
 
         Example:
             >>> from ntkprefix.models import BlockConfig, Cache, TextConfig
@@ -38,7 +40,8 @@ class Cache:
         """
         block = config.block
         shape = (config.layers, batch, capacity, block.kv_heads, block.head_width)
-        return cls(jnp.zeros(shape, block.dtype), jnp.zeros(shape, block.dtype), jnp.zeros(batch, jnp.int32))
+        starts = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (batch,))
+        return cls(jnp.zeros(shape, block.dtype), jnp.zeros(shape, block.dtype), jnp.zeros(batch, jnp.int32), starts)
 
     @property
     def capacity(self) -> int:

@@ -113,6 +113,26 @@ def generation(shape: tuple[int, ...], new: Any, lengths: Any, stop: Any, before
         raise ValueError(f"lengths: expected each within 1..{shape[1]}, got {lengths.tolist()}.")
 
 
+def starting(start: Any, length: int, rows: int, config: Any) -> None:
+    """The position of a text's first token: a number, or one for each row.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: another shape, below 0, or more positions than are trained.
+    """
+    if not is_int(start):
+        if not hasattr(start, "dtype") or not jnp.issubdtype(start.dtype, jnp.integer):
+            found = getattr(start, "dtype", type(start).__name__)
+            raise TypeError(f"start: expected an integer, or an array of them, got {found}.")
+        if start.shape not in ((), (rows,)):
+            raise ValueError(f"start: expected one for all texts, or [{rows}], got shape {list(start.shape)}.")
+    if isinstance(start, jax.core.Tracer):
+        return
+    if bool(jnp.min(jnp.asarray(start)) < 0):
+        raise ValueError(f"start: expected positions of at least 0, got {start}.")
+    enough_positions(length + int(jnp.max(jnp.asarray(start))), config)
+
+
 def drawing(temperature: Any, top_p: Any, key: Any) -> None:
     """How `generate` chooses a token.
 

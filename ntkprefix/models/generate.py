@@ -39,6 +39,7 @@ def generate(
     top_p: float | Float[Array, ""] = 1.0,
     key: Key[Array, ""] | None = None,
     stop: int | None = None,
+    start: int | Int[Array, " B"] = 0,
     prefixes: Any = None,
     adapter: Adaptation | None = None,
 ) -> Generated:
@@ -56,6 +57,8 @@ def generate(
         top_p: tokens are drawn from the smallest set of likeliest ones that has this probability, above 0 up to 1.
         key: random key; needed above a temperature of 0.
         stop: token after which a row is done; when all rows are, the program ends.
+        start: position of a text's first token, for all rows or [B]; M where the prefix stands for a prompt of M tokens
+            that the text goes on from.
         prefixes: as for the model.
         adapter: as for the model; `weights` are to be merged into it before.
 
@@ -81,6 +84,7 @@ def generate(
     _, _, prompt = checks.adaptation(prefixes, adapter)
     before = 0 if prompt is None else prompt.shape[0]
     checks.generation(tokens.shape, new, lengths, stop, before, model.config)
+    checks.starting(start, before + tokens.shape[1] + new, tokens.shape[0], model.config)
     checks.drawing(temperature, top_p, key)
     if lengths is None:
         lengths = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
@@ -88,14 +92,15 @@ def generate(
     numbers = (jnp.asarray(temperature, jnp.float32), jnp.asarray(top_p, jnp.float32))
     drawn = None if key is None else (key, *numbers)
     room = before + tokens.shape[1] + new
-    return _generate(graph, weights, tokens, lengths, drawn, prefixes, adapter, room=room, new=new, stop=stop)
+    start = jnp.broadcast_to(jnp.asarray(start, jnp.int32), tokens.shape[:1])
+    return _generate(graph, weights, tokens, lengths, drawn, start, prefixes, adapter, room=room, new=new, stop=stop)
 
 
 @partial(jax.jit, static_argnames=("graph", "room", "new", "stop"))
-def _generate(graph, weights, tokens, lengths, drawn, prefixes, adapter, *, room, new, stop):
+def _generate(graph, weights, tokens, lengths, drawn, start, prefixes, adapter, *, room, new, stop):
     model = nnx.merge(graph, weights)
     batch = tokens.shape[0]
-    cache = Cache.empty(model.config, batch, room)
+    cache = Cache.empty(model.config, batch, room, start)
     hidden, cache = model.extend(tokens, cache, lengths=lengths, prefixes=prefixes, adapter=adapter)
     # The prompt is in the cache now.
     later = None if adapter is None else dataclasses.replace(adapter, prompt=None)

@@ -138,6 +138,7 @@ class TextModel(nnx.Module):
         prefixes: Any = None,
         adapter: Adaptation | None = None,
         mask: Bool[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
     ) -> Any:
         """What `observe` returns for every layer's attention, with a leading `layers` axis; arguments as for the call.
 
@@ -147,8 +148,9 @@ class TextModel(nnx.Module):
             prefixes: as for the call.
             adapter: as for the call.
             mask: as for the call.
+            positions: as for the call.
         """
-        return self._run(tokens, prefixes, adapter, mask, None, None, observe)[1]
+        return self._run(tokens, prefixes, adapter, mask, None, positions, observe)[1]
 
     def attention_statistics(
         self, tokens: Int[Array, "B T"], *, mask: Bool[Array, "B T"] | None = None
@@ -209,7 +211,7 @@ class TextModel(nnx.Module):
         checks.can_extend(before + tokens.shape[1], cache, self.config)
         added = before + (tokens.shape[1] if lengths is None else lengths)
         tokens = jnp.pad(tokens, ((0, 0), (before, 0)))
-        positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])[None]
+        positions = (cache.start + cache.lengths)[:, None] + jnp.arange(tokens.shape[1])[None]
         x = self._embed(tokens, None, positions, prompt)
         rotation = self._rotation(positions)
 

@@ -13,11 +13,10 @@ from jaxtyping import Array, Float
 from ntkprefix import checks
 from ntkprefix._dtypes import accumulator
 from ntkprefix.feature_maps import FeatureMap
+from ntkprefix.nonnegative import nonnegative_least_squares
 from ntkprefix.prefixes.features import FeaturePrefix
 from ntkprefix.prefixes.tokens import TokenPrefix
 
-# Steps of the accelerated projected gradient for k, whose error falls with their square.
-_STEPS = 500
 # A state of k = 1 may outweigh what a query sees by this factor, and no more, before the query counts for less.
 _OUTWEIGHS = 10.0
 
@@ -96,21 +95,4 @@ def _fit_head(
     damping = jnp.trace(gram) * jnp.maximum(ridge / len(gram), precise.eps) + precise.tiny
     gram = gram + damping * jnp.eye(gram.shape[0], dtype=gram.dtype)
     Z = jax.scipy.linalg.solve(gram, multiply(rows.T, num), assume_a="pos")
-    return Z, _nonnegative(gram, multiply(rows.T, den))
-
-
-def _nonnegative(gram: Float[Array, "R R"], target: Float[Array, " R"]) -> Float[Array, " R"]:
-    """Argmin over k >= 0 of k.G k / 2 - k.t, by accelerated projected gradient with restarts."""
-    step = 1 / jnp.linalg.norm(gram, ord=2)
-
-    def advance(_, carry):
-        k, ahead, momentum = carry
-        gradient = jnp.matmul(gram, ahead, precision="highest") - target
-        following = jnp.maximum(ahead - step * gradient, 0)
-        uphill = jnp.vdot(gradient, following - k) > 0
-        larger = jnp.where(uphill, 1.0, (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2)
-        push = jnp.where(uphill, 0.0, (momentum - 1) / larger)
-        return following, following + push * (following - k), larger
-
-    start = jnp.zeros_like(target)
-    return jax.lax.fori_loop(0, _STEPS, advance, (start, start, jnp.ones((), target.dtype)))[0]
+    return Z, nonnegative_least_squares(gram, multiply(rows.T, den))

@@ -100,10 +100,8 @@ class MeasurePrefix:
         checks.rank_fits(rank, keys.shape[-1])
         checks.random_seed("MeasurePrefix.from_tokens", seed)
         dtype = accumulator(keys.dtype)
-        fit = bind(_fit_head, jax.random.key(seed), components=components, rank=rank, iterations=iterations)
-        per_head = jax.vmap(fit, in_axes=1, out_axes=1)
-        per_row = per_head if keys.ndim == 3 else jax.vmap(per_head)
-        return cls(*per_row(keys.astype(dtype), values.astype(dtype)))
+        fit = bind(fit_clouds, jax.random.key(seed), components=components, rank=rank, iterations=iterations)
+        return (fit if keys.ndim == 3 else jax.vmap(fit))(keys.astype(dtype), values.astype(dtype))
 
     def shape(self) -> PrefixShape:
         """The sizes that have to match.
@@ -167,6 +165,20 @@ class MeasurePrefix:
         num = dense.weighted_sum(weights, self.value.astype(dtype))
         num = num + jnp.einsum(f"BKGTCJ,{rows}CKHJ->BKGTH", weights[..., None] * tilt, self.cross.astype(dtype))
         return dense.to_partial(num, den, log_scale)
+
+
+def fit_clouds(
+    key: PRNGKeyArray,
+    keys: Float[Array, "M K H"],
+    values: Float[Array, "M K Hv"],
+    *,
+    components: int,
+    rank: int,
+    iterations: int = 25,
+) -> MeasurePrefix:
+    """`MeasurePrefix.from_tokens` of one row, unchecked, with a random key in place of a seed."""
+    fit = bind(_fit_head, key, components=components, rank=rank, iterations=iterations)
+    return MeasurePrefix(*jax.vmap(fit, in_axes=1, out_axes=1)(keys, values))
 
 
 def _fit_head(

@@ -1,0 +1,41 @@
+"""Keep the prompt's first tokens and its last ones, as a sliding window with sinks does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from ntkprefix import checks
+from ntkprefix.compress.problem import Problem, gather, tokens_within
+from ntkprefix.prefixes import TokenPrefix
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepEnds:
+    """The first few tokens, which many heads rest on, and as many of the last as the budget allows.
+
+    Attributes:
+        first: how many of the first ones, at least 0; all of the budget where it is less.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: below 0.
+
+    Source: attention sinks (StreamingLLM, arXiv 2309.17453).
+    """
+
+    first: int = 4
+    needs_queries = False
+
+    def __post_init__(self):
+        checks.at_least(0, "KeepEnds", first=self.first)
+
+    def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> TokenPrefix:  # noqa: ARG002
+        """The tokens that are kept, unweighted."""
+        count = tokens_within(numbers, problem, weighted=False)
+        first = min(self.first, count)
+        last = jnp.arange(problem.length - (count - first), problem.length)
+        chosen = jnp.concatenate([jnp.arange(first), last])
+        return gather(problem, jnp.broadcast_to(chosen[None], (problem.heads, count)))

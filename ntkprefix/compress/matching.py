@@ -1,0 +1,106 @@
+"""Attention Matching: chosen keys, masses by non-negative least squares, values by ridge regression."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ntkprefix import checks
+from ntkprefix.compress.problem import Problem, attention_masses, by_kv_head, gather, tokens_within
+from ntkprefix.nonnegative import nonnegative_least_squares
+from ntkprefix.partial import Partial, merge
+from ntkprefix.prefixes import TokenPrefix
+
+_PRECISE: Any = "highest"
+# A token of no weight keeps this share of the heaviest one's: its logarithm is then a number, and can be trained.
+_LEAST = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    r"""The tokens that queries attend to most, with masses and values refitted to all of the prompt.
+
+    With $a_{qc} = e^{\beta q \cdot p_c}$ of the chosen keys, for each head
+
+    $$ \min_{w \ge 0} \sum_q \Big( \frac{\sum_c a_{qc} w_c - den(q)}{m(q)} \Big)^2, \qquad
+       \min_u \sum_q \Big\| \sum_c \frac{a_{qc} w_c}{\sum_c a_{qc} w_c} u_c - out(q) \Big\|^2, $$
+
+    both with a ridge, that of the values towards the tokens' own. m(q) is the prompt's own mass, as in the paper; with
+    `in_context`, all that the query sees, and out(q) is its output with everything else beside the prompt, so that
+    queries which look elsewhere count for less.
+
+    Attributes:
+        in_context: see above.
+        ridge: of both fits, relative to the mean diagonal of their normal equations, above 0.
+
+    Raises:
+        TypeError: no number, no flag.
+        ValueError: a ridge that is not above 0.
+
+    Source: Attention Matching (arXiv 2602.16284).
+    """
+
+    in_context: bool = False
+    ridge: float = 1e-4
+    needs_queries = True
+
+    def __post_init__(self):
+        checks.yes_or_no("Matching", in_context=self.in_context)
+        checks.finite("Matching", least=1e-12, ridge=self.ridge)
+
+    def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> TokenPrefix:  # noqa: ARG002
+        """Weighted tokens."""
+        count = tokens_within(numbers, problem, weighted=True)
+        chosen = gather(problem, jax.lax.top_k(attention_masses(problem), count)[1])
+        return match(problem, chosen, in_context=self.in_context, ridge=self.ridge)
+
+
+class _Head(NamedTuple):
+    """One kv head's part: keys and values to be refitted, its queries, and what they should see."""
+
+    keys: Float[Array, "C H"]
+    values: Float[Array, "C Hv"]
+    queries: Float[Array, "Q H"]
+    exact: Partial
+    beside: Partial
+
+
+def match(problem: Problem, tokens: TokenPrefix, *, in_context: bool, ridge: float) -> TokenPrefix:
+    """The tokens' keys with masses and values that answer the problem's queries as the whole prompt does."""
+    exact = problem.exact()
+    nothing = Partial(jnp.zeros_like(exact.num), jnp.zeros_like(exact.den), jnp.full_like(exact.den, -jnp.inf))
+    beside = problem.beside if in_context and problem.beside is not None else nothing
+    exact, beside = jax.tree.map(lambda array: by_kv_head(array, problem.heads), (exact, beside))
+    keys, values = (jnp.moveaxis(array, 1, 0) for array in (tokens.keys, tokens.values))
+    heads = _Head(keys, values, by_kv_head(problem.queries, problem.heads) * problem.scale, exact, beside)
+    log_weights, values = jax.lax.map(lambda head: _fit(head, ridge), heads)
+    return TokenPrefix(tokens.keys, jnp.moveaxis(values, 0, 1), log_weights.T)
+
+
+def _fit(head: _Head, ridge: float) -> tuple[Float[Array, " C"], Float[Array, "C Hv"]]:
+    together = merge(head.exact, head.beside)
+    log_total = together.log_mass()
+    weights = jnp.exp(jnp.matmul(head.queries, head.keys.T, precision=_PRECISE) - log_total[:, None])
+    share = head.exact.den * jnp.exp(head.exact.log_scale - log_total)
+    masses = nonnegative_least_squares(_damped(weights, ridge), jnp.matmul(weights.T, share, precision=_PRECISE))
+    masses = jnp.maximum(masses, _LEAST * jnp.max(masses))
+    weights = weights * masses[None]
+    other = jnp.exp(head.beside.log_scale - log_total)
+    den = jnp.sum(weights, axis=1) + head.beside.den * other
+    weights = weights / den[:, None]
+    missing = together.normalise() - head.beside.num * (other / den)[:, None]
+    missing = missing - jnp.matmul(weights, head.values, precision=_PRECISE)
+    normal, target = _damped(weights, ridge), jnp.matmul(weights.T, missing, precision=_PRECISE)
+    return jnp.log(masses), head.values + jax.scipy.linalg.solve(normal, target, assume_a="pos")
+
+
+def _damped(rows: Float[Array, "Q C"], ridge: float) -> Float[Array, "C C"]:
+    """The normal equations' matrix, with its ridge."""
+    gram, precise = jnp.matmul(rows.T, rows, precision=_PRECISE), jnp.finfo(rows.dtype)
+    # Below eps * trace, rounding can make the matrix of dependent columns indefinite, and its Cholesky factor NaN.
+    damping = jnp.trace(gram) * jnp.maximum(ridge / len(gram), precise.eps) + precise.tiny
+    return gram + damping * jnp.eye(len(gram), dtype=gram.dtype)

@@ -1,0 +1,27 @@
+"""Weighted tokens: the means of clusters of keys, each as heavy as the tokens in it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxtyping import PRNGKeyArray
+
+from ntkprefix.compress.problem import Problem, tokens_within
+from ntkprefix.prefixes import TokenPrefix
+from ntkprefix.prefixes.measure import fit_clouds
+
+
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """Every cluster's mean key and mean value, with the logarithm of its size as log-weight.
+
+    Source: Lloyd (1982) on the keys of each head; MATH "Weighted tokens".
+    """
+
+    needs_queries = False
+
+    def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> TokenPrefix:
+        """Weighted tokens."""
+        count = tokens_within(numbers, problem, weighted=True)
+        fitted = fit_clouds(key, problem.keys, problem.values, components=count, rank=0)
+        return TokenPrefix(fitted.mean, fitted.value, fitted.log_weight)

@@ -1,0 +1,39 @@
+"""Gaussian clouds of tokens with covariances of low rank."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxtyping import PRNGKeyArray
+
+from ntkprefix import checks
+from ntkprefix.compress.problem import Problem
+from ntkprefix.prefixes import MeasurePrefix
+from ntkprefix.prefixes.measure import fit_clouds
+
+
+@dataclasses.dataclass(frozen=True)
+class Clouds:
+    """Clusters of keys, each with its size, means and the leading directions of its covariance.
+
+    Attributes:
+        rank: directions of each cluster, at least 0.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: below 0.
+
+    Source: MATH "Measure".
+    """
+
+    rank: int = 1
+    needs_queries = False
+
+    def __post_init__(self):
+        checks.at_least(0, "Clouds", rank=self.rank)
+
+    def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> MeasurePrefix:
+        """The clouds."""
+        each = (problem.keys.shape[-1] + problem.values.shape[-1]) * (1 + self.rank) + 1
+        count = min(numbers // each, problem.length)
+        return fit_clouds(key, problem.keys, problem.values, components=count, rank=self.rank)

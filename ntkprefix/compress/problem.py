@@ -1,0 +1,95 @@
+"""What a compression method is given: one layer's prompt, and queries that its answer should suit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ntkprefix._pytree import Leaf, pytree, static_field
+from ntkprefix.partial import Partial, merge
+from ntkprefix.prefixes import TokenPrefix
+
+# Keys looked at at a time where every query meets every key.
+_CHUNK = 1024
+
+
+@pytree
+class Problem:
+    """A prompt's keys and values in one layer, and who will ask for them.
+
+    Attributes:
+        keys: p, [M, K, H], float32 or wider.
+        values: u, [M, K, Hv].
+        queries: [Q, N, H], with positions turned into them where the model does so; Q may be 0.
+        beside: the share of attention of everything else that each query sees, [Q, N, ...]; None for nothing.
+        scale: beta.
+    """
+
+    keys: Leaf
+    values: Leaf
+    queries: Leaf
+    beside: Partial | None
+    scale: float = static_field()
+
+    @property
+    def heads(self) -> int:
+        """K."""
+        return self.keys.shape[1]
+
+    @property
+    def length(self) -> int:
+        """M."""
+        return self.keys.shape[0]
+
+    def exact(self) -> Partial:
+        """The prompt's own share for every query, [Q, N, ...]: what is to be approximated."""
+        return answer(TokenPrefix(self.keys, self.values), self.queries, self.scale)
+
+    def centred_keys(self) -> Float[Array, "M K H"]:
+        """Keys less their mean: weights among them are the same."""
+        return self.keys - jnp.mean(self.keys, axis=0)[None]
+
+
+def answer(prefix: TokenPrefix, queries: Float[Array, "Q N H"], scale: float) -> Partial:
+    """A prefix's share for queries without a batch, [Q, N, ...]."""
+    return jax.tree.map(lambda array: array[0], prefix.partial(queries[None], scale))
+
+
+def by_kv_head(array: Float[Array, "Q N *rest"], heads: int) -> Float[Array, "K QG *rest"]:
+    """What belongs to each kv head: its G query heads' queries behind one another."""
+    count, query_heads, *rest = array.shape
+    grouped = jnp.moveaxis(array.reshape(count, heads, query_heads // heads, *rest), 1, 0)
+    return grouped.reshape(heads, count * (query_heads // heads), *rest)
+
+
+def attention_masses(problem: Problem) -> Float[Array, "K M"]:
+    r"""How much attention every key gets: the mean over queries of e^{beta q.p_r} over all that the query sees.
+
+    What else a query sees takes its part of it, so that a head that looks elsewhere counts for little.
+    """
+    exact = problem.exact()
+    seen = exact if problem.beside is None else merge(exact, problem.beside)
+    log_total = by_kv_head(seen.log_mass(), problem.heads)
+    queries = by_kv_head(problem.queries, problem.heads) * problem.scale
+
+    def of_head(parts: tuple[Array, Array, Array]) -> Array:
+        keys, queries, log_total = parts
+        return jax.lax.map(
+            lambda key: jnp.mean(jnp.exp(queries @ key - log_total)), keys, batch_size=min(_CHUNK, len(keys))
+        )
+
+    return jax.lax.map(of_head, (jnp.moveaxis(problem.keys, 1, 0), queries, log_total))
+
+
+def gather(problem: Problem, chosen: Array, log_weights: Array | None = None) -> TokenPrefix:
+    """The tokens of each head whose numbers are `chosen`, [K, C], with weights [K, C] if there are some."""
+    rows = jnp.moveaxis(chosen, 0, 1)[..., None]
+    keys, values = (jnp.take_along_axis(array, rows, axis=0) for array in (problem.keys, problem.values))
+    return TokenPrefix(keys, values, None if log_weights is None else jnp.moveaxis(log_weights, 0, 1))
+
+
+def tokens_within(numbers: int, problem: Problem, *, weighted: bool) -> int:
+    """C, how many tokens of each head are at most `numbers` numbers, and no more than there are."""
+    each = problem.keys.shape[-1] + problem.values.shape[-1] + weighted
+    return min(numbers // each, problem.length)

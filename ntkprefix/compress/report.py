@@ -1,0 +1,127 @@
+"""What a compressed prompt costs, and how wrong it is on queries that it was not fitted to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ntkprefix._pytree import Leaf, pytree, static_field
+from ntkprefix.bounds import taylor_error_bound
+from ntkprefix.compress.problem import Problem, answer, by_kv_head
+from ntkprefix.feature_maps import Taylor
+from ntkprefix.partial import merge
+from ntkprefix.prefixes import FeaturePrefix
+
+
+@pytree
+class Report:
+    r"""Sizes and errors of one layer, or of all layers with an axis of layers in front.
+
+    The error of a query is $\|out~(q) - out(q)\| / \|out(q)\|$ of its attention output with everything else that it
+    sees. Held-out queries are ones that nothing was fitted to; without any, errors are NaN.
+
+    Attributes:
+        error: mean over held-out queries, [N].
+        low: a twentieth of the held-out queries have a smaller error, [N].
+        high: a twentieth have a larger one: 9 of 10 queries of the same kind lie between the two, [N].
+        mass_error: mean of |log den~(q) - log den(q)|, [N]; infinite where a denominator is not positive.
+        radius: rho, the largest |beta q.(p_r - p_mean)|, [N]: what a-priori bounds depend on.
+        value_bound: the largest absolute entry of the prompt's values, [N].
+        held_out: number of queries that were not fitted to.
+        numbers: stored for every kv head, on average.
+        itemsize: bytes of one.
+        prompt_numbers: of the prompt's own keys and values, likewise.
+    """
+
+    error: Leaf
+    low: Leaf
+    high: Leaf
+    mass_error: Leaf
+    radius: Leaf
+    value_bound: Leaf
+    held_out: int = static_field()
+    numbers: float = static_field()
+    itemsize: int = static_field()
+    prompt_numbers: int = static_field()
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller than the prompt's keys and values."""
+        return self.prompt_numbers / self.numbers
+
+    def bound(self, prefix: Any) -> float | None:
+        """The a-priori bound on the error of an output's entries, over all heads; None where there is none.
+
+        Args:
+            prefix: the one that the report is about.
+
+        Returns:
+            `taylor_error_bound` for a state of Taylor features, if no query leaves the radius and no value in sight is
+            larger than the prompt's; infinity where it says nothing.
+        """
+        if not isinstance(prefix, FeaturePrefix) or not isinstance(prefix.feature_map, Taylor):
+            return None
+        radius, values = float(jnp.max(self.radius)), float(jnp.max(self.value_bound))
+        return math.inf if math.isnan(radius) else taylor_error_bound(radius, prefix.feature_map.degree, values)
+
+
+def measured(problem: Problem, prefix: Any) -> Report:
+    """How wrong a prefix answers the problem's queries, none of which it was fitted to."""
+    numbers = stored(prefix) / problem.heads
+    itemsize = problem.keys.dtype.itemsize
+    prompt = problem.length * (problem.keys.shape[-1] + problem.values.shape[-1])
+    queries, query_heads, _ = problem.queries.shape
+    value_bound = by_query_head(jnp.max(jnp.abs(problem.values), axis=(0, 2)), query_heads)
+    static = {"held_out": queries, "numbers": numbers, "itemsize": itemsize, "prompt_numbers": prompt}
+    if not queries:
+        unknown = jnp.full(query_heads, jnp.nan, problem.keys.dtype)
+        return Report(unknown, unknown, unknown, unknown, unknown, value_bound, **static)
+    exact, share = problem.exact(), answer(prefix, problem.queries, problem.scale)
+    both = [each if problem.beside is None else merge(each, problem.beside) for each in (exact, share)]
+    wanted, out = (each.normalise() for each in both)
+    errors = relative_errors(out, wanted)
+    positive = share.den > 0
+    log_den = jnp.where(positive, jnp.log(jnp.where(positive, share.den, 1.0)) + share.log_scale, -jnp.inf)
+    low, high = jnp.quantile(errors, jnp.array([0.05, 0.95], errors.dtype), axis=0)
+    return Report(
+        jnp.mean(errors, axis=0),
+        low,
+        high,
+        jnp.mean(jnp.abs(log_den - exact.log_mass()), axis=0),
+        _radius(problem),
+        value_bound,
+        **static,
+    )
+
+
+def relative_errors(out: Float[Array, "Q N Hv"], wanted: Float[Array, "Q N Hv"]) -> Float[Array, "Q N"]:
+    """The length of the difference over the length of what is wanted."""
+    size = jnp.linalg.norm(wanted, axis=-1)
+    return jnp.linalg.norm(out - wanted, axis=-1) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
+
+
+def stored(prefix: Any) -> int:
+    """Numbers in a prefix: tokens of no weight at all, which only fill an array up, are not counted by `numbers`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(prefix))
+
+
+def by_query_head(array: Float[Array, " K"], query_heads: int) -> Float[Array, " N"]:
+    """Each kv head's number, for each of its query heads."""
+    return jnp.repeat(array, query_heads // len(array))
+
+
+def _radius(problem: Problem) -> Float[Array, " N"]:
+    queries = by_kv_head(problem.queries, problem.heads) * problem.scale
+    keys = jnp.moveaxis(problem.centred_keys(), 1, 0)
+
+    def of_head(parts: tuple[Array, Array]) -> Array:
+        queries, keys = parts
+        reach = jax.lax.map(lambda query: jnp.max(jnp.abs(keys @ query)), queries, batch_size=min(256, len(queries)))
+        # by_kv_head puts a query's G heads next to each other.
+        return jnp.max(reach.reshape(problem.queries.shape[0], -1), axis=0)
+
+    return jax.lax.map(of_head, (queries, keys)).reshape(-1)

@@ -1,0 +1,69 @@
+"""Sums over features of the prompt's keys, in closed form: Performer's and the polynomial method."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+from ntkprefix import checks
+from ntkprefix.compress.problem import Problem
+from ntkprefix.feature_maps import MAX_FEATURES, FeatureMap, feature_map
+from ntkprefix.prefixes import FeaturePrefix
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Z and k of the prompt: the more features, the nearer; documents can be appended and subtracted exactly.
+
+    Attributes:
+        features: `elu`, as many as a head is wide; `taylor`, of the highest degree that the budget holds; `favor`, as
+            many random ones as it holds.
+
+    Raises:
+        ValueError: an unknown feature map.
+
+    Source: `FeaturePrefix.from_tokens`.
+    """
+
+    features: str = "favor"
+    needs_queries = False
+
+    def __post_init__(self):
+        checks.one_of("Sums", "feature map", self.features, ("elu", "taylor", "favor"))
+
+    def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> FeaturePrefix:  # noqa: ARG002
+        """The state.
+
+        Raises:
+            ValueError: the budget holds no state.
+        """
+        phi = fitting(self.features, numbers, problem.keys.shape[-1], problem.values.shape[-1])
+        return FeaturePrefix.from_tokens(problem.keys, problem.values, feature_map=phi, scale=problem.scale)
+
+
+def fitting(name: str, numbers: int, width: int, value_width: int) -> FeatureMap:
+    """The feature map of a name whose state, R (Hv + 1) + H + 1 numbers with its centre and log scale, has the most.
+
+    Raises:
+        ValueError: not even the smallest fits.
+    """
+    most = (numbers - width - 1) // (value_width + 1)
+    phi, degree = feature_map("elu"), 0
+    if name == "favor" and most >= 1:
+        with jax.ensure_compile_time_eval():
+            phi = feature_map("favor", features=min(most, MAX_FEATURES), key=jax.random.key(0))
+    if name == "taylor":
+        while math.comb(width + degree + 1, degree + 1) <= min(most, MAX_FEATURES):
+            degree += 1
+        phi = feature_map("taylor", degree=degree)
+    least = phi.size(width)
+    if least > most:
+        needed = least * (value_width + 1) + width + 1
+        raise ValueError(
+            f"compress: a state of {name} features has at least {needed:,} numbers for each head, more than the "
+            f"budget's {numbers:,}. Give a larger budget, or choose a method that keeps tokens."
+        )
+    return phi

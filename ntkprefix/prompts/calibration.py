@@ -1,0 +1,92 @@
+"""Queries such as texts behind a prompt ask, and what each sees beside the prompt."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int
+
+from ntkprefix._pytree import Leaf, pytree
+from ntkprefix.kernels import IMPLEMENTATIONS, best
+from ntkprefix.models import TextModel
+from ntkprefix.partial import Partial
+
+
+@pytree
+class Calibration:
+    """Of every layer.
+
+    Attributes:
+        queries: [L, Q, N, H], float32, turned to their positions behind the prompt.
+        beside: the share of the text's own tokens, [L, Q, N, ...].
+    """
+
+    queries: Leaf
+    beside: Partial
+
+
+def calibrate(model: TextModel, texts: Int[Array, "B T"], prefixes: Any, *, start: int) -> Calibration:
+    """What texts that follow a prompt ask of every layer.
+
+    Args:
+        model: causal.
+        texts: each of which follows the prompt by itself, [B, T], without padding.
+        prefixes: the prompt, as for the model; every row sees all of it.
+        start: the texts' first position, M for a prompt of M tokens.
+
+    Returns:
+        Q = B T queries of every layer, row by row, and the texts' own share of their attention.
+
+    Raises:
+        TypeError: as for the model.
+        ValueError: as for the model.
+    """
+    graph, weights = nnx.split(model)
+    return _observe(graph, weights, jnp.asarray(texts), prefixes, jnp.asarray(start, jnp.int32))
+
+
+@partial(jax.jit, static_argnames="graph")
+def _observe(graph, weights, texts, prefixes, start):
+    model = nnx.merge(graph, weights)
+    positions = jnp.broadcast_to(start + jnp.arange(texts.shape[1])[None], texts.shape)
+
+    def look(query: Array, key: Array, value: Array, **options: Any) -> Calibration:
+        kernel = IMPLEMENTATIONS[best(query.shape[1], key.shape[1])]
+        share = kernel.partial_attention(query, key, value, scale=query.shape[-1] ** -0.5, **options)
+        flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]).astype(jnp.float32), (query, share))
+        return Calibration(*flat)
+
+    return model.observe(texts, look, prefixes=prefixes, positions=positions)
+
+
+def repeated(tokens: Int[np.ndarray, " M"], *, rows: int, length: int, seed: int = 0) -> Int[np.ndarray, "B T"]:
+    """Pieces of a prompt, to be read once more behind it: queries from the prompt itself.
+
+    Args:
+        tokens: the prompt, [M].
+        rows: B, how many pieces; fewer where the prompt is shorter than that many.
+        length: T, of each; M where the prompt is shorter.
+        seed: of their order.
+
+    Returns:
+        Pieces spread evenly over the prompt, in an order drawn at random, [B, T].
+
+    Example:
+        >>> import numpy as np
+        >>> from ntkprefix.prompts import repeated
+        >>> sorted(row[0] for row in repeated(np.arange(100), rows=3, length=20).tolist())
+        [0, 40, 80]
+
+    Source: reading the context once more (Attention Matching, arXiv 2602.16284, "repeat-prefill").
+    """
+    tokens = np.asarray(tokens)
+    length = min(length, len(tokens))
+    rows = min(rows, len(tokens) - length + 1)
+    firsts = np.round(np.linspace(0, len(tokens) - length, rows)).astype(int)
+    order = np.random.default_rng(seed).permutation(rows)
+    return np.stack([tokens[first : first + length] for first in firsts[order]])

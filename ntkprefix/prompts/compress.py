@@ -1,0 +1,120 @@
+"""`compress_prompt`: every layer's keys and values of a prompt -> a small prefix of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ntkprefix.compress import Method, Report, compress
+from ntkprefix.compress.budget import numbers_within
+from ntkprefix.models import TextModel
+from ntkprefix.prompts.calibration import Calibration, calibrate, repeated
+from ntkprefix.prompts.read import read_prompt
+
+# Pieces of the prompt that are read once more, and how long they are: 1,024 queries a head, of which a quarter is held
+# out for the report.
+_ROWS, _LENGTH = 8, 128
+
+
+class CompressedPrompt(NamedTuple):
+    """What stands for a prompt.
+
+    Attributes:
+        prefixes: of every layer, for a model's `prefixes=`: arrays have a leading `layers` axis.
+        start: position of what comes after it, M: for `generate(start=...)`, and `positions=` of a model's call.
+        report: of every layer, with a leading `layers` axis.
+    """
+
+    prefixes: Any
+    start: int
+    report: Report
+
+
+def compress_prompt(
+    model: TextModel,
+    tokens: Int[Array, "1 M"],
+    *,
+    method: str | Method = "refined",
+    budget: int | str,
+    texts: Int[Array, "B T"] | None = None,
+    seed: int = 0,
+    chunk: int = 512,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> CompressedPrompt:
+    """A small prefix of every layer that does nearly what a prompt in front of a text does.
+
+    The prompt is read once, a chunk at a time; then texts are read behind it, to see what they ask of each layer; then
+    one layer after another is compressed. All layers and heads get the same budget.
+
+    Keys are kept as the model turned them: to positions 0 to M - 1. What follows is to be given positions from M on,
+    as it would have behind the prompt itself: the prefix saves memory and time, and not positions. Behind M + T
+    positions beyond what the model was trained with, it is as lost as with the prompt itself.
+
+    Args:
+        model: causal.
+        tokens: the prompt, [1, M].
+        method: as for `compress`.
+        budget: as for `compress`, but numbers and bytes are those of all layers together.
+        texts: that ask of the prompt what others will, [B, T], without padding, the last quarter of which is held out
+            for the report; if None, pieces of the prompt are read once more.
+        seed: of what is random.
+        chunk: tokens that are read at a time.
+        on_step: called with what is being done, how much of it is done and how much there is.
+
+    Returns:
+        The prefixes, where a text behind them starts, and the report.
+
+    Raises:
+        TypeError: as for the model and `compress`.
+        ValueError: as for the model and `compress`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel, generate
+        >>> from ntkprefix.prompts import compress_prompt
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
+        >>> prompt = jnp.arange(40)[None]
+        >>> small = compress_prompt(model, prompt, method="matching", budget="4x")
+        >>> small.prefixes.keys.shape, small.start
+        ((2, 8, 3, 4), 40)
+        >>> generate(model, jnp.array([[3, 1]]), new=3, prefixes=small.prefixes, start=small.start).tokens.shape
+        (1, 3)
+    """
+    tell = on_step or (lambda *_: None)
+    length = tokens.shape[1]
+    whole = read_prompt(model, tokens, chunk=chunk, on_chunk=lambda done: tell("reading", done, length))
+    if texts is None:
+        texts = jnp.asarray(repeated(np.asarray(tokens[0]), rows=_ROWS, length=_LENGTH, seed=seed))
+    tell("asking", 0, 1)
+    asked = calibrate(model, texts, whole, start=length)
+    layers, _, heads, width = whole.keys.shape
+    of_a_head = numbers_within(
+        budget,
+        length=length,
+        heads=layers * heads,
+        token=width + whole.values.shape[-1],
+        itemsize=whole.keys.dtype.itemsize,
+    )
+    parts = []
+    for layer in range(layers):
+        keys, values, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole.keys, whole.values, asked))
+        part = compress_layer(keys, values, of_layer, method=method, numbers=of_a_head, seed=seed + layer)
+        parts.append(jax.block_until_ready(part))
+        tell("compressing", layer + 1, layers)
+    prefixes, report = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(tuple, parts))
+    return CompressedPrompt(prefixes, length, report)
+
+
+def compress_layer(
+    keys: Array, values: Array, asked: Calibration, *, method: str | Method, numbers: int, seed: int
+) -> Any:
+    """`compress` of one layer, with a budget of numbers for each head."""
+    budget = f"{numbers * keys.shape[1]} numbers"
+    return compress(keys, values, method=method, budget=budget, queries=asked.queries, beside=asked.beside, seed=seed)
