@@ -1,0 +1,107 @@
+"""Context distillation: a small prefix trained on what the model says next behind the whole prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, PyTree
+
+from ntkprefix.models import TextModel
+from ntkprefix.prefixes import TokenPrefix
+from ntkprefix.train import TrainConfig, train
+
+# Adam moves an entry by about the step size: keys and values are counted in units of their own spread, log-weights in
+# theirs, one.
+_EPSILON = 1e-6
+
+
+def distil(
+    model: TextModel,
+    prefixes: PyTree,
+    whole: TokenPrefix,
+    texts: Int[Array, "B T"],
+    *,
+    start: int,
+    config: TrainConfig,
+    on_step: Callable[[int, float], Any] | None = None,
+) -> tuple[PyTree, np.ndarray]:
+    r"""Train a prefix to give the next-token distribution that the prompt gives, on texts behind it.
+
+    $$ \min_\theta \; \frac{1}{BT} \sum_{b,t} KL\big(p(\cdot \mid prompt, text_{b,\le t}) \,\|\,
+       p_\theta(\cdot \mid text_{b,\le t})\big) $$
+
+    over every array of the prefix, in units of its own spread, layer by layer and head by head.
+
+    Args:
+        model: causal, with a head.
+        prefixes: where training starts, arrays with a leading `layers` axis.
+        whole: the prompt's own keys and values, [L, M, K, H].
+        texts: [B, T], without padding.
+        start: the texts' first position.
+        config: how to train; a row of data is a text.
+        on_step: called after every step with the number of steps done and the loss.
+
+    Returns:
+        The trained prefix, and the loss before every step in nats per token.
+
+    Raises:
+        TypeError: as for the model.
+        ValueError: as for the model, or fewer texts than a batch.
+        FloatingPointError: the loss is not finite.
+
+    Source: context distillation into a trained cache (Cartridges, arXiv 2506.06266).
+    """
+    graph, weights = nnx.split(model)
+    texts = np.asarray(texts)
+    taught = [_hidden(graph, weights, jnp.asarray(row[None]), whole, jnp.asarray(start)) for row in texts]
+    units = jax.tree.map(_unit, prefixes)
+    frozen = {"weights": weights, "at": prefixes, "units": units, "start": jnp.asarray(start)}
+    still = jax.tree.map(jnp.zeros_like, prefixes)
+    data = (texts, np.concatenate([np.asarray(row) for row in taught]))
+    trained = train(_loss(graph), still, frozen, data, config, on_step=on_step)
+    return _moved(frozen, trained.params), trained.losses
+
+
+@lru_cache
+def _loss(graph: Any) -> Callable[..., Float[Array, ""]]:
+    """One function for one model, so that another prompt of the same sizes compiles nothing new."""
+
+    def loss(by: PyTree, frozen: dict[str, Any], texts: Array, taught: Array) -> Float[Array, ""]:
+        model = nnx.merge(graph, frozen["weights"])
+        positions = frozen["start"] + jnp.arange(texts.shape[1])[None]
+        positions = jnp.broadcast_to(positions, texts.shape)
+        hidden = model(texts, prefixes=_moved(frozen, by), positions=positions)
+
+        @jax.checkpoint
+        def of_row(pair: tuple[Array, Array]) -> Float[Array, ""]:
+            wanted, found = (jax.nn.log_softmax(model.logits(states)) for states in pair)
+            return jnp.mean(jnp.sum(jnp.exp(wanted) * (wanted - found), axis=-1))
+
+        # A row at a time: the logits of a batch would be most of the memory.
+        return jnp.mean(jax.lax.map(of_row, (taught, hidden)))
+
+    return loss
+
+
+@partial(jax.jit, static_argnames="graph")
+def _hidden(graph, weights, texts, prefixes, start):
+    positions = jnp.broadcast_to(start + jnp.arange(texts.shape[1])[None], texts.shape)
+    return nnx.merge(graph, weights)(texts, prefixes=prefixes, positions=positions)
+
+
+def _moved(frozen: dict[str, Any], by: PyTree) -> PyTree:
+    return jax.tree.map(lambda at, unit, many: at + unit * many, frozen["at"], frozen["units"], by)
+
+
+def _unit(leaf: Float[Array, "L *rest"]) -> Float[Array, "L *ones"]:
+    """Root mean square distance of an array's entries from the mean over tokens, per layer and head."""
+    if leaf.ndim < 4:  # log-weights
+        return jnp.ones((1,) * leaf.ndim, leaf.dtype)
+    deviations = leaf - jnp.mean(leaf, axis=1, keepdims=True)
+    return jnp.sqrt(jnp.mean(deviations * deviations, axis=(1, 3), keepdims=True) + _EPSILON**2)
