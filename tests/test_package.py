@@ -45,7 +45,16 @@ def test_the_public_list_is_complete():
 
 
 def test_imports_point_one_way():
-    layers = {"models": 2, "adapters": 3, "texts": 3, "train": 3, "classify": 4, "language": 4, "prompts": 4, "commands": 5}
+    layers = {
+        "models": 2,
+        "adapters": 3,
+        "texts": 3,
+        "train": 3,
+        "classify": 4,
+        "language": 4,
+        "prompts": 4,
+        "commands": 5,
+    }
     for path in (ROOT / "ntkprefix").rglob("*.py"):
         part = path.relative_to(ROOT / "ntkprefix").parts[0].removesuffix(".py")
         for imported in re.findall(r"from ntkprefix\.(\w+)|import theory|from theory", path.read_text()):

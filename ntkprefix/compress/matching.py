@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ntkprefix import checks
 from ntkprefix.compress.problem import Problem, attention_masses, by_kv_head, gather, tokens_within
 from ntkprefix.nonnegative import nonnegative_least_squares
-from ntkprefix.partial import Partial, merge
+from ntkprefix.partial import merge
 from ntkprefix.prefixes import TokenPrefix
 
 _PRECISE: Any = "highest"
@@ -60,40 +60,51 @@ class Matching:
 
 
 class _Head(NamedTuple):
-    """One kv head's part: keys and values to be refitted, its queries, and what they should see."""
+    """One kv head's part: keys and values to be refitted, its queries, and what they should see.
+
+    Sums are divided by all that a query sees.
+    """
 
     keys: Float[Array, "C H"]
     values: Float[Array, "C Hv"]
     queries: Float[Array, "Q H"]
-    exact: Partial
-    beside: Partial
+    log_total: Float[Array, " Q"]
+    mass: Float[Array, " Q"]
+    out: Float[Array, "Q Hv"]
+    other_num: Float[Array, "Q Hv"]
+    other_den: Float[Array, " Q"]
 
 
 def match(problem: Problem, tokens: TokenPrefix, *, in_context: bool, ridge: float) -> TokenPrefix:
     """The tokens' keys with masses and values that answer the problem's queries as the whole prompt does."""
     exact = problem.exact()
-    nothing = Partial(jnp.zeros_like(exact.num), jnp.zeros_like(exact.den), jnp.full_like(exact.den, -jnp.inf))
-    beside = problem.beside if in_context and problem.beside is not None else nothing
-    exact, beside = jax.tree.map(lambda array: by_kv_head(array, problem.heads), (exact, beside))
+    beside = problem.beside if in_context and problem.beside is not None else jax.tree.map(jnp.zeros_like, exact)
+    together = merge(exact, beside)
+    log_total = together.log_mass()
+    other = jnp.exp(beside.log_scale - log_total)
+    of_queries = (
+        problem.queries * problem.scale,
+        log_total,
+        exact.den * jnp.exp(exact.log_scale - log_total),
+        together.normalise(),
+        beside.num * other[..., None],
+        beside.den * other,
+    )
     keys, values = (jnp.moveaxis(array, 1, 0) for array in (tokens.keys, tokens.values))
-    heads = _Head(keys, values, by_kv_head(problem.queries, problem.heads) * problem.scale, exact, beside)
+    heads = _Head(keys, values, *(by_kv_head(array, problem.heads) for array in of_queries))
     log_weights, values = jax.lax.map(lambda head: _fit(head, ridge), heads)
     return TokenPrefix(tokens.keys, jnp.moveaxis(values, 0, 1), log_weights.T)
 
 
 def _fit(head: _Head, ridge: float) -> tuple[Float[Array, " C"], Float[Array, "C Hv"]]:
-    together = merge(head.exact, head.beside)
-    log_total = together.log_mass()
-    weights = jnp.exp(jnp.matmul(head.queries, head.keys.T, precision=_PRECISE) - log_total[:, None])
-    share = head.exact.den * jnp.exp(head.exact.log_scale - log_total)
-    masses = nonnegative_least_squares(_damped(weights, ridge), jnp.matmul(weights.T, share, precision=_PRECISE))
+    weights = jnp.exp(jnp.matmul(head.queries, head.keys.T, precision=_PRECISE) - head.log_total[:, None])
+    target = jnp.matmul(weights.T, head.mass, precision=_PRECISE)
+    masses = nonnegative_least_squares(_damped(weights, ridge), target)
     masses = jnp.maximum(masses, _LEAST * jnp.max(masses))
     weights = weights * masses[None]
-    other = jnp.exp(head.beside.log_scale - log_total)
-    den = jnp.sum(weights, axis=1) + head.beside.den * other
+    den = jnp.sum(weights, axis=1) + head.other_den
     weights = weights / den[:, None]
-    missing = together.normalise() - head.beside.num * (other / den)[:, None]
-    missing = missing - jnp.matmul(weights, head.values, precision=_PRECISE)
+    missing = head.out - head.other_num / den[:, None] - jnp.matmul(weights, head.values, precision=_PRECISE)
     normal, target = _damped(weights, ridge), jnp.matmul(weights.T, missing, precision=_PRECISE)
     return jnp.log(masses), head.values + jax.scipy.linalg.solve(normal, target, assume_a="pos")
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from ntkprefix._pytree import Leaf, pytree, static_field
 from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes import TokenPrefix
+from ntkprefix.prefixes.base import Prefix
 
 # Keys looked at at a time where every query meets every key.
 _CHUNK = 1024
@@ -51,7 +52,7 @@ class Problem:
         return self.keys - jnp.mean(self.keys, axis=0)[None]
 
 
-def answer(prefix: TokenPrefix, queries: Float[Array, "Q N H"], scale: float) -> Partial:
+def answer(prefix: Prefix, queries: Float[Array, "Q N H"], scale: float) -> Partial:
     """A prefix's share for queries without a batch, [Q, N, ...]."""
     return jax.tree.map(lambda array: array[0], prefix.partial(queries[None], scale))
 

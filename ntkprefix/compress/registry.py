@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import PRNGKeyArray
 
@@ -21,6 +21,7 @@ from ntkprefix.compress.sums import Sums
 from ntkprefix.compress.wildcat import Wildcat
 
 
+@runtime_checkable
 class Method(Protocol):
     """How a layer's prompt becomes a small prefix: a hashable value, under whose options one program is compiled."""
 

@@ -1,0 +1,198 @@
+"""Every compression method against what it says it computes, in float64 NumPy and SciPy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+from layer_cases import (
+    BESIDE,
+    BETA,
+    HV,
+    IN_CONTEXT,
+    KEYS,
+    PROBLEM,
+    QUERIES,
+    VALUES,
+    H,
+    K,
+    M,
+    compressed,
+    of_head,
+    sums,
+)
+
+from ntkprefix import TokenPrefix
+from ntkprefix.compress import METHODS, KeepEnds, Matching, Prune, Refined, UniformSample
+from ntkprefix.compress.problem import attention_masses
+from ntkprefix.compress.wildcat import _pivots, _project
+
+
+def made(method, tokens, problem=PROBLEM, seed=0, weighted=True):
+    prefix = method(problem, tokens * (H + HV + weighted), jax.random.key(seed))
+    return jax.tree.map(lambda leaf: np.asarray(leaf), prefix)
+
+
+TOKENS = [name for name in METHODS if name not in ("elu", "taylor", "favor", "fitted-elu", "fitted-favor", "measure")]
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_with_room_for_all_tokens_nothing_is_lost(name):
+    problem = IN_CONTEXT if METHODS[name].needs_queries else PROBLEM
+    prefix = made(METHODS[name] if name != "refined" else Refined(steps=3, step_size=1e-6), M, problem)
+    assert prefix.keys.shape == (M, K, H)
+    for head in range(K):
+        queries = of_head(QUERIES, head)
+        wanted_num, wanted_den = sums(KEYS[:, head], VALUES[:, head], queries)
+        weights = None if prefix.log_weights is None else prefix.log_weights[:, head]
+        num, den = sums(prefix.keys[:, head], prefix.values[:, head], queries, weights)
+        np.testing.assert_allclose(den, wanted_den, rtol=2e-2)
+        np.testing.assert_allclose(num / den[:, None], wanted_num / wanted_den[:, None], atol=2e-2)
+
+
+@pytest.mark.parametrize("problem", [PROBLEM, IN_CONTEXT], ids=["alone", "in context"])
+def test_attention_masses(problem):
+    found = np.asarray(attention_masses(problem))
+    for head in range(K):
+        weights = np.exp(BETA * of_head(QUERIES, head).astype(float) @ KEYS[:, head].astype(float).T)
+        total = weights.sum(axis=1)
+        if problem.beside is not None:
+            total = total + of_head(BESIDE.den * np.exp(BESIDE.log_scale), head)
+        np.testing.assert_allclose(found[head], (weights / total[:, None]).mean(axis=0), rtol=1e-4)
+
+
+def test_the_ends_are_kept():
+    prefix = made(KeepEnds(first=3), 10, weighted=False)
+    np.testing.assert_array_equal(prefix.keys, KEYS[[0, 1, 2, *range(M - 7, M)]])
+    assert made(KeepEnds(first=30), 10, weighted=False).keys.shape[0] == 10
+
+
+def scores(name):
+    for head in range(K):
+        keys, values = KEYS[:, head].astype(float), VALUES[:, head].astype(float)
+        queries = of_head(QUERIES, head).astype(float)
+        attention = np.exp(BETA * queries @ keys.T)
+        attention = (attention / attention.sum(axis=1, keepdims=True)).mean(axis=0)
+        if name == "attention":
+            yield attention
+        if name == "pooled":
+            padded = np.pad(attention, 3, constant_values=-np.inf)
+            yield np.max([padded[i : i + M] for i in range(7)], axis=0)
+        if name == "norm":
+            yield -np.sqrt((keys**2).sum(axis=1))
+        if name == "distinct":
+            directions = keys / np.sqrt((keys**2).sum(axis=1, keepdims=True))
+            yield -directions @ directions.mean(axis=0)
+        if name == "expected":
+            asked = BETA * queries
+            logits = keys @ asked.mean(axis=0) + np.diag(keys @ np.cov(asked.T, bias=True) @ keys.T) / 2
+            yield np.exp(logits) * np.sqrt((values**2).sum(axis=1))
+
+
+@pytest.mark.parametrize("name", ["attention", "pooled", "norm", "distinct", "expected"])
+def test_pruning_keeps_the_highest_scores(name):
+    prefix = made(Prune(name, first=2), 12, weighted=False)
+    assert prefix.log_weights is None
+    for head, score in enumerate(scores(name)):
+        best = {0, 1} | set(np.argsort(-np.where(np.arange(M) < 2, np.inf, score), kind="stable")[:12])
+        kept = {int(np.flatnonzero((KEYS[:, head] == key).all(axis=1))[0]) for key in prefix.keys[:, head]}
+        assert kept == best, head
+
+
+@pytest.mark.parametrize("name", ["uniform", "importance"])
+def test_sums_over_samples_are_unbiased(name):
+    draw = partial(METHODS[name], PROBLEM, 20 * (H + HV + 1))
+    draws = jax.tree.map(np.asarray, jax.vmap(draw)(jax.random.split(jax.random.key(0), 600)))
+
+    def flat(*arrays):
+        num, den = sums(arrays[0], arrays[1], query, *arrays[2:])
+        return np.append(num[0], den[0])
+
+    for head in range(K):
+        query = of_head(QUERIES[:1], head)[:1]
+        wanted = flat(KEYS[:, head], VALUES[:, head])
+        leaves = (draws.keys, draws.values, draws.log_weights)
+        found = np.stack([flat(*(leaf[i, :, head] for leaf in leaves)) for i in range(600)])
+        error = found.std(axis=0) / np.sqrt(len(found))
+        assert (np.abs(found.mean(axis=0) - wanted) < 4 * error).all(), head
+        assert (error < 0.1 * np.abs(wanted).max()).all()
+
+
+def test_importance_is_better_spent():
+    errors = {}
+    for name in ("uniform", "importance"):
+        runs = [compressed(KEYS, VALUES, method=name, budget=16, queries=QUERIES, seed=seed) for seed in range(8)]
+        errors[name] = np.mean([run.report.error for run in runs])
+    assert errors["importance"] < errors["uniform"], errors
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+def test_matching_solves_its_two_least_squares_problems(in_context):
+    ridge = 1e-3
+    problem = IN_CONTEXT if in_context else PROBLEM
+    prefix = made(Matching(in_context=in_context, ridge=ridge), 14, problem)
+    for head in range(K):
+        queries, keys = of_head(QUERIES, head).astype(float), prefix.keys[:, head].astype(float)
+        num, den = sums(KEYS[:, head], VALUES[:, head], queries)
+        other_num = of_head(BESIDE.num * np.exp(BESIDE.log_scale)[..., None], head) if in_context else 0 * num
+        other_den = of_head(BESIDE.den * np.exp(BESIDE.log_scale), head) if in_context else 0 * den
+        total = den + other_den
+        rows = np.exp(BETA * queries @ keys.T) / total[:, None]
+        damping = np.sqrt(ridge * np.trace(rows.T @ rows) / 14)
+        damped = np.concatenate([rows, damping * np.eye(14)])
+        masses, _ = scipy.optimize.nnls(damped, np.concatenate([den / total, np.zeros(14)]))
+        np.testing.assert_allclose(np.exp(prefix.log_weights[:, head]), masses, rtol=1e-2, atol=1e-2 * masses.max())
+        # The values, given the masses that were found.
+        rows = rows * np.exp(prefix.log_weights[:, head].astype(float))
+        sum_of_weights = rows.sum(axis=1) + other_den / total
+        wanted = (num + other_num) / total[:, None] - other_num / total[:, None] / sum_of_weights[:, None]
+        rows = rows / sum_of_weights[:, None]
+        chosen = [int(np.flatnonzero((KEYS[:, head] == key).all(axis=1))[0]) for key in prefix.keys[:, head]]
+        own = VALUES[chosen, head].astype(float)
+        gram = rows.T @ rows
+        gram = gram + ridge * np.trace(gram) / 14 * np.eye(14)
+        values = own + np.linalg.solve(gram, rows.T @ (wanted - rows @ own))
+        np.testing.assert_allclose(prefix.values[:, head], values, atol=2e-3 * np.abs(values).max())
+
+
+def test_cholesky_pivots_are_drawn_by_what_is_left(x64):
+    keys = 0.7 * np.random.default_rng(6).standard_normal((12, 3))
+    kernel = np.exp(keys @ keys.T)
+    draw = jax.jit(jax.vmap(lambda key: _pivots(key, jnp.asarray(keys), 2)))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 400)))
+    first = np.bincount(drawn[:, 0], minlength=12) / 400
+    np.testing.assert_allclose(first, np.diag(kernel) / np.trace(kernel), atol=4 * 0.5 / 20)
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    likeliest = np.bincount(drawn[:, 0]).argmax()
+    after = drawn[drawn[:, 0] == likeliest, 1]
+    left = np.diag(kernel) - kernel[:, likeliest] ** 2 / kernel[likeliest, likeliest]
+    second = np.bincount(after, minlength=12) / len(after)
+    np.testing.assert_allclose(second, left / left.sum(), atol=4 * 0.5 / len(after) ** 0.5)
+
+
+def test_wildcat_projects_onto_the_chosen_keys(x64):
+    random = np.random.default_rng(7)
+    keys, values, chosen = 0.5 * random.standard_normal((30, 4)), random.standard_normal((30, 3)), np.arange(0, 30, 5)
+    log_masses, found = map(np.asarray, _project(jnp.asarray(keys), jnp.asarray(values), jnp.asarray(chosen)))
+    W = np.linalg.solve(np.exp(keys[chosen] @ keys[chosen].T), np.exp(keys[chosen] @ keys.T))
+    masses = W.sum(axis=1)
+    assert (masses > 0).all()
+    np.testing.assert_allclose(np.exp(log_masses), masses, rtol=2e-3)
+    np.testing.assert_allclose(np.exp(log_masses)[:, None] * found, W @ values, atol=5e-3)
+
+
+def test_refining_lowers_what_it_minimises_and_what_it_was_not_fitted_to():
+    options = {"budget": 8, "queries": QUERIES, "beside": BESIDE}
+    start = compressed(KEYS, VALUES, method="matching-in-context", **options)
+    better = compressed(KEYS, VALUES, method=Refined(steps=60), **options)
+    assert better.report.error.mean() < 0.95 * start.report.error.mean()
+    same = compressed(KEYS, VALUES, method=Refined(steps=0), **options)
+    np.testing.assert_allclose(same.prefix.keys, start.prefix.keys, atol=1e-6)
+
+
+def test_uniform_weights_stand_for_all():
+    prefix = made(UniformSample(), 12)
+    np.testing.assert_allclose(np.exp(prefix.log_weights).mean(), M / 12, rtol=0.4)
+    assert isinstance(prefix, TokenPrefix)
