@@ -35,11 +35,24 @@ class Command(NamedTuple):
     install: str
 
 
+_MODELS = ("flax", "gguf", "onnx", "optax", "orbax", "PIL", "safetensors", "tokenizers")
 COMMANDS = {
     "train": Command(
         module="ntkprefix.commands.train",
         summary="adapt a pretrained model to images or texts",
-        needs=("flax", "gguf", "onnx", "optax", "orbax", "PIL", "safetensors", "tokenizers"),
+        needs=_MODELS,
+        install='pip install ".[models]"',
+    ),
+    "compress": Command(
+        module="ntkprefix.commands.compress",
+        summary="turn a long prompt into a small file that stands for it",
+        needs=_MODELS,
+        install='pip install ".[models]"',
+    ),
+    "generate": Command(
+        module="ntkprefix.commands.generate",
+        summary="continue a text, behind a compressed prompt",
+        needs=_MODELS,
         install='pip install ".[models]"',
     ),
     "verify": Command(

@@ -3,15 +3,22 @@
 from ntkprefix._extras import extra
 
 with extra("models", "ntkprefix.prompts"):
-    from ntkprefix.prompts.calibration import Calibration, calibrate, repeated
+    from ntkprefix.prompts.calibration import Calibration, calibrate, continued, repeated
     from ntkprefix.prompts.compress import CompressedPrompt, compress_prompt
+    from ntkprefix.prompts.distil import distil
+    from ntkprefix.prompts.files import StoredPrompt, load_prompt, save_prompt
     from ntkprefix.prompts.read import read_prompt
 
 __all__ = [
     "Calibration",
     "CompressedPrompt",
+    "StoredPrompt",
     "calibrate",
     "compress_prompt",
+    "continued",
+    "distil",
+    "load_prompt",
     "read_prompt",
     "repeated",
+    "save_prompt",
 ]

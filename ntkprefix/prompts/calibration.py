@@ -11,10 +11,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from ntkprefix import checks
 from ntkprefix._pytree import Leaf, pytree
 from ntkprefix.kernels import IMPLEMENTATIONS, best
-from ntkprefix.models import TextModel
+from ntkprefix.models import TextModel, generate
 from ntkprefix.partial import Partial
+from ntkprefix.prefixes import TokenPrefix
 
 
 @pytree
@@ -62,6 +64,38 @@ def _observe(graph, weights, texts, prefixes, start):
         return Calibration(*flat)
 
     return model.observe(texts, look, prefixes=prefixes, positions=positions)
+
+
+def continued(
+    model: TextModel, whole: TokenPrefix, last: int, *, rows: int, length: int, seed: int = 0
+) -> Int[Array, "B T"]:
+    """What the model itself goes on to say behind a prompt, drawn at temperature 1: queries such as continuations ask.
+
+    Args:
+        model: causal, with a head.
+        whole: the prompt's keys and values, [L, M, K, H], M at least 2.
+        last: the prompt's last token.
+        rows: B, how many texts.
+        length: T, tokens of each.
+        seed: of the draws.
+
+    Returns:
+        Texts, [B, T].
+
+    Raises:
+        TypeError: as for `generate`.
+        ValueError: as for `generate`, or a prompt of one token.
+
+    Source: queries from the model's own continuations (Attention Matching, arXiv 2602.16284, "self-study"; Cartridges,
+    arXiv 2506.06266).
+    """
+    tokens = whole.keys.shape[1]
+    checks.at_least(2, "continued", tokens=tokens)
+    # The last token is read once more, behind the others, since that is what the first one is drawn from.
+    before = TokenPrefix(whole.keys[:, :-1], whole.values[:, :-1])
+    first = jnp.full((rows, 1), last, jnp.int32)
+    options = {"prefixes": before, "start": tokens - 1, "temperature": 1.0, "key": jax.random.key(seed)}
+    return generate(model, first, length, **options).tokens
 
 
 def repeated(tokens: Int[np.ndarray, " M"], *, rows: int, length: int, seed: int = 0) -> Int[np.ndarray, "B T"]:

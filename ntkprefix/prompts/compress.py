@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from ntkprefix import checks
 from ntkprefix.compress import Method, Report, compress
 from ntkprefix.compress.budget import numbers_within
 from ntkprefix.models import TextModel
-from ntkprefix.prompts.calibration import Calibration, calibrate, repeated
+from ntkprefix.prefixes import TokenPrefix
+from ntkprefix.prompts.calibration import Calibration, calibrate, continued, repeated
+from ntkprefix.prompts.distil import distil as distilled
 from ntkprefix.prompts.read import read_prompt
+from ntkprefix.train import TrainConfig
 
-# Pieces of the prompt that are read once more, and how long they are: 1,024 queries a head, of which a quarter is held
-# out for the report.
-_ROWS, _LENGTH = 8, 128
+# Texts behind the prompt, and how long they are: 2,048 queries a head, of which a quarter is held out for the report.
+_ROWS, _LENGTH = 16, 128
 
 
 class CompressedPrompt(NamedTuple):
@@ -41,7 +44,8 @@ def compress_prompt(
     *,
     method: str | Method = "refined",
     budget: int | str,
-    texts: Int[Array, "B T"] | None = None,
+    texts: Literal["continue", "repeat"] | Int[Array, "B T"] = "continue",
+    distil: TrainConfig | None = None,
     seed: int = 0,
     chunk: int = 512,
     on_step: Callable[[str, int, int], None] | None = None,
@@ -49,7 +53,8 @@ def compress_prompt(
     """A small prefix of every layer that does nearly what a prompt in front of a text does.
 
     The prompt is read once, a chunk at a time; then texts are read behind it, to see what they ask of each layer; then
-    one layer after another is compressed. All layers and heads get the same budget.
+    one layer after another is compressed; and then, with `distil`, all layers are trained together to say next what the
+    model says behind the whole prompt. All layers and heads get the same budget.
 
     Keys are kept as the model turned them: to positions 0 to M - 1. What follows is to be given positions from M on,
     as it would have behind the prompt itself: the prefix saves memory and time, and not positions. Behind M + T
@@ -61,7 +66,9 @@ def compress_prompt(
         method: as for `compress`.
         budget: as for `compress`, but numbers and bytes are those of all layers together.
         texts: that ask of the prompt what others will, [B, T], without padding, the last quarter of which is held out
-            for the report; if None, pieces of the prompt are read once more.
+            for the report: `"continue"` for texts that the model itself says next, drawn at temperature 1; `"repeat"`
+            for pieces of the prompt, read once more behind it.
+        distil: how to train on the texts; not at all if None. The report is of the prefix before that.
         seed: of what is random.
         chunk: tokens that are read at a time.
         on_step: called with what is being done, how much of it is done and how much there is.
@@ -90,9 +97,9 @@ def compress_prompt(
     tell = on_step or (lambda *_: None)
     length = tokens.shape[1]
     whole = read_prompt(model, tokens, chunk=chunk, on_chunk=lambda done: tell("reading", done, length))
-    if texts is None:
-        texts = jnp.asarray(repeated(np.asarray(tokens[0]), rows=_ROWS, length=_LENGTH, seed=seed))
     tell("asking", 0, 1)
+    if isinstance(texts, str):
+        texts = _texts(texts, model, tokens, whole, seed)
     asked = calibrate(model, texts, whole, start=length)
     layers, _, heads, width = whole.keys.shape
     of_a_head = numbers_within(
@@ -109,7 +116,18 @@ def compress_prompt(
         parts.append(jax.block_until_ready(part))
         tell("compressing", layer + 1, layers)
     prefixes, report = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(tuple, parts))
+    if distil is not None:
+        steps = distil.steps(len(texts))
+        options = {"start": length, "config": distil, "on_step": lambda step, _: tell("distilling", step, steps)}
+        prefixes, _ = distilled(model, prefixes, whole, texts, **options)
     return CompressedPrompt(prefixes, length, report)
+
+
+def _texts(kind: str, model: TextModel, tokens: Array, whole: TokenPrefix, seed: int) -> Array:
+    checks.one_of("compress_prompt", "kind of texts", kind, ("continue", "repeat"))
+    if kind == "repeat":
+        return jnp.asarray(repeated(np.asarray(tokens[0]), rows=_ROWS, length=_LENGTH, seed=seed))
+    return continued(model, whole, int(tokens[0, -1]), rows=_ROWS, length=_LENGTH, seed=seed)
 
 
 def compress_layer(

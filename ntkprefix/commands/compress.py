@@ -1,0 +1,163 @@
+"""`ntkprefix compress`: a text that stands in front of every request -> a small file that stands for it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ntkprefix import checks
+from ntkprefix.compress import METHODS, Report, method_of
+from ntkprefix.models import load_text_model
+from ntkprefix.models.tokenizers import load_tokenizer
+from ntkprefix.prompts import compress_prompt, save_prompt
+from ntkprefix.runs import environment, progress
+from ntkprefix.train import TrainConfig
+
+# Heads that are named at the end.
+_WORST = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to compress, and how far.
+
+    Attributes:
+        prompt: file of the text, UTF-8.
+        out: file to write.
+        model: "smollm2", whose weights a package carries; a model folder, a GGUF file, or the name of a model on the
+            Hugging Face hub. Causal.
+        budget: "32x" for a 32nd of the bytes that the prompt's keys and values take, "128 tokens" for each head, or
+            "64 KiB" in all.
+        method: one of ends, uniform, importance, attention, snapkv, expected, knorm, keydiff, kmeans, wildcat,
+            matching, matching-in-context, measure, refined.
+        queries: whose the queries are that it is fitted to: of texts with which the model goes on (continue), or of
+            the prompt, read once more (repeat).
+        distil: passes over these texts in which the prefix is then trained to say next what the model says behind the
+            whole prompt; 0 for none.
+        learning_rate: of that, in units of the spread of keys and values.
+        tokens: at most so many of the prompt's first tokens; 0 for all.
+        chunk: tokens that are read at a time.
+        seed: of what is random.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    prompt: Path
+    out: Path
+    model: str = "smollm2"
+    budget: str = "32x"
+    method: str = "matching-in-context"
+    queries: Literal["continue", "repeat"] = "continue"
+    distil: int = 0
+    learning_rate: float = 0.01
+    tokens: int = 0
+    chunk: int = 512
+    seed: int = 0
+
+    def __post_init__(self):
+        checks.at_least(0, "compress", distil=self.distil, tokens=self.tokens, seed=self.seed)
+        checks.at_least(1, "compress", chunk=self.chunk)
+        checks.one_of("compress", "method", self.method, tuple(METHODS))
+        checks.finite("compress", least=0.0, learning_rate=self.learning_rate)
+
+
+def main(config: Config) -> int:
+    """Read, compress, write, and say what it costs.
+
+    Returns:
+        0.
+
+    Raises:
+        FileNotFoundError: no such prompt or model.
+        ValueError: a text that is not UTF-8 or empty, or as for `compress_prompt`.
+    """
+    text = read_text(config.prompt)
+    model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
+    tokens = np.asarray(tokenizer.encode(text), np.int32)
+    tokens = tokens[: config.tokens] if config.tokens else tokens
+    if len(tokens) < 2:
+        raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {len(tokens)}.")
+    began = time.perf_counter()
+    with progress() as bar:
+        task = bar.add_task("reading", total=len(tokens))
+
+        def tell(what: str, done: int, of: int) -> None:
+            bar.update(task, description=what, completed=done, total=of)
+
+        small = compress_prompt(
+            model,
+            jnp.asarray(tokens[None]),
+            method=method_of(config.method),
+            budget=config.budget,
+            texts=config.queries,
+            distil=_distilling(config),
+            seed=config.seed,
+            chunk=config.chunk,
+            on_step=tell,
+        )
+        jax.block_until_ready(small.prefixes)
+    seconds = time.perf_counter() - began
+    notes = {
+        "model": config.model,
+        "prompt": config.prompt.name,
+        "tokens": len(tokens),
+        "method": config.method,
+        "budget": config.budget,
+        "error": float(small.report.error.mean()),
+        "environment": environment(),
+    }
+    save_prompt(config.out, small.prefixes, small.start, notes)
+    _tell(Console(), config, small.report, len(tokens), seconds)
+    return 0
+
+
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8; the message names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a text file here, found none.")
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text as UTF-8, but {error}.") from error
+
+
+def _distilling(config: Config) -> TrainConfig | None:
+    if not config.distil:
+        return None
+    return TrainConfig(
+        epochs=config.distil, batch_size=4, learning_rate=config.learning_rate, weight_decay=0.0, seed=config.seed
+    )
+
+
+def _tell(console: Console, config: Config, report: Report, tokens: int, seconds: float) -> None:
+    error = np.asarray(report.error)
+    table = Table(title=Text(f"{config.prompt.name}: {tokens:,} tokens in {seconds:.0f} s"), show_header=False)
+    rows: list[tuple[str, Any]] = [
+        ("file", f"{config.out}, {config.out.stat().st_size / 1e6:.3g} MB"),
+        ("smaller than its keys and values", f"{report.ratio:.3g} times"),
+        ("error of attention outputs", f"{error.mean():.3g} on average over layers and heads"),
+        ("nine of ten queries", f"{np.mean(report.low):.3g} to {np.mean(report.high):.3g}"),
+    ]
+    worst = np.dstack(np.unravel_index(np.argsort(-error, axis=None)[:_WORST], error.shape))[0]
+    rows += [(f"layer {layer}, head {head}", f"{error[layer, head]:.3g}") for layer, head in worst]
+    for name, value in rows:
+        table.add_row(Text(name), Text(str(value)))
+    console.print(table)
+    if config.distil:
+        console.print("Errors are those before the prefix was distilled.")
+    console.print(f"Next: ntkprefix generate --model {config.model} --prefix {config.out} --text '...'", markup=False)
