@@ -16,8 +16,8 @@ from ntkprefix.models import TextModel
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.train import TrainConfig, train
 
-# Adam moves an entry by about the step size: keys and values are counted in units of their own spread, log-weights in
-# theirs, one.
+# Adam moves an entry by about the step size: keys and values are counted in units of their spread, which is at least
+# this, and log-weights in units of one.
 _EPSILON = 1e-6
 
 
@@ -99,9 +99,9 @@ def _moved(frozen: dict[str, Any], by: PyTree) -> PyTree:
     return jax.tree.map(lambda at, unit, many: at + unit * many, frozen["at"], frozen["units"], by)
 
 
-def _unit(leaf: Float[Array, "L *rest"]) -> Float[Array, "L *ones"]:
-    """Root mean square distance of an array's entries from the mean over tokens, per layer and head."""
+def _unit(leaf: Float[Array, "L *rest"]) -> Float[Array, "#L *ones"]:
+    """Standard deviation of an array's entries, per layer and head."""
     if leaf.ndim < 4:  # log-weights
         return jnp.ones((1,) * leaf.ndim, leaf.dtype)
-    deviations = leaf - jnp.mean(leaf, axis=1, keepdims=True)
+    deviations = leaf - jnp.mean(leaf, axis=(1, 3), keepdims=True)
     return jnp.sqrt(jnp.mean(deviations * deviations, axis=(1, 3), keepdims=True) + _EPSILON**2)

@@ -1,0 +1,186 @@
+"""A compressed prompt stands where the prompt stood: read, asked, compressed, distilled, generated from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models.tiny_text import golden
+
+from ntkprefix import TokenPrefix, attention
+from ntkprefix.adapters import own_tokens
+from ntkprefix.compress import KeepEnds, Matching
+from ntkprefix.models import generate
+from ntkprefix.prompts import calibrate, compress_prompt, continued, distil, read_prompt, repeated
+from ntkprefix.train import TrainConfig
+
+MODELS = ("llama", "qwen3", "glm", "gpt2")
+
+
+def text_of(name):
+    """A row of the golden file's tokens, long enough for a prompt of 7 and what follows."""
+    return jnp.asarray(golden(name)["tokens"], jnp.int32)[:1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("chunk", [3, 7, 512])
+def test_chunks_read_what_the_whole_forward_computes(name, chunk, loaded):
+    model, tokens = loaded(name), text_of(name)[:, :7]
+    seen = []
+    read = read_prompt(model, tokens, chunk=chunk, on_chunk=seen.append)
+    whole = own_tokens(model, tokens)
+    np.testing.assert_allclose(read.keys, whole.keys, atol=2e-5)
+    np.testing.assert_allclose(read.values, whole.values, atol=2e-5)
+    assert seen[-1] == 7
+    assert len(seen) == -(-7 // chunk)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_behind_a_prompt_s_own_tokens_a_model_goes_on_as_behind_the_prompt(name, loaded):
+    model, tokens = loaded(name), text_of(name)
+    prefix = read_prompt(model, tokens[:, :7])
+    expected = generate(model, tokens, 4).tokens
+    np.testing.assert_array_equal(generate(model, tokens[:, 7:], 4, prefixes=prefix, start=7).tokens, expected)
+    # Whether the position matters can be told: at 0 the states are others.
+    positions = jnp.arange(tokens.shape[1] - 7)[None]
+    states = [model(tokens[:, 7:], prefixes=prefix, positions=positions + start) for start in (0, 7)]
+    assert jnp.abs(states[0] - states[1]).max() > 1e-2
+    np.testing.assert_allclose(states[1], model(tokens)[:, 7:], atol=5e-5, rtol=1e-3)
+
+
+def test_every_row_starts_where_its_own_prompt_ends(loaded):
+    model, tokens = loaded("llama"), text_of("llama")
+    ends = (5, 8)
+    prefixes = [read_prompt(model, tokens[:, :end]) for end in ends]
+    # Of the shorter one, tokens that weigh nothing fill its row up.
+    filled = [
+        jax.tree.map(lambda leaf, end=end: jnp.pad(leaf, ((0, 0), (0, 8 - end), (0, 0), (0, 0))), each)
+        for each, end in zip(prefixes, ends, strict=True)
+    ]
+    keys, values = (jnp.stack([getattr(each, part) for each in filled], axis=1) for part in ("keys", "values"))
+    weights = jnp.stack([jnp.where(jnp.arange(8) < end, 0.0, -jnp.inf) for end in ends])[None, :, :, None]
+    together = TokenPrefix(keys, values, jnp.broadcast_to(weights, keys.shape[:-1]))
+    texts = jnp.concatenate([tokens[:, 5:7], tokens[:, 8:10]])
+    made = generate(model, texts, 4, prefixes=together, start=jnp.array(ends)).tokens
+    for row, end in enumerate(ends):
+        np.testing.assert_array_equal(made[row], generate(model, tokens[:, : end + 2], 4).tokens[0])
+
+
+@pytest.mark.parametrize("start", [-1, 1.5, np.array([1, 2, 3]), np.array([0.5])])
+def test_starts_that_are_none(start, loaded, unchecked):
+    with pytest.raises((TypeError, ValueError), match=r"^start: expected"):
+        generate(loaded("llama"), text_of("llama"), 2, start=start)
+
+
+def test_a_start_beyond_the_trained_positions(loaded):
+    model = loaded("gpt2")
+    with pytest.raises(ValueError, match="positions, got"):
+        generate(model, text_of("gpt2"), 2, start=model.config.positions - 3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_what_texts_ask_and_what_they_see_beside_the_prompt(name, loaded):
+    model, tokens = loaded(name), text_of(name)
+    whole = read_prompt(model, tokens[:, :7])
+    asked = calibrate(model, tokens[:, 7:], whole, start=7)
+    layers, length = whole.keys.shape[0], tokens.shape[1] - 7
+
+    def look(query, key, value, **options):
+        return query, attention(query, key, value, **options)
+
+    queries, outputs = model.observe(tokens, look)
+    assert asked.queries.shape[:2] == (layers, length)
+    np.testing.assert_allclose(asked.queries, queries[:, 0, 7:], atol=2e-5)
+    answers = jax.vmap(lambda prefix, query: prefix.partial(query[None], query.shape[-1] ** -0.5))
+    shares = answers(whole, asked.queries)
+    for layer in range(layers):
+        share, beside = jax.tree.map(lambda leaf, at=layer: leaf[at], (shares, asked.beside))
+        # By hand: both shares against one largest exponent.
+        scales = np.stack([share.log_scale[0], beside.log_scale]).astype(float)
+        factors = np.exp(scales - scales.max(axis=0))
+        num = factors[0][..., None] * share.num[0] + factors[1][..., None] * beside.num
+        den = factors[0] * share.den[0] + factors[1] * beside.den
+        np.testing.assert_allclose(num / den[..., None], outputs[layer, 0, 7:], atol=2e-5)
+
+
+def test_pieces_of_the_prompt_cover_it():
+    pieces = repeated(np.arange(1000), rows=5, length=100, seed=3)
+    assert sorted(pieces[:, 0].tolist()) == [0, 225, 450, 675, 900]
+    np.testing.assert_array_equal(pieces, pieces[:, :1] + np.arange(100))
+    assert repeated(np.arange(7), rows=5, length=100).shape == (1, 7)
+
+
+def test_continuations_are_drawn_as_the_model_says(loaded):
+    model, tokens = loaded("llama"), text_of("llama")
+    texts = continued(model, read_prompt(model, tokens), int(tokens[0, -1]), rows=2000, length=1, seed=1)
+    said = jax.nn.softmax(model.logits(model(tokens)[0, -1]))
+    found = np.bincount(np.asarray(texts[:, 0]), minlength=len(said)) / 2000
+    assert np.abs(found - said).max() < 4 * np.sqrt(0.25 / 2000)
+    assert np.corrcoef(found, said)[0, 1] > 0.5
+
+
+def test_a_budget_of_everything_loses_nothing(loaded):
+    model, tokens = loaded("llama"), text_of("llama")
+    told = []
+    options = {"texts": "repeat", "on_step": lambda *step: told.append(step)}
+    small = compress_prompt(model, tokens, method="ends", budget="1x", **options)
+    whole = read_prompt(model, tokens)
+    np.testing.assert_array_equal(small.prefixes.keys, whole.keys)
+    np.testing.assert_array_equal(small.prefixes.values, whole.values)
+    assert small.start == tokens.shape[1]
+    assert float(small.report.error.max()) < 1e-4
+    assert {what for what, *_ in told} == {"reading", "asking", "compressing"}
+    assert told[-1] == ("compressing", whole.keys.shape[0], whole.keys.shape[0])
+
+
+def test_less_is_less_exact_and_counts_bytes_of_all_layers(loaded):
+    model, tokens = loaded("llama"), text_of("llama")
+    layers, length, heads, width = read_prompt(model, tokens).keys.shape
+    texts = jnp.asarray(np.random.default_rng(0).integers(golden("llama")["tokens"].max(), size=(8, 12)), jnp.int32)
+    options = {"method": Matching(in_context=True), "texts": texts}
+    errors = [float(compress_prompt(model, tokens, budget=b, **options).report.error.mean()) for b in ("1.5x", "4x")]
+    assert errors[0] < errors[1]
+    half = compress_prompt(model, tokens, method=KeepEnds(), budget=f"{layers * heads * length * width * 4} B")
+    assert half.prefixes.keys.shape == (layers, length // 2, heads, width)
+
+
+def test_distilling_starts_at_the_divergence_and_lowers_it(loaded):
+    model, tokens = loaded("llama"), text_of("llama")
+    whole = read_prompt(model, tokens)
+    texts = np.random.default_rng(0).integers(golden("llama")["tokens"].max(), size=(4, 6)).astype(np.int32)
+    small = compress_prompt(model, tokens, method="kmeans", budget=4, texts=jnp.asarray(texts))
+    config = TrainConfig(epochs=40, batch_size=4, learning_rate=0.05, weight_decay=0.0)
+    trained, losses = distil(model, small.prefixes, whole, jnp.asarray(texts), start=small.start, config=config)
+
+    def said(prefixes):
+        positions = jnp.broadcast_to(small.start + jnp.arange(6)[None], texts.shape)
+        logits = np.asarray(model.logits(model(jnp.asarray(texts), prefixes=prefixes, positions=positions)), np.float64)
+        logits = logits - logits.max(axis=-1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+    wanted = said(whole)
+
+    def divergence(prefixes):
+        return (np.exp(wanted) * (wanted - said(prefixes))).sum(axis=-1).mean()
+
+    assert losses[0] == pytest.approx(divergence(small.prefixes), rel=1e-3)
+    assert divergence(trained) < 0.5 * losses[0]
+    again = compress_prompt(model, tokens, method="kmeans", budget=4, texts=jnp.asarray(texts), distil=config)
+    np.testing.assert_allclose(again.prefixes.keys, trained.keys, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (1, 0)])
+def test_prompts_that_cannot_be_read(shape, loaded, unchecked):
+    with pytest.raises(ValueError, match="expected one prompt of at least one token"):
+        read_prompt(loaded("llama"), jnp.zeros(shape, jnp.int32))
+
+
+def test_an_encoder_has_no_prompts(loaded):
+    with pytest.raises(ValueError, match="expected a causal model"):
+        compress_prompt(loaded("bert"), jnp.ones((1, 5), jnp.int32), method="ends", budget="2x")
+
+
+def test_reading_compiles_one_program_for_all_chunks(loaded, compiled):
+    model = loaded("llama")
+    for length in (6, 8):  # both are two chunks of four
+        read_prompt(model, text_of("llama")[:, :length], chunk=4)
+    assert compiled.count("_read") == 1
