@@ -17,6 +17,10 @@ COLOURS = {
 }
 
 
+# What is worse than nothing by more than this much of the gain is drawn outside.
+_LOWEST = -0.5
+
+
 def loss_curves(runs: list[dict[str, Any]], path: Path) -> Path:
     """Training loss against the number of steps, smoothed, one thin line per run and the mean of its method."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -35,6 +39,34 @@ def loss_curves(runs: list[dict[str, Any]], path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     return path
+
+
+def compression(results: dict[str, Any]) -> Figure:
+    """Every method's share of the prompt's gain that is kept, one dot for each text, against its attention error."""
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.subplots()
+    colours = dict(zip(results["config"]["texts"], ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=False))
+    for text, colour in colours.items():
+        rows = [row for row in results["rows"] if row["text"] == text]
+        axes.plot(
+            [row["error"] for row in rows], [row["kept"] for row in rows], "o", color=colour, label=Path(text).stem
+        )
+    for method in results["config"]["methods"]:
+        rows = [row for row in results["rows"] if row["method"] == method]
+        place = np.mean([[row["error"], max(row["kept"], _LOWEST)] for row in rows], axis=0)
+        axes.annotate(method, place, (5, 4), textcoords="offset points", fontsize=8)
+    axes.axhline(1, color="#7a7a7a", linewidth=1, linestyle="--")
+    axes.axhline(0, color="#7a7a7a", linewidth=1)
+    axes.set(
+        xlabel="relative error of attention outputs, mean over layers, heads and tokens",
+        ylabel="share of the prompt's gain that is kept",
+        xscale="log",
+        ylim=(_LOWEST - 0.05, 1.1),
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def accuracies(rows: list[dict[str, Any]], path: Path) -> Path:

@@ -12,7 +12,8 @@ from ntkprefix.adapters import FeatureAdapter, MeasureAdapter, TokenAdapter, own
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.models.rotary import Rotary
 from ntkprefix.models.statistics import observe_queries
-from ntkprefix.prefixes.least_squares import _nonnegative, fit_state
+from ntkprefix.nonnegative import nonnegative_least_squares
+from ntkprefix.prefixes.least_squares import fit_state
 
 LAYERS, HEADS, KV, WIDTH, LENGTH = 2, 4, 2, 4, 12
 TEXT = jnp.asarray(np.random.default_rng(0).integers(0, 40, (1, LENGTH)))
@@ -104,7 +105,9 @@ def test_low_rank_is_the_best_of_that_rank(model, tokens):
 def test_the_denominator_is_scipys_nonnegative_fit():
     random = np.random.default_rng(3)
     rows, target = random.uniform(size=(60, 12)), random.normal(size=60)
-    found = _nonnegative(jnp.asarray(rows.T @ rows, jnp.float32), jnp.asarray(rows.T @ target, jnp.float32))
+    found = nonnegative_least_squares(
+        jnp.asarray(rows.T @ rows, jnp.float32), jnp.asarray(rows.T @ target, jnp.float32)
+    )
     expected, _ = nnls(rows, target)
     assert (expected == 0).any()
     np.testing.assert_allclose(found, expected, atol=2e-3)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntkprefix.checks.describe import is_int
 from ntkprefix.models.adaptation import Adaptation
@@ -128,9 +129,11 @@ def starting(start: Any, length: int, rows: int, config: Any) -> None:
             raise ValueError(f"start: expected one for all texts, or [{rows}], got shape {list(start.shape)}.")
     if isinstance(start, jax.core.Tracer):
         return
-    if bool(jnp.min(jnp.asarray(start)) < 0):
+    # By NumPy: within a traced function, JAX would make a tracer of it.
+    starts = np.asarray(start)
+    if starts.min() < 0:
         raise ValueError(f"start: expected positions of at least 0, got {start}.")
-    enough_positions(length + int(jnp.max(jnp.asarray(start))), config)
+    enough_positions(length + int(starts.max()), config)
 
 
 def drawing(temperature: Any, top_p: Any, key: Any) -> None:

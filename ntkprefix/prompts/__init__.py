@@ -4,7 +4,7 @@ from ntkprefix._extras import extra
 
 with extra("models", "ntkprefix.prompts"):
     from ntkprefix.prompts.calibration import Calibration, calibrate, continued, repeated
-    from ntkprefix.prompts.compress import CompressedPrompt, compress_prompt
+    from ntkprefix.prompts.compress import CompressedPrompt, compress_layers, compress_prompt
     from ntkprefix.prompts.distil import distil
     from ntkprefix.prompts.files import StoredPrompt, load_prompt, save_prompt
     from ntkprefix.prompts.read import read_prompt
@@ -14,6 +14,7 @@ __all__ = [
     "CompressedPrompt",
     "StoredPrompt",
     "calibrate",
+    "compress_layers",
     "compress_prompt",
     "continued",
     "distil",

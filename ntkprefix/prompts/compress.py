@@ -101,21 +101,7 @@ def compress_prompt(
     if isinstance(texts, str):
         texts = _texts(texts, model, tokens, whole, seed)
     asked = calibrate(model, texts, whole, start=length)
-    layers, _, heads, width = whole.keys.shape
-    of_a_head = numbers_within(
-        budget,
-        length=length,
-        heads=layers * heads,
-        token=width + whole.values.shape[-1],
-        itemsize=whole.keys.dtype.itemsize,
-    )
-    parts = []
-    for layer in range(layers):
-        keys, values, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole.keys, whole.values, asked))
-        part = compress_layer(keys, values, of_layer, method=method, numbers=of_a_head, seed=seed + layer)
-        parts.append(jax.block_until_ready(part))
-        tell("compressing", layer + 1, layers)
-    prefixes, report = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(tuple, parts))
+    prefixes, report = compress_layers(whole, asked, method=method, budget=budget, seed=seed, on_step=tell)
     if distil is not None:
         steps = distil.steps(len(texts))
         options = {"start": length, "config": distil, "on_step": lambda step, _: tell("distilling", step, steps)}
@@ -130,9 +116,53 @@ def _texts(kind: str, model: TextModel, tokens: Array, whole: TokenPrefix, seed:
     return continued(model, whole, int(tokens[0, -1]), rows=_ROWS, length=_LENGTH, seed=seed)
 
 
-def compress_layer(
-    keys: Array, values: Array, asked: Calibration, *, method: str | Method, numbers: int, seed: int
-) -> Any:
-    """`compress` of one layer, with a budget of numbers for each head."""
-    budget = f"{numbers * keys.shape[1]} numbers"
-    return compress(keys, values, method=method, budget=budget, queries=asked.queries, beside=asked.beside, seed=seed)
+def compress_layers(
+    whole: TokenPrefix,
+    asked: Calibration,
+    *,
+    method: str | Method,
+    budget: int | str,
+    seed: int = 0,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> tuple[Any, Report]:
+    """`compress_prompt` of a prompt that has been read, and of what texts asked behind it.
+
+    Args:
+        whole: the prompt's keys and values, [L, M, K, H] and [L, M, K, Hv].
+        asked: of the same layers.
+        method: as for `compress_prompt`.
+        budget: likewise.
+        seed: likewise.
+        on_step: likewise.
+
+    Returns:
+        Prefixes and report, with a leading `layers` axis.
+
+    Raises:
+        TypeError: as for `compress`.
+        ValueError: as for `compress`.
+    """
+    layers, length, heads, width = whole.keys.shape
+    of_a_head = numbers_within(
+        budget,
+        length=length,
+        heads=layers * heads,
+        token=width + whole.values.shape[-1],
+        itemsize=whole.keys.dtype.itemsize,
+    )
+    parts = []
+    for layer in range(layers):
+        keys, values, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole.keys, whole.values, asked))
+        part = compress(
+            keys,
+            values,
+            method=method,
+            budget=f"{of_a_head * heads} numbers",
+            queries=of_layer.queries,
+            beside=of_layer.beside,
+            seed=seed + layer,
+        )
+        parts.append(jax.block_until_ready(tuple(part)))
+        if on_step is not None:
+            on_step("compressing", layer + 1, layers)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)

@@ -65,18 +65,6 @@ def test_every_row_starts_where_its_own_prompt_ends(loaded):
         np.testing.assert_array_equal(made[row], generate(model, tokens[:, : end + 2], 4).tokens[0])
 
 
-@pytest.mark.parametrize("start", [-1, 1.5, np.array([1, 2, 3]), np.array([0.5])])
-def test_starts_that_are_none(start, loaded, unchecked):
-    with pytest.raises((TypeError, ValueError), match=r"^start: expected"):
-        generate(loaded("llama"), text_of("llama"), 2, start=start)
-
-
-def test_a_start_beyond_the_trained_positions(loaded):
-    model = loaded("gpt2")
-    with pytest.raises(ValueError, match="positions, got"):
-        generate(model, text_of("gpt2"), 2, start=model.config.positions - 3)
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_what_texts_ask_and_what_they_see_beside_the_prompt(name, loaded):
     model, tokens = loaded(name), text_of(name)

@@ -1,0 +1,240 @@
+"""What a compressed prompt loses, by method and size: `python -m experiments.compression --data-root FOLDER`.
+
+A long text is the prompt, and what follows in it is what the model has to say. Every method gets the same prompt, the
+same texts that the model itself goes on with as its calibration, and the same bytes. No setting was chosen on the texts
+that are measured here.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from experiments import RESULTS, commands
+from ntkprefix.compress import METHODS
+from ntkprefix.compress.problem import Problem, answer
+from ntkprefix.compress.report import relative_errors
+from ntkprefix.models import TextModel, load_text_model
+from ntkprefix.models.tokenizers import load_tokenizer
+from ntkprefix.partial import merge
+from ntkprefix.prefixes import TokenPrefix
+from ntkprefix.prompts import Calibration, calibrate, compress_layers, continued, distil, read_prompt
+from ntkprefix.runs import environment, progress, read_json, write_json
+from ntkprefix.train import TrainConfig
+from theory.pieces import Pieces
+
+PATH = RESULTS / "compression.json"
+# A method's prefix that is then trained on the model's next-token distribution.
+DISTILLED = "distilled"
+_START_OF_DISTILLED = "matching-in-context"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionConfig:
+    """What is compressed, and how far.
+
+    Attributes:
+        data_root: folder that has `books` and `wikitext`.
+        texts: files in it; each is cut into prompt and continuation at one place.
+        model: causal.
+        tokens: of a prompt.
+        continuation: tokens after it, on which everything is measured.
+        skip: share of a text that is left out before the prompt begins.
+        rows: texts of the model's own that methods are fitted to.
+        length: their tokens.
+        budgets: sizes.
+        methods: names among `METHODS`, and `distilled`.
+        epochs: passes over the rows in which `distilled` trains.
+        learning_rate: of that.
+        seed: of all that is random.
+        out: folder of what has been measured; start again with the same one to go on.
+    """
+
+    data_root: Path
+    texts: tuple[str, ...] = ("books/moby_dick.txt", "books/pride_and_prejudice.txt", "wikitext/test.txt")
+    model: str = "smollm2"
+    tokens: int = 4096
+    continuation: int = 512
+    skip: float = 0.3
+    rows: int = 32
+    length: int = 128
+    budgets: tuple[str, ...] = ("32x",)
+    methods: tuple[str, ...] = (
+        "ends", "uniform", "importance", "snapkv", "expected", "knorm", "keydiff", "kmeans", "wildcat", "measure",
+        "favor", "elu", "matching", "matching-in-context", "refined", DISTILLED,
+    )  # fmt: skip
+    epochs: int = 2
+    learning_rate: float = 0.01
+    seed: int = 0
+    out: Path = Path("runs/compression")
+
+
+class Prompt(NamedTuple):
+    """One place in one text, with what all methods share."""
+
+    whole: TokenPrefix
+    rows: Array
+    asked: Calibration
+    after: Array
+    asked_after: Calibration
+    full: Float[Array, "T vocabulary"]
+    seconds: float
+
+
+def main(config: CompressionConfig) -> dict[str, Any]:
+    """Measure what is not measured yet and write `experiments/results/compression.json`.
+
+    Returns:
+        Configuration, environment, for every text the log-likelihoods with and without the prompt, and a row for every
+        text, method and budget.
+
+    Raises:
+        FileNotFoundError: no such text.
+        ValueError: an unknown method, or a text that is too short.
+    """
+    unknown = set(config.methods) - {*METHODS, DISTILLED}
+    if unknown:
+        known = ", ".join([*METHODS, DISTILLED])
+        raise ValueError(f"compression: expected methods among {known}, got {', '.join(sorted(unknown))}.")
+    where = environment()
+    pieces = Pieces(config.out, str(where["commit"]))
+    settings = asdict(config) | {"data_root": None, "out": None, "methods": None, "budgets": None, "texts": None}
+    texts, rows = [], []
+    model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
+    with progress() as bar:
+        task = bar.add_task("prompts", total=len(config.texts) * len(config.methods) * len(config.budgets))
+        for text in config.texts:
+            tokens = _tokens(config, text, tokenizer)
+            # Read where something is not measured yet, and once.
+            ready = cache(partial(_prompt, model, tokens, config))
+            about = settings | {"text": text}
+            of_text = pieces.get("text", about, partial(_of_text, model, ready, config))
+            texts.append({"text": text} | of_text)
+            for budget in config.budgets:
+                for method in config.methods:
+                    bar.update(task, description=f"{text}, {budget}, {method}")
+                    measure = partial(_row, model, ready, method, budget, texts[-1], config)
+                    row = pieces.get("row", about | {"method": method, "budget": budget}, measure)
+                    rows.append({"text": text, "method": method, "budget": budget} | row)
+                    bar.advance(task)
+    config_of_file = {name: value for name, value in asdict(config).items() if name not in ("data_root", "out")}
+    results = {"config": config_of_file, "environment": where, "texts": texts, "rows": rows}
+    write_json(PATH, results)
+    return read_json(PATH)
+
+
+def _tokens(config: CompressionConfig, text: str, tokenizer: Any) -> np.ndarray:
+    path = config.data_root / text
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a text here, found none.")
+    content = path.read_text(encoding="utf-8")
+    needed = config.tokens + config.continuation + 1
+    # Eight letters a token are more than any of these texts has.
+    start = int(config.skip * len(content))
+    tokens = np.asarray(tokenizer.encode(content[start : start + 8 * needed]), np.int32)[:needed]
+    if len(tokens) < needed:
+        raise ValueError(f"{path}: expected {needed:,} tokens after the first {config.skip:.0%}, got {len(tokens):,}.")
+    return tokens
+
+
+def _prompt(model: TextModel, tokens: np.ndarray, config: CompressionConfig) -> Prompt:
+    began = time.perf_counter()
+    prompt, after = jnp.asarray(tokens[None, : config.tokens]), jnp.asarray(tokens[None, config.tokens :])
+    whole = read_prompt(model, prompt)
+    options = {"rows": config.rows, "length": config.length, "seed": config.seed}
+    rows = continued(model, whole, int(tokens[config.tokens - 1]), **options)
+    asked = jax.block_until_ready(calibrate(model, rows, whole, start=config.tokens))
+    seconds = time.perf_counter() - began
+    asked_after = calibrate(model, after[:, :-1], whole, start=config.tokens)
+    return Prompt(whole, rows, asked, after, asked_after, _said(model, after, whole, config.tokens), seconds)
+
+
+def _said(model: TextModel, after: Array, prefixes: Any, start: int) -> Float[Array, "T vocabulary"]:
+    graph, weights = nnx.split(model)
+    return _log_probabilities(graph, weights, after[:, :-1], prefixes, jnp.asarray(start))[0]
+
+
+@partial(jax.jit, static_argnames="graph")
+def _log_probabilities(graph, weights, tokens, prefixes, start):
+    model = nnx.merge(graph, weights)
+    positions = start + jnp.arange(tokens.shape[1])[None]
+    return jax.nn.log_softmax(model.logits(model(tokens, prefixes=prefixes, positions=positions)))
+
+
+def _likelihood(said: Float[Array, "T vocabulary"], after: Array) -> float:
+    return float(jnp.mean(jnp.take_along_axis(said, after[0, 1:, None], axis=1)))
+
+
+def _of_text(model: TextModel, ready: Callable[[], Prompt], config: CompressionConfig) -> dict[str, Any]:
+    prompt = ready()
+    without = _likelihood(_said(model, prompt.after, None, config.tokens), prompt.after)
+    return {
+        "full": round(_likelihood(prompt.full, prompt.after), 5),
+        "without": round(without, 5),
+        "seconds": round(prompt.seconds, 2),
+    }
+
+
+def _row(
+    model: TextModel,
+    ready: Callable[[], Prompt],
+    method: str,
+    budget: str,
+    text: dict[str, Any],
+    config: CompressionConfig,
+) -> dict[str, Any]:
+    prompt = ready()
+    began = time.perf_counter()
+    name = _START_OF_DISTILLED if method == DISTILLED else method
+    prefixes, report = compress_layers(prompt.whole, prompt.asked, method=name, budget=budget, seed=config.seed)
+    if method == DISTILLED:
+        train = TrainConfig(epochs=config.epochs, batch_size=4, learning_rate=config.learning_rate, weight_decay=0.0)
+        prefixes, _ = distil(model, prefixes, prompt.whole, prompt.rows, start=config.tokens, config=train)
+    jax.block_until_ready(prefixes)
+    seconds = time.perf_counter() - began
+    said = _said(model, prompt.after, prefixes, config.tokens)
+    likelihood = _likelihood(said, prompt.after)
+    divergence = jnp.mean(jnp.sum(jnp.exp(prompt.full) * (prompt.full - said), axis=-1))
+    errors = _errors(prompt, prefixes)
+    inside = (errors >= report.low[:, None]) & (errors <= report.high[:, None])
+    return {
+        "ratio": round(report.ratio, 2),
+        "log_likelihood": round(likelihood, 5),
+        "kept": round((likelihood - text["without"]) / (text["full"] - text["without"]), 4),
+        "divergence": round(float(divergence), 5),
+        "error": round(float(errors.mean()), 5),
+        "error_of_layers": [round(float(error), 4) for error in errors.mean(axis=(1, 2))],
+        "estimated_error": round(float(report.error.mean()), 5),
+        "coverage": round(float(inside.mean()), 4),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _errors(prompt: Prompt, prefixes: Any) -> Float[Array, "L Q N"]:
+    """Of attention outputs, layer by layer, of what really follows the prompt."""
+    layers = prompt.whole.keys.shape[0]
+    parts = (prompt.whole.keys, prompt.whole.values, prompt.asked_after, prefixes)
+    return jnp.stack([_errors_of_layer(*jax.tree.map(lambda leaf, at=at: leaf[at], parts)) for at in range(layers)])
+
+
+@jax.jit
+def _errors_of_layer(keys, values, asked, prefix):
+    problem = Problem(keys, values, asked.queries, asked.beside, keys.shape[-1] ** -0.5)
+    shares = problem.exact(), answer(prefix, problem.queries, problem.scale)
+    wanted, out = (merge(share, asked.beside).normalise() for share in shares)
+    return relative_errors(out, wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(commands.run("compression", CompressionConfig, main, None))

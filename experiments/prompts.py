@@ -1,0 +1,53 @@
+"""The table of compressed prompts in `docs/compression.md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.compression import PATH
+from ntkprefix.runs import read_json
+
+
+def compression() -> str:
+    """Every method at every size: what of the prompt's gain is kept, and at what error."""
+    results = read_json(PATH)
+    config, where, texts = results["config"], results["environment"], results["texts"]
+    names = [Path(text["text"]).stem for text in texts]
+    head = ["method", "smaller", *names, "mean", "divergence", "error", "estimated", "coverage", "seconds"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for budget in config["budgets"]:
+        for method in config["methods"]:
+            rows = [row for row in results["rows"] if (row["method"], row["budget"]) == (method, budget)]
+            kept = [row["kept"] for row in rows]
+            cells = [method, f"{rows[0]['ratio']:.0f}x", *(f"{share:.2f}" for share in kept), f"{np.mean(kept):.2f}"]
+            cells += [_mean(rows, "divergence"), _mean(rows, "error"), _mean(rows, "estimated_error")]
+            cells += [
+                f"{np.mean([row['coverage'] for row in rows]):.2f}",
+                f"{np.median([row['seconds'] for row in rows]):.0f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    gains = ", ".join(
+        f"{text['full'] - text['without']:.3f} for {name}" for name, text in zip(names, texts, strict=True)
+    )
+    seconds = np.median([text["seconds"] for text in texts])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{config['model']}, prompts of {config['tokens']:,} tokens. Texts: share of the prompt's gain in the "
+            f"log-likelihood of the {config['continuation']} tokens after it that is kept; the gain is {gains} nats a "
+            f"token. Divergence: from the distribution behind the whole prompt, nats a token. Error: of attention "
+            f"outputs on these tokens, mean over layers, heads and tokens; estimated: what the report says, from texts "
+            f"of the model's own that nothing was fitted to; coverage: share of these errors within the report's "
+            f"interval for nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in "
+            f"which the prompt is read and texts are made, once for all methods ({where['processor']}, "
+            f"{where['cores']} cores, not idle). Remade by `python -m experiments.compression --data-root FOLDER`.",
+        ]
+    )
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> str:
+    return f"{np.mean([row[name] for row in rows]):.3g}"

@@ -1,0 +1,83 @@
+"""What compressed prompts lose: what is written, and that its numbers mean what they say."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models.tiny_text import golden
+
+from experiments import compression, plots, prompts
+from experiments.compression import CompressionConfig, main
+from ntkprefix.models import TextModel
+from ntkprefix.prompts import read_prompt
+from ntkprefix.runs import read_json
+
+
+class Letters:
+    """A tokeniser with a token for every letter."""
+
+    def __init__(self, vocabulary):
+        self.vocabulary = vocabulary
+
+    def encode(self, text):
+        return [ord(letter) % self.vocabulary for letter in text]
+
+
+@pytest.fixture
+def measure(monkeypatch, tmp_path, loaded):
+    """`main` with a tiny model, a short text and few methods."""
+    random = np.random.default_rng(0)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text("".join(map(chr, random.integers(33, 90, 800))))
+    monkeypatch.setattr(compression, "load_text_model", lambda _: loaded("llama"))
+    monkeypatch.setattr(compression, "load_tokenizer", lambda _: Letters(int(golden("llama")["tokens"].max())))
+    monkeypatch.setattr(compression, "PATH", tmp_path / "compression.json")
+    monkeypatch.setattr(prompts, "PATH", tmp_path / "compression.json")
+    options = {"tokens": 40, "continuation": 16, "rows": 8, "length": 6, "texts": ("one.txt", "two.txt"), "epochs": 1}
+    return lambda **changes: main(CompressionConfig(data_root=tmp_path, out=tmp_path / "pieces", **options | changes))
+
+
+def test_rows_say_what_is_kept_of_the_gain(measure, tmp_path, loaded):
+    results = measure(methods=("ends", "matching", "distilled"), budgets=("1x", "4x"))
+    assert results == read_json(tmp_path / "compression.json")
+    assert [(row["text"], row["budget"], row["method"]) for row in results["rows"]] == [
+        (text, budget, method)
+        for text in ("one.txt", "two.txt")
+        for budget in ("1x", "4x")
+        for method in ("ends", "matching", "distilled")
+    ]
+    for row in results["rows"]:
+        if (row["method"], row["budget"]) == ("ends", "1x"):
+            assert (row["kept"], row["ratio"]) == (pytest.approx(1, abs=1e-2), 1)
+            assert row["error"] < 1e-4
+            assert row["divergence"] < 1e-4
+        assert len(row["error_of_layers"]) == loaded("llama").config.layers
+        assert np.mean(row["error_of_layers"]) == pytest.approx(row["error"], abs=1e-4)
+    # With and without the prompt, by the whole forward.
+    model = loaded("llama")
+    letters = Letters(int(golden("llama")["tokens"].max())).encode((tmp_path / "one.txt").read_text())[240:297]
+    tokens = jnp.asarray([letters], jnp.int32)
+    said = np.asarray(model.logits(TextModel.__call__(model, tokens)), np.float64)[0]
+    said = said - np.log(np.exp(said).sum(axis=1, keepdims=True))
+    full = np.mean([said[place - 1, letters[place]] for place in range(41, 57)])
+    assert results["texts"][0]["full"] == pytest.approx(full, abs=1e-4)
+    assert read_prompt(model, tokens).keys.shape[1] == 57
+    assert "| matching | 4x |" in prompts.compression()
+    assert len(plots.compression(results).axes[0].texts) == 3
+
+
+def test_what_is_measured_is_not_measured_again(measure, monkeypatch):
+    first = measure(methods=("ends",))
+    monkeypatch.setattr(compression, "read_prompt", None)
+    again = measure(methods=("ends",))
+    assert again["rows"] == first["rows"]
+    with pytest.raises(TypeError, match="not callable"):
+        measure(methods=("ends", "kmeans"))
+
+
+def test_what_cannot_be_measured(measure):
+    with pytest.raises(ValueError, match=r"expected methods among ends, .*, got magic"):
+        measure(methods=("magic",))
+    with pytest.raises(FileNotFoundError, match=r"none\.txt: expected a text here"):
+        measure(texts=("none.txt",))
+    with pytest.raises(ValueError, match=r"one\.txt: expected 1,017 tokens"):
+        measure(tokens=1000)
