@@ -14,7 +14,9 @@ from benchmarks import RESULTS as BENCHMARKS
 from benchmarks.timing import ratio
 from experiments import RESULTS, plots, summary, tables
 from experiments import real_kernels as real_models
+from experiments.compression import PATH
 from experiments.fields import FIELDS, OURS, PROBED
+from experiments.prompts import compression
 from experiments.scale import FAINT
 from experiments.speed import attention_speed, cost, kernels_speed, models_speed
 from ntkprefix.runs import read_json, write_bytes
@@ -23,19 +25,24 @@ from theory.verify import cautions
 
 _ROOT = Path(__file__).parents[1]
 README = _ROOT / "README.md"
-PREFIXES, THEORY, SPEED = (_ROOT / "docs" / f"{name}.md" for name in ("prefixes", "theory", "speed"))
+PREFIXES, THEORY, SPEED, COMPRESSION = (
+    _ROOT / "docs" / f"{name}.md" for name in ("prefixes", "theory", "speed", "compression")
+)
 
 
 def main() -> None:
     """Rewrite the tables in place, and the picture that stands beside one."""
     for document in TABLES:
         write_bytes(document, render(document).encode())
-    picture = io.BytesIO()
-    plots.real_kernels(_real_kernels()).savefig(picture, dpi=120)
-    write_bytes(THEORY.parent / "images" / "real_kernels.png", picture.getvalue())
-    picture = io.BytesIO()
-    plots.cost(read_json(BENCHMARKS / "attention.json")).savefig(picture, dpi=120)
-    write_bytes(SPEED.parent / "images" / "cost.png", picture.getvalue())
+    pictures = {
+        "real_kernels": plots.real_kernels(_real_kernels()),
+        "cost": plots.cost(read_json(BENCHMARKS / "attention.json")),
+        "compression": plots.compression(read_json(PATH)),
+    }
+    for name, figure in pictures.items():
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120)
+        write_bytes(_ROOT / "docs" / "images" / f"{name}.png", picture.getvalue())
 
 
 def _real_kernels() -> dict[str, dict[str, Any]]:
@@ -229,6 +236,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     PREFIXES: (scale,),
     THEORY: (real_kernels,),
     SPEED: (attention_speed, models_speed, kernels_speed),
+    COMPRESSION: (compression,),
 }
 
 

@@ -17,7 +17,7 @@ COLOURS = {
 }
 
 
-# What is worse than nothing by more than this much of the gain is drawn outside.
+# What is worse than no prompt by more than this much of the gain is drawn here.
 _LOWEST = -0.5
 
 
@@ -42,30 +42,26 @@ def loss_curves(runs: list[dict[str, Any]], path: Path) -> Path:
 
 
 def compression(results: dict[str, Any]) -> Figure:
-    """Every method's share of the prompt's gain that is kept, one dot for each text, against its attention error."""
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
-    axes = figure.subplots()
-    colours = dict(zip(results["config"]["texts"], ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=False))
-    for text, colour in colours.items():
-        rows = [row for row in results["rows"] if row["text"] == text]
-        axes.plot(
-            [row["error"] for row in rows], [row["kept"] for row in rows], "o", color=colour, label=Path(text).stem
-        )
-    for method in results["config"]["methods"]:
-        rows = [row for row in results["rows"] if row["method"] == method]
-        place = np.mean([[row["error"], max(row["kept"], _LOWEST)] for row in rows], axis=0)
-        axes.annotate(method, place, (5, 4), textcoords="offset points", fontsize=8)
-    axes.axhline(1, color="#7a7a7a", linewidth=1, linestyle="--")
-    axes.axhline(0, color="#7a7a7a", linewidth=1)
-    axes.set(
-        xlabel="relative error of attention outputs, mean over layers, heads and tokens",
-        ylabel="share of the prompt's gain that is kept",
-        xscale="log",
-        ylim=(_LOWEST - 0.05, 1.1),
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower left")
-    axes.spines[["top", "right"]].set_visible(False)
+    """For every method and text, the share of the prompt's gain that is kept, and the error of attention outputs."""
+    methods, texts = results["config"]["methods"], results["config"]["texts"]
+    budget = results["config"]["budgets"][0]
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(methods)), layout="constrained")
+    axes = figure.subplots(ncols=2, sharey=True)
+    for text, colour in zip(texts, ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=False):
+        rows = {row["method"]: row for row in results["rows"] if (row["text"], row["budget"]) == (text, budget)}
+        kept = [max(rows[method]["kept"], _LOWEST) for method in methods]
+        axes[0].plot(kept, methods, "o", color=colour, label=str(Path(text).with_suffix("")))
+        axes[1].plot([rows[method]["error"] for method in methods], methods, "o", color=colour)
+    axes[0].axvline(1, color="#7a7a7a", linewidth=1, linestyle="--")
+    axes[0].axvline(0, color="#7a7a7a", linewidth=1)
+    axes[0].set(xlabel=f"share of the prompt's gain that is kept, at {budget}", xlim=(_LOWEST - 0.05, 1.1))
+    axes[0].set_xticks([_LOWEST, 0, 0.25, 0.5, 0.75, 1], [f"{_LOWEST} or less", "0", "0.25", "0.5", "0.75", "1"])
+    axes[0].invert_yaxis()
+    axes[1].set(xlabel="relative error of attention outputs", xscale="log")
+    figure.legend(frameon=False, loc="outside upper center", ncols=len(texts))
+    for each in axes:
+        each.grid(alpha=0.3)
+        each.spines[["top", "right"]].set_visible(False)
     return figure
 
 

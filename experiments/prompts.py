@@ -15,7 +15,7 @@ def compression() -> str:
     """Every method at every size: what of the prompt's gain is kept, and at what error."""
     results = read_json(PATH)
     config, where, texts = results["config"], results["environment"], results["texts"]
-    names = [Path(text["text"]).stem for text in texts]
+    names = [str(Path(text["text"]).with_suffix("")) for text in texts]
     head = ["method", "smaller", *names, "mean", "divergence", "error", "estimated", "coverage", "seconds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for budget in config["budgets"]:
@@ -38,13 +38,14 @@ def compression() -> str:
             *lines,
             "",
             f"{config['model']}, prompts of {config['tokens']:,} tokens. Texts: share of the prompt's gain in the "
-            f"log-likelihood of the {config['continuation']} tokens after it that is kept; the gain is {gains} nats a "
-            f"token. Divergence: from the distribution behind the whole prompt, nats a token. Error: of attention "
-            f"outputs on these tokens, mean over layers, heads and tokens; estimated: what the report says, from texts "
-            f"of the model's own that nothing was fitted to; coverage: share of these errors within the report's "
-            f"interval for nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in "
-            f"which the prompt is read and texts are made, once for all methods ({where['processor']}, "
-            f"{where['cores']} cores, not idle). Remade by `python -m experiments.compression --data-root FOLDER`.",
+            f"log-likelihood of the {config['continuation']} tokens after it that is kept, below 0 where the model "
+            f"does worse than without the prompt; the gain is {gains} nats a token. Divergence: from the distribution "
+            f"behind the whole prompt, nats a token. Error: of attention outputs on these tokens, mean over layers, "
+            f"heads and tokens; estimated: what the report says, from texts of the model's own that nothing was fitted "
+            f"to (of `distilled`, before it is); coverage: share of these errors within the report's interval for nine "
+            f"of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and texts are "
+            f"made, once for all methods ({where['processor']}, {where['cores']} cores, not idle). Remade by "
+            f"`python -m experiments.compression --data-root FOLDER`.",
         ]
     )
 

@@ -62,7 +62,9 @@ def test_rows_say_what_is_kept_of_the_gain(measure, tmp_path, loaded):
     assert results["texts"][0]["full"] == pytest.approx(full, abs=1e-4)
     assert read_prompt(model, tokens).keys.shape[1] == 57
     assert "| matching | 4x |" in prompts.compression()
-    assert len(plots.compression(results).axes[0].texts) == 3
+    dots = plots.compression(results).axes[0].lines[:2]
+    assert [line.get_ydata().tolist() for line in dots] == [["ends", "matching", "distilled"]] * 2
+    assert dots[0].get_xdata()[0] == pytest.approx(1, abs=1e-2)
 
 
 def test_what_is_measured_is_not_measured_again(measure, monkeypatch):

@@ -80,6 +80,7 @@ MISSING = [
         "safetensors",
         r"ntkprefix\.models: needs the package safetensors, .* \"ntkprefix\[models\]\"",
     ),
+    ("ntkprefix.compress", "optax", r"ntkprefix\.compress: needs the package optax, .* \"ntkprefix\[models\]\""),
     ("ntkprefix.train", "optax", r"ntkprefix\.train: needs the package optax, .* \"ntkprefix\[models\]\""),
     ("ntkprefix.train", "orbax", r"ntkprefix\.train: needs the package orbax \(orbax-checkpoint\), .*"),
 ]
