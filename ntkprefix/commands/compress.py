@@ -15,13 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ntkprefix import checks
-from ntkprefix.compress import METHODS, Report, method_of
+from ntkprefix.compress import METHODS, Report, Sums, method_of
 from ntkprefix.models import load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prompts import compress_prompt, save_prompt
 from ntkprefix.runs import environment, progress
 from ntkprefix.train import TrainConfig
 
+# Files hold tokens and clouds: states of features are made again in one pass over the prompt.
+_STORED = tuple(name for name, method in METHODS.items() if not isinstance(method, Sums))
 # Heads that are named at the end.
 _WORST = 3
 
@@ -67,7 +69,7 @@ class Config:
     def __post_init__(self):
         checks.at_least(0, "compress", distil=self.distil, tokens=self.tokens, seed=self.seed)
         checks.at_least(1, "compress", chunk=self.chunk)
-        checks.one_of("compress", "method", self.method, tuple(METHODS))
+        checks.one_of("compress", "method", self.method, _STORED)
         checks.finite("compress", least=0.0, learning_rate=self.learning_rate)
 
 

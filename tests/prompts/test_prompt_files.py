@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix
 from ntkprefix.cli import main
+from ntkprefix.commands import compress
 from ntkprefix.prompts import load_prompt, save_prompt
 
 L, C, K, H, HV = 2, 5, 3, 4, 6
@@ -101,3 +102,15 @@ def test_prompts_that_are_no_text(content, message, tmp_path, capsys):
     assert main(["compress", "--prompt", str(tmp_path / "prompt.txt"), "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_methods_that_cannot_be_stored_are_refused_before_anything_is_read(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["compress", "--prompt", "none", "--out", "none", "--method", "favor"])
+    message = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "unknown method 'favor'; expected one of ends, uniform" in message
+
+
+def test_the_help_names_every_method_that_can_be_stored():
+    told = compress.Config.__doc__.split("method:")[1].split("queries:")[0]
+    assert [name.strip() for name in told.replace("one of", "").rstrip(" .\n").split(",")] == list(compress._STORED)
