@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ntkprefix import checks
-from ntkprefix.compress import METHODS, Report, Sums, method_of
+from ntkprefix.compress import METHODS, Report, Sums
 from ntkprefix.models import load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prompts import compress_prompt, save_prompt
@@ -99,7 +99,7 @@ def main(config: Config) -> int:
         small = compress_prompt(
             model,
             jnp.asarray(tokens[None]),
-            method=method_of(config.method),
+            method=config.method,
             budget=config.budget,
             texts=config.queries,
             distil=_distilling(config),
@@ -160,6 +160,4 @@ def _tell(console: Console, config: Config, report: Report, tokens: int, seconds
     for name, value in rows:
         table.add_row(Text(name), Text(str(value)))
     console.print(table)
-    if config.distil:
-        console.print("Errors are those before the prefix was distilled.")
     console.print(f"Next: ntkprefix generate --model {config.model} --prefix {config.out} --text '...'", markup=False)

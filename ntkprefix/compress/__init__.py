@@ -7,7 +7,7 @@ most that many numbers for each kv head, and one line in `METHODS`.
 from ntkprefix._extras import extra
 
 with extra("models", "ntkprefix.compress"):
-    from ntkprefix.compress.compress import Compressed, compress, method_of
+    from ntkprefix.compress.compress import Compressed, compress, judge
     from ntkprefix.compress.fitted import FittedFeatures
     from ntkprefix.compress.keep import KeepEnds
     from ntkprefix.compress.matching import Matching
@@ -38,5 +38,5 @@ __all__ = [
     "UniformSample",
     "Wildcat",
     "compress",
-    "method_of",
+    "judge",
 ]

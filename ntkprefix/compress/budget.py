@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -50,7 +51,7 @@ def numbers_within(budget: Any, *, length: int, heads: int, token: int, itemsize
         numbers = amount * token
     else:
         numbers = amount * _UNITS[unit] / heads / (1 if unit == "numbers" else itemsize)
-    if numbers < token:
+    if not token <= numbers < math.inf:
         raise ValueError(
             f"budget: expected room for a token for each of {heads} heads, {token} numbers, got {budget!r}, which is "
             f"{numbers:.3g}."

@@ -16,9 +16,7 @@ from ntkprefix.compress.problem import Problem
 from ntkprefix.compress.registry import METHODS, Method
 from ntkprefix.compress.report import Report, measured
 from ntkprefix.partial import Partial
-
-# Of the queries, every so many-th part, the last, is not fitted to.
-_HELD_OUT = 4
+from ntkprefix.prefixes.base import Prefix
 
 
 class Compressed(NamedTuple):
@@ -107,6 +105,41 @@ def compress(
     return Compressed(*_run(*arrays, jax.random.key(seed), method=chosen, numbers=numbers, scale=float(beta)))
 
 
+def judge(
+    prefix: Prefix,
+    keys: Float[Array, "M K H"],
+    values: Float[Array, "M K Hv"],
+    *,
+    queries: Float[Array, "Q N H"],
+    beside: Partial | None = None,
+    scale: float | None = None,
+) -> Report:
+    """The report of a prefix that stands for given keys and values, wherever it comes from.
+
+    Args:
+        prefix: of one layer.
+        keys: as for `compress`.
+        values: likewise.
+        queries: none of which it was fitted to, [Q, N, H].
+        beside: as for `compress`.
+        scale: likewise.
+
+    Returns:
+        The report.
+
+    Raises:
+        TypeError: as for the prefix.
+        ValueError: as for the prefix, or a scale that is not above 0.
+    """
+    beta = float(checks.positive_scale(scale, keys.shape[-1]))
+    return _judge(prefix, Problem(keys, values, queries, beside, beta))
+
+
+def fitted_to(queries: int) -> int:
+    """Of so many queries, how many of the first are fitted to: all but the last quarter."""
+    return queries - queries // 4
+
+
 def method_of(method: str | Method) -> Method:
     """A method by its name, or itself.
 
@@ -121,10 +154,15 @@ def method_of(method: str | Method) -> Method:
 
 @partial(jax.jit, static_argnames=("method", "numbers", "scale"))
 def _run(keys, values, queries, beside, key, *, method, numbers, scale):
-    fitted = queries.shape[0] - queries.shape[0] // _HELD_OUT
+    fitted = fitted_to(queries.shape[0])
     asked, held = ((queries[part], _part(beside, part)) for part in (slice(None, fitted), slice(fitted, None)))
     prefix = method(Problem(keys, values, *asked, scale), numbers, key)
     return prefix, measured(Problem(keys, values, *held, scale), prefix)
+
+
+@jax.jit
+def _judge(prefix: Prefix, problem: Problem) -> Report:
+    return measured(problem, prefix)
 
 
 def _part(beside: Partial | None, part: slice) -> Partial | None:

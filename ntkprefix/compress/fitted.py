@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
@@ -20,7 +21,7 @@ class FittedFeatures(Sums):
     """Z and k per query head by least squares, with k >= 0 so that the denominator stays positive.
 
     Attributes:
-        features: as for `Sums`, but for `taylor`, whose features can be negative.
+        features: `elu` or `favor`, as for `Sums`: those of `taylor` can be negative.
 
     Raises:
         ValueError: an unknown feature map.
@@ -30,6 +31,7 @@ class FittedFeatures(Sums):
 
     features: str = "elu"
     needs_queries = True
+    _known: ClassVar[tuple[str, ...]] = ("elu", "favor")
 
     def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> FeaturePrefix:  # noqa: ARG002
         """The state, which answers for the scale 1/sqrt(H) alone.

@@ -31,7 +31,8 @@ class Matching:
 
     both with a ridge, that of the values towards the tokens' own. m(q) is the prompt's own mass, as in the paper; with
     `in_context`, all that the query sees, and out(q) is its output with everything else beside the prompt, so that
-    queries which look elsewhere count for less.
+    queries which look elsewhere count for less. Tokens are chosen by their mean attention. This is our reading of the
+    paper, not a copy of its authors' code, which has other ways to choose as well.
 
     Attributes:
         in_context: see above.

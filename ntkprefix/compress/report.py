@@ -71,11 +71,11 @@ class Report:
 
 def measured(problem: Problem, prefix: Any) -> Report:
     """How wrong a prefix answers the problem's queries, none of which it was fitted to."""
-    numbers = stored(prefix) / problem.heads
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(prefix)) / problem.heads
     itemsize = problem.keys.dtype.itemsize
     prompt = problem.length * (problem.keys.shape[-1] + problem.values.shape[-1])
     queries, query_heads, _ = problem.queries.shape
-    value_bound = by_query_head(jnp.max(jnp.abs(problem.values), axis=(0, 2)), query_heads)
+    value_bound = jnp.repeat(jnp.max(jnp.abs(problem.values), axis=(0, 2)), query_heads // problem.heads)
     static = {"held_out": queries, "numbers": numbers, "itemsize": itemsize, "prompt_numbers": prompt}
     if not queries:
         unknown = jnp.full(query_heads, jnp.nan, problem.keys.dtype)
@@ -102,16 +102,6 @@ def relative_errors(out: Float[Array, "Q N Hv"], wanted: Float[Array, "Q N Hv"])
     """The length of the difference over the length of what is wanted."""
     size = jnp.linalg.norm(wanted, axis=-1)
     return jnp.linalg.norm(out - wanted, axis=-1) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
-
-
-def stored(prefix: Any) -> int:
-    """Numbers in a prefix: tokens of no weight at all, which only fill an array up, are not counted by `numbers`."""
-    return sum(leaf.size for leaf in jax.tree.leaves(prefix))
-
-
-def by_query_head(array: Float[Array, " K"], query_heads: int) -> Float[Array, " N"]:
-    """Each kv head's number, for each of its query heads."""
-    return jnp.repeat(array, query_heads // len(array))
 
 
 def _radius(problem: Problem) -> Float[Array, " N"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -20,7 +21,7 @@ class Sums:
 
     Attributes:
         features: `elu`, as many as a head is wide; `taylor`, of the highest degree that the budget holds; `favor`, as
-            many random ones as it holds.
+            many random ones as it holds, the same in every run.
 
     Raises:
         ValueError: an unknown feature map.
@@ -30,9 +31,10 @@ class Sums:
 
     features: str = "favor"
     needs_queries = False
+    _known: ClassVar[tuple[str, ...]] = ("elu", "taylor", "favor")
 
     def __post_init__(self):
-        checks.one_of("Sums", "feature map", self.features, ("elu", "taylor", "favor"))
+        checks.one_of(type(self).__name__, "feature map", self.features, self._known)
 
     def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> FeaturePrefix:  # noqa: ARG002
         """The state.

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ntkprefix import checks
-from ntkprefix.compress import Method, Report, compress
+from ntkprefix.compress import Method, Report, compress, judge
 from ntkprefix.compress.budget import numbers_within
+from ntkprefix.compress.compress import fitted_to
 from ntkprefix.models import TextModel
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration, calibrate, continued, repeated
@@ -42,7 +43,7 @@ def compress_prompt(
     model: TextModel,
     tokens: Int[Array, "1 M"],
     *,
-    method: str | Method = "refined",
+    method: str | Method = "matching-in-context",
     budget: int | str,
     texts: Literal["continue", "repeat"] | Int[Array, "B T"] = "continue",
     distil: TrainConfig | None = None,
@@ -68,7 +69,7 @@ def compress_prompt(
         texts: that ask of the prompt what others will, [B, T], without padding, the last quarter of which is held out
             for the report: `"continue"` for texts that the model itself says next, drawn at temperature 1; `"repeat"`
             for pieces of the prompt, read once more behind it.
-        distil: how to train on the texts; not at all if None. The report is of the prefix before that.
+        distil: how to train on the texts that are not held out; not at all if None.
         seed: of what is random.
         chunk: tokens that are read at a time.
         on_step: called with what is being done, how much of it is done and how much there is.
@@ -103,10 +104,24 @@ def compress_prompt(
     asked = calibrate(model, texts, whole, start=length)
     prefixes, report = compress_layers(whole, asked, method=method, budget=budget, seed=seed, on_step=tell)
     if distil is not None:
-        steps = distil.steps(len(texts))
+        # Whole texts of which no query is held out.
+        taught = texts[: fitted_to(texts.size) // texts.shape[1]]
+        steps = distil.steps(len(taught))
         options = {"start": length, "config": distil, "on_step": lambda step, _: tell("distilling", step, steps)}
-        prefixes, _ = distilled(model, prefixes, whole, texts, **options)
+        prefixes, _ = distilled(model, prefixes, whole, taught, **options)
+        report = _judged(prefixes, whole, asked)
     return CompressedPrompt(prefixes, length, report)
+
+
+def _judged(prefixes: Any, whole: TokenPrefix, asked: Calibration) -> Report:
+    """The report of every layer's prefix, on the queries that are held out."""
+    held = jax.tree.map(lambda leaf: leaf[:, fitted_to(leaf.shape[1]) :], asked)
+    reports = []
+    for layer in range(whole.keys.shape[0]):
+        parts = (prefixes, whole.keys, whole.values, held)
+        prefix, keys, values, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], parts)
+        reports.append(judge(prefix, keys, values, queries=of_layer.queries, beside=of_layer.beside))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
 
 
 def _texts(kind: str, model: TextModel, tokens: Array, whole: TokenPrefix, seed: int) -> Array:

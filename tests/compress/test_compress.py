@@ -21,8 +21,8 @@ from layer_cases import (
     sums,
 )
 
-from ntkprefix import taylor_error_bound
-from ntkprefix.compress import METHODS, Refined
+from ntkprefix import TokenPrefix, taylor_error_bound
+from ntkprefix.compress import METHODS, FittedFeatures, Refined, compress, judge
 from ntkprefix.compress.budget import numbers_within
 
 HELD = Q // 4
@@ -115,6 +115,27 @@ def test_compiled_once_for_one_setting(compiled):
     assert compiled.count("_run") == 1
 
 
+def test_within_a_program_of_ones_own():
+    def small(keys, values, queries):
+        return compress(keys, values, method="matching", budget=9, queries=queries)
+
+    arrays = [jnp.asarray(each) for each in (KEYS, VALUES, QUERIES)]
+    for one, other in zip(*map(jax.tree.leaves, (jax.jit(small)(*arrays), small(*arrays))), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_prefix_of_ones_own_is_judged_as_compress_does():
+    keys, values, queries = (jnp.asarray(each) for each in (KEYS, VALUES, QUERIES))
+    beside = jax.tree.map(jnp.asarray, BESIDE)
+    prefix, report = compress(keys, values, method="kmeans", budget=9, queries=queries, beside=beside)
+    held = jax.tree.map(lambda leaf: leaf[-HELD:], (queries, beside))
+    again = judge(prefix, keys, values, queries=held[0], beside=held[1])
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4), again, report)
+    exact = judge(TokenPrefix(keys, values), keys, values, queries=held[0], beside=held[1])
+    assert exact.error.max() < 1e-5
+    assert exact.ratio == 1
+
+
 @pytest.mark.parametrize(
     ("budget", "numbers"),
     [("4x", 8192), ("1.5x", 21845), (7, 7 * 32), ("7 tokens", 7 * 32), ("1000 numbers", 100), ("64 KiB", 1638),
@@ -129,6 +150,7 @@ ERRORS = {
     "less than a token": ({"budget": "20 numbers"}, ValueError, "got '20 numbers', which is 10"),
     "more than all, as a ratio": ({"budget": "1000x"}, ValueError, "room for a token"),
     "a budget in stones": ({"budget": "3 stones"}, ValueError, "expected a number of tokens, or a text like '32x'"),
+    "a budget without end": ({"budget": "9" * 400 + " tokens"}, ValueError, "room for a token for each of 2 heads"),
     "no budget": ({"budget": None}, TypeError, "expected a number of tokens"),
     "a negative one": ({"budget": -3}, ValueError, "expected a number of tokens"),
     "an unknown method": ({"method": "magic"}, ValueError, "unknown method 'magic'; expected one of ends, uniform"),
@@ -155,3 +177,8 @@ def test_errors_say_what_was_expected(case, unchecked):
     options = {"keys": KEYS, "values": VALUES, "method": "kmeans", "budget": 9, "queries": QUERIES} | changes
     with pytest.raises(error, match=message):
         compressed(options.pop("keys"), options.pop("values"), **options)
+
+
+def test_fitted_features_are_not_negative():
+    with pytest.raises(ValueError, match="FittedFeatures: unknown feature map 'taylor'; expected one of elu, favor"):
+        FittedFeatures("taylor")

@@ -24,8 +24,7 @@ from layer_cases import (
     sums,
 )
 
-from ntkprefix import TokenPrefix
-from ntkprefix.compress import METHODS, KeepEnds, Matching, Prune, Refined, UniformSample
+from ntkprefix.compress import METHODS, KeepEnds, Matching, Prune, Refined
 from ntkprefix.compress.problem import attention_masses
 from ntkprefix.compress.wildcat import _pivots, _project
 
@@ -190,9 +189,3 @@ def test_refining_lowers_what_it_minimises_and_what_it_was_not_fitted_to():
     assert better.report.error.mean() < 0.95 * start.report.error.mean()
     same = compressed(KEYS, VALUES, method=Refined(steps=0), **options)
     np.testing.assert_allclose(same.prefix.keys, start.prefix.keys, atol=1e-6)
-
-
-def test_uniform_weights_stand_for_all():
-    prefix = made(UniformSample(), 12)
-    np.testing.assert_allclose(np.exp(prefix.log_weights).mean(), M / 12, rtol=0.4)
-    assert isinstance(prefix, TokenPrefix)

@@ -1,11 +1,14 @@
 """A compressed prompt stands where the prompt stood: read, asked, compressed, distilled, generated from."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from models.tiny_text import golden
 
+from experiments.documents import COMPRESSION
 from ntkprefix import TokenPrefix, attention
 from ntkprefix.adapters import own_tokens
 from ntkprefix.compress import KeepEnds, Matching
@@ -134,14 +137,17 @@ def test_less_is_less_exact_and_counts_bytes_of_all_layers(loaded):
 def test_distilling_starts_at_the_divergence_and_lowers_it(loaded):
     model, tokens = loaded("llama"), text_of("llama")
     whole = read_prompt(model, tokens)
-    texts = np.random.default_rng(0).integers(golden("llama")["tokens"].max(), size=(4, 6)).astype(np.int32)
+    texts = np.random.default_rng(0).integers(golden("llama")["tokens"].max(), size=(8, 6)).astype(np.int32)
     small = compress_prompt(model, tokens, method="kmeans", budget=4, texts=jnp.asarray(texts))
-    config = TrainConfig(epochs=40, batch_size=4, learning_rate=0.05, weight_decay=0.0)
-    trained, losses = distil(model, small.prefixes, whole, jnp.asarray(texts), start=small.start, config=config)
+    config = TrainConfig(epochs=40, batch_size=6, learning_rate=0.05, weight_decay=0.0)
+    taught = texts[:6]  # the last quarter is held out
+    trained, losses = distil(model, small.prefixes, whole, jnp.asarray(taught), start=small.start, config=config)
 
     def said(prefixes):
-        positions = jnp.broadcast_to(small.start + jnp.arange(6)[None], texts.shape)
-        logits = np.asarray(model.logits(model(jnp.asarray(texts), prefixes=prefixes, positions=positions)), np.float64)
+        positions = jnp.broadcast_to(small.start + jnp.arange(6)[None], taught.shape)
+        logits = np.asarray(
+            model.logits(model(jnp.asarray(taught), prefixes=prefixes, positions=positions)), np.float64
+        )
         logits = logits - logits.max(axis=-1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
@@ -154,6 +160,8 @@ def test_distilling_starts_at_the_divergence_and_lowers_it(loaded):
     assert divergence(trained) < 0.5 * losses[0]
     again = compress_prompt(model, tokens, method="kmeans", budget=4, texts=jnp.asarray(texts), distil=config)
     np.testing.assert_allclose(again.prefixes.keys, trained.keys, atol=1e-5)
+    assert again.report.held_out == small.report.held_out == 12
+    assert (again.report.error != small.report.error).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (1, 0)])
@@ -172,3 +180,13 @@ def test_reading_compiles_one_program_for_all_chunks(loaded, compiled):
     for length in (6, 8):  # both are two chunks of four
         read_prompt(model, text_of("llama")[:, :length], chunk=4)
     assert compiled.count("_read") == 1
+
+
+def test_the_page_s_snippet_runs(loaded, tmp_path, monkeypatch):
+    """What `docs/compression.md` shows can be typed."""
+    monkeypatch.chdir(tmp_path)
+    tokens = text_of("llama")
+    names = {"model": loaded("llama"), "tokens": jnp.tile(tokens, 6), "request": tokens[:, :3]}
+    exec(re.findall(r"```python\n(.*?)```", COMPRESSION.read_text(encoding="utf-8"), re.DOTALL)[0], names)
+    assert names["out"].tokens.shape == (1, 64)
+    np.testing.assert_array_equal(names["stored"].prefixes.keys, names["small"].prefixes.keys)
