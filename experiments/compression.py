@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,26 @@ from ntkprefix.train import TrainConfig
 from theory.pieces import Pieces
 
 PATH = RESULTS / "compression.json"
-# A method's prefix that is then trained on the model's next-token distribution.
-DISTILLED = "distilled"
-_START_OF_DISTILLED = "matching-in-context"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A method, how its budget is shared out, and whether the prefix is then trained on what the model says next."""
+
+    method: str
+    share: Literal["even", "need"] = "even"
+    distil: bool = False
+
+
+WAYS: Mapping[str, Way] = MappingProxyType(
+    {
+        **{name: Way(name) for name in METHODS},
+        "matching by need": Way("matching-in-context", "need"),
+        "refined by need": Way("refined", "need"),
+        "distilled": Way("matching-in-context", distil=True),
+        "ours": Way("refined", "need", distil=True),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +72,8 @@ class CompressionConfig:
         rows: texts of the model's own that methods are fitted to.
         length: their tokens.
         budgets: sizes.
-        methods: names among `METHODS`, and `distilled`.
-        epochs: passes over the rows in which `distilled` trains.
+        methods: names among `WAYS`.
+        epochs: passes over the rows in which ways that distil train.
         learning_rate: of that.
         seed: of all that is random.
         out: folder of what has been measured; start again with the same one to go on.
@@ -72,7 +90,8 @@ class CompressionConfig:
     budgets: tuple[str, ...] = ("32x",)
     methods: tuple[str, ...] = (
         "ends", "uniform", "importance", "snapkv", "expected", "knorm", "keydiff", "kmeans", "wildcat", "measure",
-        "favor", "elu", "matching", "matching-in-context", "refined", DISTILLED,
+        "favor", "elu", "matching", "matching-in-context", "matching-pursuit", "matching by need", "refined",
+        "refined by need", "distilled", "ours",
     )  # fmt: skip
     epochs: int = 2
     learning_rate: float = 0.01
@@ -103,10 +122,9 @@ def main(config: CompressionConfig) -> dict[str, Any]:
         FileNotFoundError: no such text.
         ValueError: an unknown method, or a text that is too short.
     """
-    unknown = set(config.methods) - {*METHODS, DISTILLED}
+    unknown = set(config.methods) - set(WAYS)
     if unknown:
-        known = ", ".join([*METHODS, DISTILLED])
-        raise ValueError(f"compression: expected methods among {known}, got {', '.join(sorted(unknown))}.")
+        raise ValueError(f"compression: expected methods among {', '.join(WAYS)}, got {', '.join(sorted(unknown))}.")
     where = environment()
     pieces = Pieces(config.out, str(where["commit"]))
     settings = asdict(config) | {"data_root": None, "out": None, "methods": None, "budgets": None, "texts": None}
@@ -196,9 +214,10 @@ def _row(
 ) -> dict[str, Any]:
     prompt = ready()
     began = time.perf_counter()
-    name = _START_OF_DISTILLED if method == DISTILLED else method
-    prefixes, report = compress_layers(prompt.whole, prompt.asked, method=name, budget=budget, seed=config.seed)
-    if method == DISTILLED:
+    way = WAYS[method]
+    options: dict[str, Any] = {"method": way.method, "share": way.share, "budget": budget, "seed": config.seed}
+    prefixes, report = compress_layers(prompt.whole, prompt.asked, **options)
+    if way.distil:
         train = TrainConfig(epochs=config.epochs, batch_size=4, learning_rate=config.learning_rate, weight_decay=0.0)
         prefixes, _ = distil(model, prefixes, prompt.whole, prompt.rows, start=config.tokens, config=train)
     jax.block_until_ready(prefixes)

@@ -15,8 +15,8 @@ from benchmarks.timing import ratio
 from experiments import RESULTS, plots, summary, tables
 from experiments import real_kernels as real_models
 from experiments.compression import PATH
+from experiments.compression_table import compression
 from experiments.fields import FIELDS, OURS, PROBED
-from experiments.prompts import compression
 from experiments.scale import FAINT
 from experiments.speed import attention_speed, cost, kernels_speed, models_speed
 from ntkprefix.runs import read_json, write_bytes

@@ -5,10 +5,11 @@ from ntkprefix.attention import attention
 from ntkprefix.bounds import taylor_error_bound
 from ntkprefix.feature_maps import feature_map
 from ntkprefix.partial import Partial, merge
-from ntkprefix.prefixes import FeaturePrefix, MeasurePrefix, TokenPrefix
+from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
 
 __all__ = [
     "FeaturePrefix",
+    "JoinedPrefix",
     "MeasurePrefix",
     "Partial",
     "TokenPrefix",

@@ -86,7 +86,8 @@ def attention(
         query: [B, T, N, H]; the B axis may be left out on query, key and value together.
         key: [B, S, K, H].
         value: [B, S, K, Hv].
-        prefix: a `TokenPrefix`, `FeaturePrefix`, `MeasurePrefix` or anything with their `partial` and `shape`.
+        prefix: a `TokenPrefix`, `FeaturePrefix`, `MeasurePrefix`, several as a `JoinedPrefix`, or anything with their
+            `partial` and `shape`.
         bias: added to the input's logits; broadcastable to [B, N, T, S].
         mask: True where the input may be seen; broadcastable to [B, N, T, S].
         is_causal: hide keys after the query's position.

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import combinations_with_replacement
-from typing import Any, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +186,9 @@ class Favor:
         return phi, largest - 0.5 * jnp.sum(x * x, axis=-1)
 
 
+_KINDS: Mapping[str, Any] = MappingProxyType({"elu": Elu, "taylor": Taylor, "favor": Favor})
+
+
 def feature_map(name: str, **options: Any) -> FeatureMap:
     """A feature map by name.
 
@@ -215,6 +220,31 @@ def feature_map(name: str, **options: Any) -> FeatureMap:
             return Favor(options["features"], tuple(seed))
         case _:
             return Elu()
+
+
+def as_json(made: FeatureMap) -> dict[str, Any]:
+    """What a feature map of this library is, ready for JSON: its name and its options.
+
+    Raises:
+        TypeError: another one.
+    """
+    name = next((name for name, kind in _KINDS.items() if type(made) is kind), None)
+    if name is None:
+        raise TypeError(f"expected a feature map among {', '.join(_KINDS)}, got {type(made).__name__}.")
+    return {"name": name, **dataclasses.asdict(cast(Any, made))}
+
+
+def from_json(content: dict[str, Any]) -> FeatureMap:
+    """The feature map that `as_json` told of.
+
+    Raises:
+        KeyError: no such name.
+        TypeError: options that are not its own, or of another type.
+        ValueError: options out of range.
+    """
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    del options["name"]
+    return _KINDS[content["name"]](**options)
 
 
 @lru_cache(maxsize=16)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 
-from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix
+from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
 
 B, T, S, N, K, H, HV = 2, 5, 7, 4, 2, 8, 6
 RNG = np.random.default_rng(0)
@@ -68,6 +68,8 @@ def as_oracle(prefix):
     """The same prefix as explicit float64 formulas."""
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), prefix)
     match prefix:
+        case JoinedPrefix():
+            return oracle.together(*map(as_oracle, prefix.parts))
         case TokenPrefix():
             return oracle.per_kv_head(oracle.tokens(double.keys, double.values, double.log_weights), N // K)
         case MeasurePrefix():
@@ -90,4 +92,5 @@ PREFIXES = {
     "measure without covariance": lambda: clouds(rank=0),
     "features per kv head": state,
     "features per query head": lambda: state(heads=N),
+    "joined": lambda: JoinedPrefix((tokens(rows=B), state(heads=N))),
 }

@@ -107,6 +107,19 @@ def elu_features(Z, k, log_scale=None):
     return share
 
 
+def together(*shares):
+    """Several prefixes at once."""
+
+    def share(b, head, q, beta):
+        groups = [one(b, head, q, beta) for one in shares]
+        top = max(group[2] for group in groups)
+        factors = [math.exp(group[2] - top) for group in groups]
+        num = sum(group[0] * factor for group, factor in zip(groups, factors, strict=True))
+        return num, sum(group[1] * factor for group, factor in zip(groups, factors, strict=True)), top
+
+    return share
+
+
 def taylor_features(keys, values, degree):
     """A prefix whose exponentials are replaced by their Taylor polynomials, on keys less their mean."""
     keys, values = np.asarray(keys, np.float64), np.asarray(values, np.float64)

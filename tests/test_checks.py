@@ -6,6 +6,7 @@ import pytest
 
 from ntkprefix import (
     FeaturePrefix,
+    JoinedPrefix,
     MeasurePrefix,
     Partial,
     TokenPrefix,
@@ -171,6 +172,22 @@ ERRORS = {
         with_prefix(MeasurePrefix(Z((3, 2)), Z((3, 2, 8)), Z((3, 2, 8, 1)), Z((3, 2, 6)), Z((3, 2, 6, 2)))),
         ValueError,
         "one size of axis rank",
+    ),
+    "joined of nothing": (
+        with_prefix(JoinedPrefix(())),
+        ValueError,
+        "JoinedPrefix: expected at least one part, got none",
+    ),
+    "joined of numbers": (with_prefix(JoinedPrefix((1.0,))), TypeError, "expected prefixes as parts, got float"),
+    "joined of two widths": (
+        with_prefix(JoinedPrefix((TokenPrefix(*TOKENS), TokenPrefix(Z((3, 2, 9)), TOKENS[1])))),
+        ValueError,
+        "parts of one B, H and Hv, got None 8 6, None 9 6",
+    ),
+    "joined of other heads": (
+        with_prefix(JoinedPrefix((TokenPrefix(*TOKENS), FeaturePrefix(Z((3, 8, 6)), Z((3, 8)))))),
+        ValueError,
+        "expected a FeaturePrefix with 2 or 4 heads .* got 3",
     ),
     "scale of features": (call(*INPUT, prefix=STATE, scale=-1.0), ValueError, "a scale above 0, got -1.0"),
     "integer scale of features": (call(*INPUT, prefix=STATE, scale=-1), ValueError, "a scale above 0, got -1"),

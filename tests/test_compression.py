@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from models.tiny_text import golden
 
-from experiments import compression, plots, prompts
+from experiments import compression, compression_table, plots
 from experiments.compression import CompressionConfig, main
 from ntkprefix.models import TextModel
 from ntkprefix.runs import read_json
@@ -30,7 +30,7 @@ def measure(monkeypatch, tmp_path, loaded):
     monkeypatch.setattr(compression, "load_text_model", lambda _: loaded("llama"))
     monkeypatch.setattr(compression, "load_tokenizer", lambda _: Letters(int(golden("llama")["tokens"].max())))
     monkeypatch.setattr(compression, "PATH", tmp_path / "compression.json")
-    monkeypatch.setattr(prompts, "PATH", tmp_path / "compression.json")
+    monkeypatch.setattr(compression_table, "PATH", tmp_path / "compression.json")
     options = {"tokens": 40, "continuation": 16, "rows": 8, "length": 6, "texts": ("one.txt", "two.txt"), "epochs": 1}
     return lambda **changes: main(CompressionConfig(data_root=tmp_path, out=tmp_path / "pieces", **options | changes))
 
@@ -59,7 +59,7 @@ def test_rows_say_what_is_kept_of_the_gain(measure, tmp_path, loaded):
     said = said - np.log(np.exp(said).sum(axis=1, keepdims=True))
     full = np.mean([said[place - 1, letters[place]] for place in range(41, 57)])
     assert results["texts"][0]["full"] == pytest.approx(full, abs=1e-4)
-    assert "| matching | 4x |" in prompts.compression()
+    assert "| matching | 4x |" in compression_table.compression()
     dots = plots.compression(results).axes[0].lines[:2]
     assert [line.get_ydata().tolist() for line in dots] == [["ends", "matching", "distilled"]] * 2
     assert dots[0].get_xdata()[0] == pytest.approx(1, abs=1e-2)

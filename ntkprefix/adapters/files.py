@@ -15,11 +15,10 @@ from safetensors.numpy import save
 from ntkprefix import checks
 from ntkprefix.adapters.base import Adapter, Stack
 from ntkprefix.adapters.registry import ADAPTERS
-from ntkprefix.feature_maps import Elu, Favor, Taylor
+from ntkprefix.feature_maps import as_json, from_json
 from ntkprefix.runs import read_json, write_bytes, write_json
 
 _WEIGHTS, _CONFIG = "adapter.safetensors", "adapter.json"
-_FEATURE_MAPS = {"elu": Elu, "taylor": Taylor, "favor": Favor}
 
 
 def save_adapter(folder: str | Path, adapter: Adapter, params: PyTree) -> Path:
@@ -102,11 +101,7 @@ def _described(adapter: Any) -> dict[str, Any]:
         raise TypeError(f"save_adapter: expected one of {', '.join(ADAPTERS)}, got {type(adapter).__name__}.")
     options = {field.name: getattr(adapter, field.name) for field in dataclasses.fields(adapter)}
     if "feature_map" in options:
-        made = options["feature_map"]
-        name = next((name for name, kind in _FEATURE_MAPS.items() if type(made) is kind), None)
-        if name is None:
-            raise TypeError(f"save_adapter: expected a feature map of the library, got {type(made).__name__}.")
-        options["feature_map"] = {"name": name, **dataclasses.asdict(made)}
+        options["feature_map"] = as_json(options["feature_map"])
     return {"adapter": names[type(adapter)], "options": options}
 
 
@@ -117,8 +112,7 @@ def _made(content: dict[str, Any]) -> Any:
         raise ValueError(f"expected one of {', '.join(ADAPTERS)}, got {content['adapter']!r}")
     options = {name: _tuples(value) for name, value in content["options"].items()}
     if "feature_map" in options:
-        described = dict(options["feature_map"])
-        options["feature_map"] = _FEATURE_MAPS[described.pop("name")](**{k: _tuples(v) for k, v in described.items()})
+        options["feature_map"] = from_json(options["feature_map"])
     return ADAPTERS[content["adapter"]](**options)
 
 

@@ -146,7 +146,7 @@ def implementation(name: str | None, known: Sequence[str]) -> None:
 
 
 def prefix(prefix: Any, query: Any, key: Any, value: Any) -> None:
-    """A prefix against the attention it enters; all arrays with a batch axis.
+    """A prefix, and each of its parts if it has some, against the attention it enters; all arrays with a batch axis.
 
     Raises:
         TypeError: not a prefix.
@@ -155,7 +155,19 @@ def prefix(prefix: Any, query: Any, key: Any, value: Any) -> None:
     kind = type(prefix).__name__
     if isinstance(prefix, type) or not (hasattr(prefix, "partial") and hasattr(prefix, "shape")):
         raise TypeError(f"attention: expected a prefix (TokenPrefix, FeaturePrefix, MeasurePrefix, ...), got {kind}.")
-    rows, heads, width, value_width, per_query_head = prefix.shape()
+    shape = prefix.shape()
+    parts = getattr(prefix, "parts", None)
+    if parts is None:
+        _fits(kind, shape, query, key, value)
+    else:
+        for part in parts:
+            _fits(type(part).__name__, part.shape(), query, key, value)
+    if jax.config.jax_debug_nans:
+        _no_nan(kind, prefix)
+
+
+def _fits(kind: str, shape: Any, query: Any, key: Any, value: Any) -> None:
+    rows, heads, width, value_width, per_query_head = shape
     batch, _, query_heads, query_width = query.shape
     kv_heads = key.shape[2]
     if rows not in (None, batch):
@@ -170,8 +182,6 @@ def prefix(prefix: Any, query: Any, key: Any, value: Any) -> None:
         raise ValueError(f"attention: expected a {kind} of head width H = {query_width}, got {width}.")
     if value_width != value.shape[-1]:
         raise ValueError(f"attention: expected a {kind} of value width Hv = {value.shape[-1]}, got {value_width}.")
-    if jax.config.jax_debug_nans:
-        _no_nan(kind, prefix)
 
 
 def _no_nan(kind: str, prefix: Any) -> None:

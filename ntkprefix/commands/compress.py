@@ -15,15 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ntkprefix import checks
-from ntkprefix.compress import METHODS, Report, Sums
+from ntkprefix.compress import METHODS, Report
 from ntkprefix.models import load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prompts import compress_prompt, save_prompt
 from ntkprefix.runs import environment, progress
 from ntkprefix.train import TrainConfig
 
-# Files hold tokens and clouds: states of features are made again in one pass over the prompt.
-_STORED = tuple(name for name, method in METHODS.items() if not isinstance(method, Sums))
 # Heads that are named at the end.
 _WORST = 3
 
@@ -40,7 +38,10 @@ class Config:
         budget: "32x" for a 32nd of the bytes that the prompt's keys and values take, "128 tokens" for each head, or
             "64 KiB" in all.
         method: one of ends, uniform, importance, attention, snapkv, expected, knorm, keydiff, kmeans, wildcat,
-            matching, matching-in-context, measure, refined.
+            matching, matching-in-context, matching-pursuit, elu, taylor, favor, fitted-elu, fitted-favor, measure,
+            refined.
+        share: the same for all heads (even), or from a quarter to four times that, by the error that it makes (need).
+        error: that no head should exceed: those that do keep more than their share, and are named where they still do.
         queries: whose the queries are that it is fitted to: of texts with which the model goes on (continue), or of
             the prompt, read once more (repeat).
         distil: passes over these texts in which the prefix is then trained to say next what the model says behind the
@@ -59,6 +60,8 @@ class Config:
     model: str = "smollm2"
     budget: str = "32x"
     method: str = "matching-in-context"
+    share: Literal["even", "need"] = "even"
+    error: float | None = None
     queries: Literal["continue", "repeat"] = "continue"
     distil: int = 0
     learning_rate: float = 0.01
@@ -69,8 +72,10 @@ class Config:
     def __post_init__(self):
         checks.at_least(0, "compress", distil=self.distil, tokens=self.tokens, seed=self.seed)
         checks.at_least(1, "compress", chunk=self.chunk)
-        checks.one_of("compress", "method", self.method, _STORED)
+        checks.one_of("compress", "method", self.method, tuple(METHODS))
         checks.finite("compress", least=0.0, learning_rate=self.learning_rate)
+        if self.error is not None:
+            checks.finite("compress", least=0.0, error=self.error)
 
 
 def main(config: Config) -> int:
@@ -101,6 +106,8 @@ def main(config: Config) -> int:
             jnp.asarray(tokens[None]),
             method=config.method,
             budget=config.budget,
+            share=config.share,
+            error=config.error,
             texts=config.queries,
             distil=_distilling(config),
             seed=config.seed,
@@ -155,8 +162,10 @@ def _tell(console: Console, config: Config, report: Report, tokens: int, seconds
         ("error of attention outputs", f"{error.mean():.3g} on average over layers and heads"),
         ("nine of ten queries", f"{np.mean(report.low):.3g} to {np.mean(report.high):.3g}"),
     ]
-    worst = np.dstack(np.unravel_index(np.argsort(-error, axis=None)[:_WORST], error.shape))[0]
-    rows += [(f"layer {layer}, head {head}", f"{error[layer, head]:.3g}") for layer, head in worst]
+    if config.error is not None:
+        missed = report.above(config.error)
+        rows.append((f"heads above {config.error:g}", f"{len(missed)} of {error.size}, though they keep more"))
+    rows += [(f"layer {layer}, head {head}", f"{error[layer, head]:.3g}") for layer, head in report.above(0)[:_WORST]]
     for name, value in rows:
         table.add_row(Text(name), Text(str(value)))
     console.print(table)

@@ -8,14 +8,16 @@ from ntkprefix._extras import extra
 
 with extra("models", "ntkprefix.compress"):
     from ntkprefix.compress.compress import Compressed, compress, judge
+    from ntkprefix.compress.first import KeepFirst
     from ntkprefix.compress.fitted import FittedFeatures
     from ntkprefix.compress.keep import KeepEnds
     from ntkprefix.compress.matching import Matching
     from ntkprefix.compress.means import Means
     from ntkprefix.compress.measures import Clouds
+    from ntkprefix.compress.problem import Method
     from ntkprefix.compress.pruning import Prune
     from ntkprefix.compress.refined import Refined
-    from ntkprefix.compress.registry import METHODS, Method
+    from ntkprefix.compress.registry import METHODS
     from ntkprefix.compress.report import Report
     from ntkprefix.compress.sampling import ImportanceSample, UniformSample
     from ntkprefix.compress.sums import Sums
@@ -28,6 +30,7 @@ __all__ = [
     "FittedFeatures",
     "ImportanceSample",
     "KeepEnds",
+    "KeepFirst",
     "Matching",
     "Means",
     "Method",

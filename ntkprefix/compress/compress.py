@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from ntkprefix import checks
 from ntkprefix._dtypes import accumulator
 from ntkprefix.compress.budget import numbers_within
-from ntkprefix.compress.problem import Problem
-from ntkprefix.compress.registry import METHODS, Method
+from ntkprefix.compress.problem import Method, Problem
+from ntkprefix.compress.registry import METHODS
 from ntkprefix.compress.report import Report, measured
 from ntkprefix.partial import Partial
 from ntkprefix.prefixes.base import Prefix

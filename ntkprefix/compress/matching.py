@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ntkprefix import checks
 from ntkprefix.compress.problem import Problem, attention_masses, by_kv_head, gather, tokens_within
+from ntkprefix.compress.pursuit import pursue
 from ntkprefix.nonnegative import nonnegative_least_squares
 from ntkprefix.partial import merge
 from ntkprefix.prefixes import TokenPrefix
@@ -22,7 +23,7 @@ _LEAST = 1e-9
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
-    r"""The tokens that queries attend to most, with masses and values refitted to all of the prompt.
+    r"""Some of the prompt's tokens, with masses and values refitted to all of it.
 
     With $a_{qc} = e^{\beta q \cdot p_c}$ of the chosen keys, for each head
 
@@ -31,33 +32,39 @@ class Matching:
 
     both with a ridge, that of the values towards the tokens' own. m(q) is the prompt's own mass, as in the paper; with
     `in_context`, all that the query sees, and out(q) is its output with everything else beside the prompt, so that
-    queries which look elsewhere count for less. Tokens are chosen by their mean attention. This is our reading of the
-    paper, not a copy of its authors' code, which has other ways to choose as well.
+    queries which look elsewhere count for less. This is our reading of the paper, not a copy of its authors' code.
 
     Attributes:
+        choose: which tokens: `attention`, those that get most of it on average; `pursuit`, one after another the one
+            that helps most beside those that are chosen (`ntkprefix.compress.pursuit`).
         in_context: see above.
         ridge: of both fits, relative to the mean diagonal of their normal equations, above 0.
 
     Raises:
         TypeError: no number, no flag.
-        ValueError: a ridge that is not above 0.
+        ValueError: a ridge that is not above 0, an unknown choice.
 
     Source: Attention Matching (arXiv 2602.16284).
     """
 
+    choose: str = "attention"
     in_context: bool = False
     ridge: float = 1e-4
     needs_queries = True
 
     def __post_init__(self):
+        checks.one_of("Matching", "choice", self.choose, ("attention", "pursuit"))
         checks.yes_or_no("Matching", in_context=self.in_context)
         checks.finite("Matching", least=1e-12, ridge=self.ridge)
 
     def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> TokenPrefix:  # noqa: ARG002
         """Weighted tokens."""
         count = tokens_within(numbers, problem, weighted=True)
-        chosen = gather(problem, jax.lax.top_k(attention_masses(problem), count)[1])
-        return match(problem, chosen, in_context=self.in_context, ridge=self.ridge)
+        if self.choose == "pursuit":
+            chosen = pursue(problem, count)
+        else:
+            chosen = jax.lax.top_k(attention_masses(problem), count)[1]
+        return match(problem, gather(problem, chosen), in_context=self.in_context, ridge=self.ridge)
 
 
 class _Head(NamedTuple):

@@ -33,7 +33,16 @@ class Clouds:
         checks.at_least(0, "Clouds", rank=self.rank)
 
     def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> MeasurePrefix:
-        """The clouds."""
+        """The clouds.
+
+        Raises:
+            ValueError: the budget holds none.
+        """
         each = (problem.keys.shape[-1] + problem.values.shape[-1]) * (1 + self.rank) + 1
+        if numbers < each:
+            raise ValueError(
+                f"compress: a cloud of rank {self.rank} has {each:,} numbers for each head, more than the budget's "
+                f"{numbers:,}. Give a larger budget, or choose a method that keeps tokens."
+            )
         count = min(numbers // each, problem.length)
         return fit_clouds(key, problem.keys, problem.values, components=count, rank=self.rank)

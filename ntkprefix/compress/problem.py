@@ -1,10 +1,12 @@
-"""What a compression method is given: one layer's prompt, and queries that its answer should suit."""
+"""What a compression method is, and what it is given: one layer's prompt, and queries that its answer should suit."""
 
 from __future__ import annotations
 
+from typing import Any, Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ntkprefix._pytree import Leaf, pytree, static_field
 from ntkprefix.partial import Partial, merge
@@ -50,6 +52,24 @@ class Problem:
     def centred_keys(self) -> Float[Array, "M K H"]:
         """Keys less their mean: weights among them are the same."""
         return self.keys - jnp.mean(self.keys, axis=0)[None]
+
+
+@runtime_checkable
+class Method(Protocol):
+    """How a layer's prompt becomes a small prefix: a hashable value, under whose options one program is compiled."""
+
+    @property
+    def needs_queries(self) -> bool:
+        """Whether it fits the prefix to queries."""
+        ...
+
+    def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> Any:
+        """A prefix of at most `numbers` numbers for each kv head.
+
+        Raises:
+            ValueError: so few hold none.
+        """
+        ...
 
 
 def answer(prefix: Prefix, queries: Float[Array, "Q N H"], scale: float) -> Partial:

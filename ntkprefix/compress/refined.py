@@ -27,10 +27,12 @@ class Refined:
 
     $$ \sum_n \frac{\sum_q \| out~_n(q) - out_n(q) \|^2}{\sum_q \| out_n(q) \|^2}, $$
 
-    over keys and values in units of their own spread, and over log-weights.
+    over keys and values in units of their own spread, and over log-weights. Every step takes some of the queries, in
+    turn, in an order drawn at random.
 
     Attributes:
-        steps: of Adam on all queries.
+        steps: of Adam.
+        batch: queries of a step, at least 1; all where there are fewer.
         step_size: at the start; it falls to 0 along a cosine.
 
     Raises:
@@ -38,12 +40,14 @@ class Refined:
         ValueError: below 0.
     """
 
-    steps: int = 200
+    steps: int = 800
+    batch: int = 512
     step_size: float = 0.03
     needs_queries = True
 
     def __post_init__(self):
         checks.at_least(0, "Refined", steps=self.steps)
+        checks.at_least(1, "Refined", batch=self.batch)
         checks.finite("Refined", least=0.0, step_size=self.step_size)
 
     def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> TokenPrefix:
@@ -51,29 +55,38 @@ class Refined:
         start = Matching(in_context=True)(problem, numbers, key)
         exact = problem.exact()
         wanted = (exact if problem.beside is None else merge(exact, problem.beside)).normalise()
-        size = jnp.sum(wanted * wanted, axis=(0, 2))
+        size = jnp.maximum(jnp.mean(wanted * wanted, axis=(0, 2)), jnp.finfo(wanted.dtype).tiny)
         spreads = TokenPrefix(_spread(problem.keys), _spread(problem.values), jnp.ones(()))
 
         def moved(by: TokenPrefix) -> TokenPrefix:
             return jax.tree.map(lambda at, unit, many: at + unit * many, start, spreads, by)
 
-        def loss(by: TokenPrefix) -> Float[Array, ""]:
-            share = answer(moved(by), problem.queries, problem.scale)
-            out = (share if problem.beside is None else merge(share, problem.beside)).normalise()
-            return jnp.sum(jnp.sum((out - wanted) ** 2, axis=(0, 2)) / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
+        count = len(wanted)
+        batch = min(self.batch, count)
+        asked = (problem.queries, problem.beside, wanted)
+        # A few of the first once more at the end, so that every batch is whole.
+        order = jnp.resize(jax.random.permutation(key, count), -(-count // batch) * batch)
+        batches = jax.tree.map(lambda leaf: leaf[order].reshape(-1, batch, *leaf.shape[1:]), asked)
+
+        def loss(by: TokenPrefix, at: Array) -> Float[Array, ""]:
+            queries, beside, wanted = jax.tree.map(lambda leaf: leaf[at], batches)
+            share = answer(moved(by), queries, problem.scale)
+            out = (share if beside is None else merge(share, beside)).normalise()
+            return jnp.sum(jnp.mean((out - wanted) ** 2, axis=(0, 2)) / size)
 
         adam = optax.scale_by_adam()
         sizes = self.step_size * (1 + np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))) / 2
 
-        def step(carry: tuple[TokenPrefix, Any], size: Array) -> tuple[tuple[TokenPrefix, Any], None]:
-            by, state = carry
-            gradient = jax.grad(loss)(by)
+        def step(carry: tuple[TokenPrefix, Any], now: tuple[Array, Array]) -> tuple[tuple[TokenPrefix, Any], None]:
+            (by, state), (size, at) = carry, now
+            gradient = jax.grad(loss)(by, at)
             with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
                 updates, state = adam.update(gradient, state)
             return (jax.tree.map(lambda at, update: at - size * update, by, updates), state), None
 
         still = jax.tree.map(jnp.zeros_like, start)
-        (by, _), _ = jax.lax.scan(step, (still, adam.init(still)), jnp.asarray(sizes, problem.keys.dtype))
+        turns = jnp.arange(self.steps) % (-(-count // batch))
+        (by, _), _ = jax.lax.scan(step, (still, adam.init(still)), (jnp.asarray(sizes, problem.keys.dtype), turns))
         return moved(by)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ntkprefix._pytree import Leaf, pytree, static_field
@@ -52,6 +53,12 @@ class Report:
     def ratio(self) -> float:
         """How many times smaller than the prompt's keys and values."""
         return self.prompt_numbers / self.numbers
+
+    def above(self, error: float) -> list[tuple[int, ...]]:
+        """The heads whose error is larger, worst first: (head,), or (layer, head) of a report of all layers."""
+        found = np.asarray(self.error)
+        worst = np.argsort(-found, axis=None)[: np.sum(found > error)]
+        return [tuple(map(int, head)) for head in np.stack(np.unravel_index(worst, found.shape), axis=1)]
 
     def bound(self, prefix: Any) -> float | None:
         """The a-priori bound on the error of an output's entries, over all heads; None where there is none.

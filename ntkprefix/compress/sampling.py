@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from ntkprefix.compress.problem import Problem, attention_masses, gather, tokens_within
 from ntkprefix.prefixes import TokenPrefix
@@ -20,7 +21,9 @@ class UniformSample:
 
     def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> TokenPrefix:
         """Weighted tokens."""
-        return _priority(problem, jnp.ones((problem.heads, problem.length), problem.keys.dtype), numbers, key)
+        count = tokens_within(numbers, problem, weighted=True)
+        chosen = jax.lax.top_k(jax.random.uniform(key, (problem.heads, problem.length)), count)[1]
+        return gather(problem, chosen, jnp.full(chosen.shape, math.log(problem.length / count), problem.keys.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +40,17 @@ class ImportanceSample:
 
     def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> TokenPrefix:
         """Weighted tokens."""
-        return _priority(problem, attention_masses(problem), numbers, key)
-
-
-def _priority(problem: Problem, importance: Float[Array, "K M"], numbers: int, key: PRNGKeyArray) -> TokenPrefix:
-    count = tokens_within(numbers, problem, weighted=True)
-    # An importance of 0 would never be drawn, and its share be lost: a millionth of the mean is drawn when it must.
-    mean = jnp.mean(importance, axis=1, keepdims=True)
-    log_importance = jnp.log(jnp.maximum(importance, 1e-6 * mean) + jnp.finfo(importance.dtype).tiny)
-    priority = log_importance - jnp.log(jax.random.uniform(key, importance.shape, importance.dtype, minval=1e-7))
-    if count == problem.length:
-        chosen = jnp.broadcast_to(jnp.arange(count)[None], (problem.heads, count))
-        return gather(problem, chosen, jnp.zeros((problem.heads, count), importance.dtype))
-    largest, chosen = jax.lax.top_k(priority, count + 1)
-    threshold, chosen = largest[:, -1:], chosen[:, :-1]
-    return gather(problem, chosen, jnp.maximum(threshold - jnp.take_along_axis(log_importance, chosen, axis=1), 0.0))
+        importance = attention_masses(problem)
+        count = tokens_within(numbers, problem, weighted=True)
+        # An importance of 0 would never be drawn, and its share be lost: a millionth of the mean is drawn when it must.
+        mean = jnp.mean(importance, axis=1, keepdims=True)
+        log_importance = jnp.log(jnp.maximum(importance, 1e-6 * mean) + jnp.finfo(importance.dtype).tiny)
+        priority = log_importance - jnp.log(jax.random.uniform(key, importance.shape, importance.dtype, minval=1e-7))
+        if count == problem.length:
+            chosen = jnp.broadcast_to(jnp.arange(count)[None], (problem.heads, count))
+            return gather(problem, chosen, jnp.zeros((problem.heads, count), importance.dtype))
+        largest, chosen = jax.lax.top_k(priority, count + 1)
+        threshold, chosen = largest[:, -1:], chosen[:, :-1]
+        return gather(
+            problem, chosen, jnp.maximum(threshold - jnp.take_along_axis(log_importance, chosen, axis=1), 0.0)
+        )

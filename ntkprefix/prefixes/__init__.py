@@ -2,7 +2,8 @@
 
 from ntkprefix.prefixes.base import Prefix
 from ntkprefix.prefixes.features import FeaturePrefix
+from ntkprefix.prefixes.joined import JoinedPrefix
 from ntkprefix.prefixes.measure import MeasurePrefix
 from ntkprefix.prefixes.tokens import TokenPrefix
 
-__all__ = ["FeaturePrefix", "MeasurePrefix", "Prefix", "TokenPrefix"]
+__all__ = ["FeaturePrefix", "JoinedPrefix", "MeasurePrefix", "Prefix", "TokenPrefix"]

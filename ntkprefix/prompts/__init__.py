@@ -4,9 +4,10 @@ from ntkprefix._extras import extra
 
 with extra("models", "ntkprefix.prompts"):
     from ntkprefix.prompts.calibration import Calibration, calibrate, continued, repeated
-    from ntkprefix.prompts.compress import CompressedPrompt, compress_layers, compress_prompt
+    from ntkprefix.prompts.compress import CompressedPrompt, compress_prompt
     from ntkprefix.prompts.distil import distil
     from ntkprefix.prompts.files import StoredPrompt, load_prompt, save_prompt
+    from ntkprefix.prompts.layers import compress_layers
     from ntkprefix.prompts.read import read_prompt
 
 __all__ = [

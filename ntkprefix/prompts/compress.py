@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ntkprefix import checks
-from ntkprefix.compress import Method, Report, compress, judge
-from ntkprefix.compress.budget import numbers_within
+from ntkprefix.compress import Method, Report, judge
 from ntkprefix.compress.compress import fitted_to
 from ntkprefix.models import TextModel
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration, calibrate, continued, repeated
 from ntkprefix.prompts.distil import distil as distilled
+from ntkprefix.prompts.layers import compress_layers
 from ntkprefix.prompts.read import read_prompt
 from ntkprefix.train import TrainConfig
 
@@ -45,6 +45,8 @@ def compress_prompt(
     *,
     method: str | Method = "matching-in-context",
     budget: int | str,
+    share: Literal["even", "need"] = "even",
+    error: float | None = None,
     texts: Literal["continue", "repeat"] | Int[Array, "B T"] = "continue",
     distil: TrainConfig | None = None,
     seed: int = 0,
@@ -55,7 +57,7 @@ def compress_prompt(
 
     The prompt is read once, a chunk at a time; then texts are read behind it, to see what they ask of each layer; then
     one layer after another is compressed; and then, with `distil`, all layers are trained together to say next what the
-    model says behind the whole prompt. All layers and heads get the same budget.
+    model says behind the whole prompt.
 
     Keys are kept as the model turned them: to positions 0 to M - 1. What follows is to be given positions from M on,
     as it would have behind the prompt itself: the prefix saves memory and time, and not positions. Behind M + T
@@ -66,6 +68,12 @@ def compress_prompt(
         tokens: the prompt, [1, M].
         method: as for `compress`.
         budget: as for `compress`, but numbers and bytes are those of all layers together.
+        share: `"even"`: all heads of all layers get the same; `"need"`: between a quarter and four times that, by
+            the error that Attention Matching makes with it (`ntkprefix.prompts.sizes`). In memory all heads are as long
+            as the longest, filled up with tokens of no weight; files have none of these.
+        error: that no head's attention outputs should exceed, on average over queries that are fitted to: heads that
+            do get more than their share, up to four times what all get if they get the same. Which still do is told by
+            `report.above(error)`, on queries that are held out.
         texts: that ask of the prompt what others will, [B, T], without padding, the last quarter of which is held out
             for the report: `"continue"` for texts that the model itself says next, drawn at temperature 1; `"repeat"`
             for pieces of the prompt, read once more behind it.
@@ -102,7 +110,9 @@ def compress_prompt(
     if isinstance(texts, str):
         texts = _texts(texts, model, tokens, whole, seed)
     asked = calibrate(model, texts, whole, start=length)
-    prefixes, report = compress_layers(whole, asked, method=method, budget=budget, seed=seed, on_step=tell)
+    prefixes, report = compress_layers(
+        whole, asked, method=method, budget=budget, share=share, error=error, seed=seed, on_step=tell
+    )
     if distil is not None:
         # Whole texts of which no query is held out.
         taught = texts[: fitted_to(texts.size) // texts.shape[1]]
@@ -129,55 +139,3 @@ def _texts(kind: str, model: TextModel, tokens: Array, whole: TokenPrefix, seed:
     if kind == "repeat":
         return jnp.asarray(repeated(np.asarray(tokens[0]), rows=_ROWS, length=_LENGTH, seed=seed))
     return continued(model, whole, int(tokens[0, -1]), rows=_ROWS, length=_LENGTH, seed=seed)
-
-
-def compress_layers(
-    whole: TokenPrefix,
-    asked: Calibration,
-    *,
-    method: str | Method,
-    budget: int | str,
-    seed: int = 0,
-    on_step: Callable[[str, int, int], None] | None = None,
-) -> tuple[Any, Report]:
-    """`compress_prompt` of a prompt that has been read, and of what texts asked behind it.
-
-    Args:
-        whole: the prompt's keys and values, [L, M, K, H] and [L, M, K, Hv].
-        asked: of the same layers.
-        method: as for `compress_prompt`.
-        budget: likewise.
-        seed: likewise.
-        on_step: likewise.
-
-    Returns:
-        Prefixes and report, with a leading `layers` axis.
-
-    Raises:
-        TypeError: as for `compress`.
-        ValueError: as for `compress`.
-    """
-    layers, length, heads, width = whole.keys.shape
-    of_a_head = numbers_within(
-        budget,
-        length=length,
-        heads=layers * heads,
-        token=width + whole.values.shape[-1],
-        itemsize=whole.keys.dtype.itemsize,
-    )
-    parts = []
-    for layer in range(layers):
-        keys, values, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole.keys, whole.values, asked))
-        part = compress(
-            keys,
-            values,
-            method=method,
-            budget=f"{of_a_head * heads} numbers",
-            queries=of_layer.queries,
-            beside=of_layer.beside,
-            seed=seed + layer,
-        )
-        parts.append(jax.block_until_ready(tuple(part)))
-        if on_step is not None:
-            on_step("compressing", layer + 1, layers)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)

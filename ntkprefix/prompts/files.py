@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ntkprefix import checks
-from ntkprefix.prefixes import MeasurePrefix, TokenPrefix
+from ntkprefix.feature_maps import as_json, from_json
+from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
+from ntkprefix.prompts.ragged import flat, padded
 from ntkprefix.runs import write_bytes
 
-_FORMAT = "ntkprefix prompt 1"
-_KINDS: dict[str, Any] = {"tokens": TokenPrefix, "measure": MeasurePrefix}
+_FORMAT = "ntkprefix prompt 2"
+_KINDS: dict[str, Any] = {"tokens": TokenPrefix, "measure": MeasurePrefix, "features": FeaturePrefix}
 _AXES = {
     "tokens": {"keys": "L C K H", "values": "L C K Hv", "log_weights": "L C K"},
     "measure": {
@@ -26,8 +29,17 @@ _AXES = {
         "value": "L C K Hv",
         "cross": "L C K Hv rank",
     },
+    # A state may be one of the N query heads, so that its axis A need not be K.
+    "features": {"Z": "L A R Hv", "k": "L A R", "log_scale": "L A", "centre": "L A H"},
 }
-_OPTIONAL = ("log_weights",)
+# Tokens some of which weigh nothing: those are left out, so that heads have as many as they have.
+_RAGGED = "ragged tokens"
+_AXES_OF_RAGGED = {"keys": "S H", "values": "S Hv", "log_weights": "S"}
+_OPTIONAL = ("log_weights", "log_scale", "centre")
+# Those whose entries may be minus infinity, as an empty cluster's is.
+_LOG_WEIGHTS = ("log_weights", "log_weight", "log_scale")
+# Axes of one size in all parts of a prefix.
+_SHARED = ("L", "K", "H", "Hv")
 
 
 class StoredPrompt(NamedTuple):
@@ -39,7 +51,7 @@ class StoredPrompt(NamedTuple):
         notes: what was written beside them: where they came from.
     """
 
-    prefixes: TokenPrefix | MeasurePrefix
+    prefixes: Any
     start: int
     notes: dict[str, Any]
 
@@ -49,7 +61,7 @@ def save_prompt(path: str | Path, prefixes: Any, start: int, notes: dict[str, An
 
     Args:
         path: of the file, which is replaced whole or not at all.
-        prefixes: tokens or clouds of every layer, with a leading `layers` axis.
+        prefixes: tokens, clouds, a state or several of them joined, of every layer, with a leading `layers` axis.
         start: position of what comes after them.
         notes: whatever else should be known, ready for JSON.
 
@@ -58,8 +70,9 @@ def save_prompt(path: str | Path, prefixes: Any, start: int, notes: dict[str, An
 
     Raises:
         OSError: it cannot be written.
-        TypeError: prefixes of another kind, a start that is not an integer.
-        ValueError: a start below 0, notes with NaN.
+        TypeError: prefixes of another kind, a state of another feature map than this library's, a start that is not an
+            integer.
+        ValueError: a start below 0, notes with NaN, arrays that do not fit each other or have an axis of rows.
 
     Example:
         >>> import tempfile
@@ -72,17 +85,31 @@ def save_prompt(path: str | Path, prefixes: Any, start: int, notes: dict[str, An
         >>> stored.prefixes.keys.shape, stored.start
         ((3, 5, 1, 4), 100)
     """
-    kind = next((name for name, made in _KINDS.items() if type(prefixes) is made), None)
-    if kind is None:
-        raise TypeError(
-            f"save_prompt: expected a TokenPrefix or a MeasurePrefix of every layer, got {type(prefixes).__name__}. "
-            "States of features can be made again from the prompt in one pass."
-        )
     checks.at_least(0, "save_prompt", start=start)
-    present = {name: getattr(prefixes, name) for name in _AXES[kind] if getattr(prefixes, name) is not None}
-    arrays = {name: np.ascontiguousarray(np.asarray(array, np.float32)) for name, array in present.items()}
-    header = {"kind": kind, "start": int(start), "notes": notes or {}}
+    parts = prefixes.parts if isinstance(prefixes, JoinedPrefix) else (prefixes,)
+    described, arrays = [], {}
+    for index, part in enumerate(parts):
+        kind = next((name for name, made in _KINDS.items() if type(part) is made), None)
+        if kind is None:
+            raise TypeError(
+                "save_prompt: expected tokens, clouds or states of features of every layer, or some of them joined, "
+                f"got {type(part).__name__}."
+            )
+        about: dict[str, Any] = {"kind": kind}
+        if kind == "features":
+            about |= {"feature_map": as_json(part.feature_map), "scale": part.scale}
+        found = {name: getattr(part, name) for name in _AXES[kind] if getattr(part, name) is not None}
+        found = {name: np.ascontiguousarray(np.asarray(array, np.float32)) for name, array in found.items()}
+        if kind == "tokens" and np.isneginf(found.get("log_weights", 0)).any():
+            about, found = {"kind": _RAGGED}, flat(part)
+        described.append(about)
+        arrays |= {f"{index}.{name}": array for name, array in found.items()}
+    header = {"parts": described, "start": int(start), "notes": notes or {}}
     metadata = {"format": _FORMAT, "prompt": json.dumps(header, allow_nan=False)}
+    try:
+        _checked(metadata, dict(arrays))
+    except ValueError as error:
+        raise ValueError(f"save_prompt: expected arrays of every layer, but {error}.") from error
     path = Path(path)
     write_bytes(path, save(arrays, metadata))
     return path
@@ -112,17 +139,65 @@ def _checked(metadata: dict[str, str], arrays: dict[str, np.ndarray]) -> StoredP
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"its format is {metadata.get('format')!r} in place of {_FORMAT!r}")
     header = json.loads(metadata["prompt"])
-    if not isinstance(header, dict) or header.get("kind") not in _KINDS:
-        raise ValueError(f"its header names no kind among {', '.join(_KINDS)}")
-    kind, start, notes = header["kind"], header.get("start"), header.get("notes", {})
+    described = header.get("parts") if isinstance(header, dict) else None
+    if not isinstance(described, list) or not described:
+        raise ValueError("its header has no list of parts")
+    start, notes = header.get("start"), header.get("notes", {})
     if type(start) is not int or not 0 <= start < 2**31 or not isinstance(notes, dict):
         raise ValueError(f"its header has the start {start!r}")
+    of_parts: list[dict[str, np.ndarray]] = [{} for _ in described]
+    for name, array in arrays.items():
+        index, _, rest = name.partition(".")
+        if not index.isdecimal() or int(index) >= len(described):
+            raise ValueError(f"it has an array {name!r} of no part")
+        of_parts[int(index)][rest] = array
+    sizes: dict[str, int] = {}
+    made = [_part(*each, sizes) for each in zip(described, of_parts, strict=True)]
+    return StoredPrompt(made[0] if len(made) == 1 else JoinedPrefix(tuple(made)), start, notes)
+
+
+def _part(about: Any, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> Any:
+    """One part, whose axes agree with those that are known; the others are known then."""
+    kinds = (*_KINDS, _RAGGED)
+    if not isinstance(about, dict) or about.get("kind") not in kinds:
+        raise ValueError(f"its header names a part that is none of {', '.join(kinds)}")
+    kind = about["kind"]
+    if kind == _RAGGED:
+        return _ragged(arrays, sizes)
     axes = {name: letters for name, letters in _AXES[kind].items() if name in arrays or name not in _OPTIONAL}
-    # An empty cluster weighs nothing: its logarithm is minus infinity.
-    weights = {"tokens": "log_weights", "measure": "log_weight"}[kind]
-    finite = {
-        name: np.where(np.isneginf(array), np.float32(0), array) if name == weights else array
+    checks.stored_arrays(kind, axes, sizes, _finite(arrays))
+    for name, letters in axes.items():
+        found = dict(zip(letters.split(), arrays[name].shape, strict=True))
+        sizes |= {letter: size for letter, size in found.items() if letter in _SHARED}
+    fields: dict[str, Any] = {name: jnp.asarray(array) for name, array in arrays.items()}
+    if kind == "features":
+        fields |= {"feature_map": from_json(about["feature_map"]), "scale": _scale(about.get("scale"))}
+    return _KINDS[kind](**fields)
+
+
+def _ragged(arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> TokenPrefix:
+    counts = arrays.pop("counts", None)
+    if counts is None or counts.ndim != 2 or counts.dtype != np.int32:
+        raise ValueError("it has no counts of its tokens for each layer and head")
+    axes = {name: letters for name, letters in _AXES_OF_RAGGED.items() if name in arrays or name not in _OPTIONAL}
+    sizes.setdefault("L", counts.shape[0])
+    sizes.setdefault("K", counts.shape[1])
+    checks.stored_arrays(_RAGGED, axes, {"S": int(counts.sum(dtype=np.int64))} | sizes, _finite(arrays))
+    if counts.shape != (sizes["L"], sizes["K"]):
+        raise ValueError(f"expected counts of {sizes['L']} layers and {sizes['K']} heads, got {list(counts.shape)}")
+    sizes |= {"H": arrays["keys"].shape[1], "Hv": arrays["values"].shape[1]}
+    return padded(counts, **arrays)
+
+
+def _finite(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same without the minus infinities that may be."""
+    return {
+        name: np.where(np.isneginf(array), np.float32(0), array) if name in _LOG_WEIGHTS else array
         for name, array in arrays.items()
     }
-    checks.stored_arrays(kind, axes, {}, finite)
-    return StoredPrompt(_KINDS[kind](**{name: jnp.asarray(array) for name, array in arrays.items()}), start, notes)
+
+
+def _scale(scale: Any) -> float | None:
+    if scale is not None and not (isinstance(scale, float) and 0 < scale < math.inf):
+        raise ValueError(f"its header has the scale {scale!r}")
+    return scale

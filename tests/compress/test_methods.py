@@ -24,8 +24,9 @@ from layer_cases import (
     sums,
 )
 
-from ntkprefix.compress import METHODS, KeepEnds, Matching, Prune, Refined
-from ntkprefix.compress.problem import attention_masses
+from ntkprefix import TokenPrefix, merge
+from ntkprefix.compress import METHODS, Clouds, KeepEnds, KeepFirst, Matching, Means, Prune, Refined, UniformSample
+from ntkprefix.compress.problem import Problem, answer, attention_masses
 from ntkprefix.compress.wildcat import _pivots, _project
 
 
@@ -119,6 +120,13 @@ def test_sums_over_samples_are_unbiased(name):
         assert (error < 0.1 * np.abs(wanted).max()).all()
 
 
+def test_a_uniform_sample_is_of_different_tokens_and_equal_weights():
+    prefix = made(UniformSample(), 20)
+    np.testing.assert_allclose(prefix.log_weights, np.log(M / 20), rtol=1e-6)
+    for head in range(K):
+        assert len(np.unique(prefix.keys[:, head], axis=0)) == 20
+
+
 def test_importance_is_better_spent():
     errors = {}
     for name in ("uniform", "importance"):
@@ -189,3 +197,35 @@ def test_refining_lowers_what_it_minimises_and_what_it_was_not_fitted_to():
     assert better.report.error.mean() < 0.95 * start.report.error.mean()
     same = compressed(KEYS, VALUES, method=Refined(steps=0), **options)
     np.testing.assert_allclose(same.prefix.keys, start.prefix.keys, atol=1e-6)
+
+
+def test_the_first_tokens_are_kept_and_the_method_sees_the_others():
+    for name, method in (("uniform", UniformSample()), ("measure", Clouds(rank=1))):
+        made = METHODS[name](PROBLEM, 30 * (H + HV + 1), jax.random.key(0))
+        others = Problem(PROBLEM.keys[4:], PROBLEM.values[4:], PROBLEM.queries, None, BETA)
+        alone = method(others, 26 * (H + HV + 1), jax.random.key(0))
+        kept = made if name == "uniform" else made.parts[0]
+        np.testing.assert_array_equal(kept.keys[:4], KEYS[:4])
+        np.testing.assert_array_equal(kept.values[:4], VALUES[:4])
+        np.testing.assert_array_equal(kept.log_weights[:4], 0)
+        rest = jax.tree.map(lambda leaf: leaf[4:], made) if name == "uniform" else made.parts[1]
+        jax.tree.map(np.testing.assert_array_equal, rest, alone)
+
+
+def test_what_is_fitted_sees_the_first_tokens_beside():
+    first = TokenPrefix(*(jnp.asarray(array[:4]) for array in (KEYS, VALUES)))
+    beside = merge(answer(first, PROBLEM.queries, BETA), IN_CONTEXT.beside)
+    others = Problem(PROBLEM.keys[4:], PROBLEM.values[4:], PROBLEM.queries, beside, BETA)
+    alone = Prune("attention", first=0)(others, 6 * (H + HV), jax.random.key(0))
+    made = KeepFirst(Prune("attention", first=0))(IN_CONTEXT, 10 * (H + HV + 1), jax.random.key(0))
+    np.testing.assert_array_equal(made.keys[4:], alone.keys)
+    np.testing.assert_array_equal(made.log_weights, np.zeros((10, K)))
+
+
+def test_few_tokens_leave_one_to_the_method():
+    made = KeepFirst(Means(), first=9)(PROBLEM, 3 * (H + HV + 1), jax.random.key(0))
+    assert made.keys.shape[0] == 3
+    np.testing.assert_array_equal(made.keys[:2], KEYS[:2])
+    np.testing.assert_allclose(made.log_weights[2], np.log(M - 2), rtol=1e-5)
+    one = KeepFirst(Means())(PROBLEM, H + HV + 1, jax.random.key(0))
+    np.testing.assert_allclose(one.log_weights, np.log(M), rtol=1e-5)

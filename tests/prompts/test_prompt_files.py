@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models.random_damage import assert_named
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix
+from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix, feature_map
 from ntkprefix.cli import main
 from ntkprefix.commands import compress
+from ntkprefix.compress import METHODS
 from ntkprefix.prompts import load_prompt, save_prompt
 
 L, C, K, H, HV = 2, 5, 3, 4, 6
@@ -23,61 +24,134 @@ def normal(*shape):
 
 PREFIXES = {
     "tokens": TokenPrefix(normal(L, C, K, H), normal(L, C, K, HV)),
-    "weighted tokens": TokenPrefix(normal(L, C, K, H), normal(L, C, K, HV), normal(L, C, K).at[0, 0, 0].set(-jnp.inf)),
+    "weighted tokens": TokenPrefix(normal(L, C, K, H), normal(L, C, K, HV), normal(L, C, K)),
     "clouds": MeasurePrefix(
         normal(L, C, K), normal(L, C, K, H), normal(L, C, K, H, 2), normal(L, C, K, HV), normal(L, C, K, HV, 2)
     ),
+    "state": FeaturePrefix(normal(L, K, H, HV), normal(L, K, H)),
+    "state of query heads": FeaturePrefix(
+        normal(L, 2 * K, 7, HV),
+        normal(L, 2 * K, 7),
+        feature_map("favor", features=7, key=jax.random.key(3)),
+        normal(L, 2 * K),
+        normal(L, 2 * K, H),
+        scale=0.25,
+    ),
 }
+RAGGED = np.zeros((L, C, K), np.float32)
+RAGGED[0, 2:, 1] = RAGGED[1, 1:, 0] = RAGGED[1, 4:, 2] = -np.inf
+FIRST = jnp.repeat(normal(L, 1, K, H), C, axis=1)
+# Filled up with copies of the first token, as `compress_prompt` does.
+PREFIXES["heads of several lengths"] = TokenPrefix(FIRST, FIRST, jnp.asarray(RAGGED))
+PREFIXES["tokens and a state"] = JoinedPrefix((PREFIXES["weighted tokens"], PREFIXES["state of query heads"]))
 
 
 @pytest.mark.parametrize("name", PREFIXES)
 def test_files_give_back_what_was_saved(name, tmp_path):
     notes = {"model": "a model", "tokens": 7}
     stored = load_prompt(save_prompt(tmp_path / "deep" / "p.safetensors", PREFIXES[name], 7, notes))
-    assert type(stored.prefixes) is type(PREFIXES[name])
+    assert jax.tree.structure(stored.prefixes) == jax.tree.structure(PREFIXES[name])
     assert (stored.start, stored.notes) == (7, notes)
     jax.tree.map(np.testing.assert_array_equal, stored.prefixes, PREFIXES[name])
 
 
-def test_states_of_features_are_not_stored(tmp_path):
-    with pytest.raises(TypeError, match="expected a TokenPrefix or a MeasurePrefix"):
-        save_prompt(tmp_path / "p", FeaturePrefix(normal(L, K, H, HV), normal(L, K, H)), 3)
+@pytest.mark.parametrize("weights", [RAGGED, RAGGED[:, ::-1], RAGGED + 0.5, np.full_like(RAGGED, -np.inf)])
+def test_tokens_that_weigh_nothing_are_left_out(weights, tmp_path):
+    prefix = TokenPrefix(normal(L, C, K, H), normal(L, C, K, HV), jnp.asarray(weights))
+    file = save_prompt(tmp_path / "p.safetensors", prefix, 7)
+    kept = np.maximum((weights > -np.inf).sum(axis=1), 1)
+    held = load_file(file)
+    np.testing.assert_array_equal(held.pop("0.counts"), kept)
+    assert {array.shape[0] for array in held.values()} == {kept.sum()}
+    assert ("0.log_weights" in held) == bool(weights.max() != 0)
+    back = load_prompt(file).prefixes
+    assert back.keys.shape == (L, kept.max(), K, H)
+    for layer, head in np.ndindex(L, K):
+        there = np.flatnonzero(weights[layer, :, head] > -np.inf)
+        count = len(there)
+        np.testing.assert_array_equal(back.log_weights[layer, count:, head], -np.inf)
+        for name in ("keys", "values", "log_weights"):
+            wanted = np.asarray(getattr(prefix, name))[layer, there, head]
+            np.testing.assert_array_equal(np.asarray(getattr(back, name))[layer, :count, head], wanted)
 
 
-ARRAYS = {"keys": np.ones((L, C, K, H), np.float32), "values": np.ones((L, C, K, HV), np.float32)}
+def test_what_cannot_be_stored_is_refused(tmp_path, unchecked):
+    with pytest.raises(TypeError, match=r"expected tokens, clouds or states .* got int"):
+        save_prompt(tmp_path / "p", 3, 3)
+
+    class Own:
+        positive = nonnegative = True
+
+    with pytest.raises(TypeError, match="a feature map among elu, taylor, favor, got Own"):
+        save_prompt(tmp_path / "p", FeaturePrefix(normal(L, K, H, HV), normal(L, K, H), Own()), 3)
+    assert not list(tmp_path.iterdir())
+
+
+ARRAYS = {"0.keys": np.ones((L, C, K, H), np.float32), "0.values": np.ones((L, C, K, HV), np.float32)}
 
 
 def values(array):
-    return ARRAYS | {"values": array.astype(np.float32)}
+    return ARRAYS | {"0.values": array.astype(np.float32)}
 
 
-HEADER = {"kind": "tokens", "start": 3, "notes": {}}
+def state(**about):
+    arrays = {"1.Z": np.ones((L, K, H, HV), np.float32), "1.k": np.ones((L, K, H), np.float32)}
+    features = {"kind": "features", "feature_map": {"name": "elu"}, "scale": None} | about
+    return ARRAYS | arrays, HEADER | {"parts": [{"kind": "tokens"}, features]}
+
+
+def ragged(counts, tokens=6):
+    arrays = {"0.keys": np.ones((tokens, H), np.float32), "0.values": np.ones((tokens, HV), np.float32)}
+    return arrays | {"0.counts": np.asarray(counts, np.int32)}, HEADER | {"parts": [{"kind": "ragged tokens"}]}
+
+
+HEADER = {"parts": [{"kind": "tokens"}], "start": 3, "notes": {}}
 STRANGE = {
     "no format": (ARRAYS, None, "format is None"),
-    "a kind of its own": (ARRAYS, HEADER | {"kind": "magic"}, "names no kind among tokens, measure"),
-    "no start": (ARRAYS, {"kind": "tokens"}, "start None"),
+    "a kind of its own": (ARRAYS, HEADER | {"parts": [{"kind": "magic"}]}, "none of tokens, measure, features"),
+    "no parts": (ARRAYS, HEADER | {"parts": []}, "no list of parts"),
+    "parts of no kind": (ARRAYS, HEADER | {"parts": [3]}, "none of tokens, measure, features"),
+    "no start": (ARRAYS, {"parts": [{"kind": "tokens"}]}, "start None"),
     "a start below zero": (ARRAYS, HEADER | {"start": -1}, "start -1"),
-    "a header that is no object": (ARRAYS, [1], "names no kind"),
-    "values missing": ({"keys": ARRAYS["keys"]}, HEADER, "arrays of tokens, keys, values"),
-    "one more": (ARRAYS | {"more": ARRAYS["keys"]}, HEADER, "arrays of tokens"),
+    "a header that is no object": (ARRAYS, [1], "no list of parts"),
+    "values missing": ({"0.keys": ARRAYS["0.keys"]}, HEADER, "arrays of tokens, keys, values"),
+    "one more": (ARRAYS | {"0.more": ARRAYS["0.keys"]}, HEADER, "arrays of tokens"),
+    "of no part": (ARRAYS | {"1.keys": ARRAYS["0.keys"]}, HEADER, "array '1.keys' of no part"),
+    "of no number": (ARRAYS | {"keys": ARRAYS["0.keys"]}, HEADER, "array 'keys' of no part"),
     "other heads": (values(np.ones((L, C, K + 1, HV))), HEADER, r"expected values \[L, C, K, Hv\]"),
-    "integers": (ARRAYS | {"values": np.ones((L, C, K, HV), np.int32)}, HEADER, "floating-point numbers as values"),
+    "integers": (ARRAYS | {"0.values": np.ones((L, C, K, HV), np.int32)}, HEADER, "floating-point numbers as values"),
     "not a number": (values(np.full((L, C, K, HV), np.nan)), HEADER, "finite numbers as values"),
+    "parts of two sizes": (
+        ARRAYS | {"1.keys": np.ones((L + 1, C, K, H), np.float32), "1.values": np.ones((L + 1, C, K, HV), np.float32)},
+        HEADER | {"parts": [{"kind": "tokens"}] * 2},
+        f"expected keys .* with L = {L}",
+    ),
+    "no counts": (ARRAYS, HEADER | {"parts": [{"kind": "ragged tokens"}]}, "no counts of its tokens"),
+    "counts on one axis": (*ragged([1, 2, 3]), "no counts of its tokens"),
+    "counts of another sum": (*ragged([[1, 2], [1, 1]]), "expected keys"),
+    "a head of none": (*ragged([[0, 3], [2, 1]]), "counts of at least 1 that add up to its 6"),
+    "counts that would fill the memory": (*ragged([[200] + [1] * 199], 399), "its longest head has 200 of 399"),
+    "an unknown feature map": (*state(feature_map={"name": "magic"}), "magic"),
+    "a feature map of a list": (*state(feature_map=[]), "expected a compressed prompt"),
+    "far too many features": (*state(feature_map={"name": "favor", "features": 10**9, "seed": [0]}), "features"),
+    "a scale of nothing": (*state(scale=0.0), "the scale 0.0"),
+    "a scale in words": (*state(scale="x"), "the scale 'x'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", STRANGE)
 def test_strange_files_are_refused_by_name(case, tmp_path):
     arrays, header, message = STRANGE[case]
-    metadata = None if header is None else {"format": "ntkprefix prompt 1", "prompt": json.dumps(header)}
+    metadata = None if header is None else {"format": "ntkprefix prompt 2", "prompt": json.dumps(header)}
     save_file(arrays, tmp_path / "p.safetensors", metadata)
     with pytest.raises(ValueError, match=message) as caught:
         load_prompt(tmp_path / "p.safetensors")
     assert "p.safetensors: expected a compressed prompt, but" in str(caught.value)
 
 
-def test_damaged_files_are_refused_by_name(tmp_path):
-    file = save_prompt(tmp_path / "p.safetensors", PREFIXES["weighted tokens"], 7, {"model": "x"})
+@pytest.mark.parametrize("name", ["tokens and a state", "heads of several lengths"])
+def test_damaged_files_are_refused_by_name(name, tmp_path):
+    file = save_prompt(tmp_path / "p.safetensors", PREFIXES[name], 7, {"model": "x"})
     assert_named(file, lambda: load_prompt(file), count=300, header=300)
 
 
@@ -104,13 +178,13 @@ def test_prompts_that_are_no_text(content, message, tmp_path, capsys):
     assert not out.exists()
 
 
-def test_methods_that_cannot_be_stored_are_refused_before_anything_is_read(capsys):
+def test_unknown_methods_are_refused_before_anything_is_read(capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["compress", "--prompt", "none", "--out", "none", "--method", "favor"])
+        main(["compress", "--prompt", "none", "--out", "none", "--method", "magic"])
     message = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert "unknown method 'favor'; expected one of ends, uniform" in message
+    assert "unknown method 'magic'; expected one of ends, uniform" in message
 
 
-def test_the_help_names_every_method_that_can_be_stored():
-    told = compress.Config.__doc__.split("method:")[1].split("queries:")[0]
-    assert [name.strip() for name in told.replace("one of", "").rstrip(" .\n").split(",")] == list(compress._STORED)
+def test_the_help_names_every_method():
+    told = compress.Config.__doc__.split("method:")[1].split("share:")[0]
+    assert [name.strip() for name in told.replace("one of", "").rstrip(" .\n").split(",")] == list(METHODS)

@@ -1,0 +1,115 @@
+"""Every layer's keys and values of a prompt that has been read -> a small prefix of every layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ntkprefix import checks
+from ntkprefix.compress import Compressed, Method, Report, compress
+from ntkprefix.compress.budget import numbers_within
+from ntkprefix.prefixes import TokenPrefix
+from ntkprefix.prompts.calibration import Calibration
+from ntkprefix.prompts.ragged import filled
+from ntkprefix.prompts.sizes import meeting, needs, shared_out
+
+
+def compress_layers(
+    whole: TokenPrefix,
+    asked: Calibration,
+    *,
+    method: str | Method,
+    budget: int | str,
+    share: Literal["even", "need"] = "even",
+    error: float | None = None,
+    seed: int = 0,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> tuple[Any, Report]:
+    """`compress_prompt` of a prompt that has been read, and of what texts asked behind it.
+
+    Args:
+        whole: the prompt's keys and values, [L, M, K, H] and [L, M, K, Hv].
+        asked: of the same layers.
+        method: as for `compress_prompt`.
+        budget: likewise.
+        share: likewise.
+        error: likewise.
+        seed: likewise.
+        on_step: likewise.
+
+    Returns:
+        Prefixes and report, with a leading `layers` axis.
+
+    Raises:
+        TypeError: as for `compress`, or heads of several sizes whose prefixes are not weighted tokens.
+        ValueError: as for `compress`, or an unknown share.
+    """
+    checks.one_of("compress_prompt", "share", share, ("even", "need"))
+    if error is not None:
+        checks.finite("compress_prompt", least=0.0, error=error)
+    tell = on_step or (lambda *_: None)
+    layers, length, heads, width = whole.keys.shape
+    even = numbers_within(
+        budget,
+        length=length,
+        heads=layers * heads,
+        token=width + whole.values.shape[-1],
+        itemsize=whole.keys.dtype.itemsize,
+    )
+    numbers = np.full((layers, heads), even)
+    if share == "need" or error is not None:
+        found = needs(whole, asked, even, on_layer=lambda done: tell("finding needs", done, layers))
+        numbers = shared_out(found, int(numbers.sum())) if share == "need" else numbers
+        numbers = numbers if error is None else np.maximum(numbers, meeting(found, error))
+    parts = []
+    for layer in range(layers):
+        keys, values, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole.keys, whole.values, asked))
+        made = _layer(keys, values, of_layer, numbers[layer], method, seed + layer)
+        parts.append(jax.block_until_ready(made))
+        tell("compressing", layer + 1, layers)
+    prefixes = [part.prefix for part in parts]
+    if len(set(numbers.ravel())) > 1:
+        lengths = [prefix.keys.shape[0] if isinstance(prefix, TokenPrefix) else 0 for prefix in prefixes]
+        prefixes = [filled(prefix, max(lengths)) for prefix in prefixes]
+    reports = _of_one_size([part.report for part in parts])
+    return tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) for each in (prefixes, reports))
+
+
+def _layer(
+    keys: Float[Array, "M K H"],
+    values: Float[Array, "M K Hv"],
+    asked: Calibration,
+    numbers: Int[np.ndarray, " K"],
+    method: str | Method,
+    seed: int,
+) -> Compressed:
+    """All heads at once where they get the same, and one after another where they do not."""
+    heads = len(numbers)
+    options: dict[str, Any] = {"method": method, "seed": seed}
+    if len(set(numbers)) == 1:
+        both = {"queries": asked.queries, "beside": asked.beside}
+        return compress(keys, values, budget=f"{numbers.sum()} numbers", **both, **options)
+    group = asked.queries.shape[1] // heads
+    made = []
+    for head in range(heads):
+        of_head = slice(head * group, (head + 1) * group)
+        queries, beside = jax.tree.map(lambda leaf, at=of_head: leaf[:, at], (asked.queries, asked.beside))
+        one = keys[:, head : head + 1], values[:, head : head + 1]
+        made.append(compress(*one, budget=f"{numbers[head]} numbers", queries=queries, beside=beside, **options))
+    lengths = [part.prefix.keys.shape[0] if isinstance(part.prefix, TokenPrefix) else 0 for part in made]
+    prefixes = [filled(part.prefix, max(lengths)) for part in made]
+    reports = _of_one_size([part.report for part in made])
+    prefix = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *prefixes)
+    return Compressed(prefix, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *reports))
+
+
+def _of_one_size(reports: list[Report]) -> list[Report]:
+    """Reports that can be put together: all of the size that they have on average."""
+    stored = float(np.mean([report.numbers for report in reports]))
+    return [dataclasses.replace(report, numbers=stored) for report in reports]

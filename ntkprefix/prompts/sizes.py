@@ -1,0 +1,121 @@
+"""How many numbers each head may keep: the same for all, or more where the error needs them."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from ntkprefix.compress import Matching, compress, judge
+from ntkprefix.compress.compress import fitted_to
+from ntkprefix.prefixes import TokenPrefix
+from ntkprefix.prompts.calibration import Calibration
+
+# Sizes that a head may get, as parts of what it would get if all got the same.
+_PARTS = (0.25, 0.5, 1, 2, 4)
+_EVEN = _PARTS.index(1)
+
+
+class Needs(NamedTuple):
+    """What each head's error would be at each size.
+
+    Attributes:
+        numbers: of a head at each size, ascending, [S].
+        errors: on queries that are fitted to, mean over a kv head's query heads, [S, L, K].
+    """
+
+    numbers: Int[np.ndarray, " S"]
+    errors: Float[np.ndarray, "S L K"]
+
+
+def needs(
+    whole: TokenPrefix, asked: Calibration, even: int, *, on_layer: Callable[[int], None] = lambda _: None
+) -> Needs:
+    """The errors of Attention Matching at a quarter to four times the size that each head gets if all get the same.
+
+    Measured on the queries that are fitted to, so that the held-out ones stay what they are.
+
+    Args:
+        whole: the prompt's keys and values, [L, M, K, H].
+        asked: of the same layers.
+        even: numbers of each head if all got the same.
+        on_layer: called with the number of layers done.
+
+    Returns:
+        Sizes and errors; a size is left out where a head could not have it.
+    """
+    layers, length, heads, width = whole.keys.shape
+    token = width + whole.values.shape[-1] + 1
+    numbers = np.array([round(part * even) for part in _PARTS])
+    numbers = numbers[(numbers >= token) & ((numbers <= length * token) | (np.arange(len(numbers)) <= _EVEN))]
+    fitted = fitted_to(asked.queries.shape[1])
+    errors = np.zeros((len(numbers), layers, heads))
+    for layer in range(layers):
+        keys, values, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (whole.keys, whole.values, asked))
+        queries, beside = jax.tree.map(lambda leaf: leaf[:fitted], (of_layer.queries, of_layer.beside))
+        for index, count in enumerate(numbers):
+            options = {"queries": of_layer.queries, "beside": of_layer.beside, "budget": f"{count * heads} numbers"}
+            made, _ = compress(keys, values, method=Matching(in_context=True), **options)
+            error = judge(made, keys, values, queries=queries, beside=beside).error
+            errors[index, layer] = np.asarray(error).reshape(heads, -1).mean(axis=1)
+        on_layer(layer + 1)
+    return Needs(numbers, errors)
+
+
+def shared_out(found: Needs, total: int) -> Int[np.ndarray, "L K"]:
+    r"""Numbers of each head, at most `total` together, that make the sum of all heads' errors small.
+
+    Every head starts at the smallest size. Then, again and again, the step up that lowers an error most for each number
+    it costs is taken, as long as there is room: what minimises $\sum_h e_h + \lambda \sum_h n_h$ for some $\lambda$.
+
+    Args:
+        found: sizes and errors.
+        total: numbers for all heads.
+
+    Returns:
+        Numbers of each head.
+
+    Example:
+        >>> import numpy as np
+        >>> from ntkprefix.prompts.sizes import Needs, shared_out
+        >>> errors = np.array([[[0.9, 0.1]], [[0.4, 0.09]], [[0.1, 0.08]]])
+        >>> shared_out(Needs(np.array([10, 20, 40]), errors), total=50)
+        array([[40, 10]])
+    """
+    chosen = np.zeros(found.errors.shape[1:], int)
+    left = total - found.numbers[0] * chosen.size
+    steps = [step for head in np.ndindex(chosen.shape) if (step := _step_up(found, head, 0)) is not None]
+    heapq.heapify(steps)
+    while steps:
+        _, head, size = heapq.heappop(steps)
+        cost = found.numbers[size] - found.numbers[chosen[head]]
+        if cost > left:
+            continue
+        left -= cost
+        chosen[head] = size
+        if (step := _step_up(found, head, size)) is not None:
+            heapq.heappush(steps, step)
+    return found.numbers[chosen]
+
+
+def _step_up(found: Needs, head: tuple[int, ...], at: int) -> tuple[float, tuple[int, ...], int] | None:
+    """The larger size with the steepest fall of the error, steepest first; None where nothing falls."""
+    larger = range(at + 1, len(found.numbers))
+    slopes = [
+        (found.errors[size][head] - found.errors[at][head]) / (found.numbers[size] - found.numbers[at])
+        for size in larger
+    ]
+    if not slopes or min(slopes) >= 0:
+        return None
+    best = int(np.argmin(slopes))
+    return float(slopes[best]), head, larger[best]
+
+
+def meeting(found: Needs, error: float) -> Int[np.ndarray, "L K"]:
+    """The smallest numbers at which each head's error is at most this; the largest where none is."""
+    met = found.errors <= error
+    return found.numbers[np.where(met.any(axis=0), met.argmax(axis=0), len(found.numbers) - 1)]

@@ -1,0 +1,137 @@
+"""A budget that is shared out by need: which head gets how much, and that a head is what it would be alone."""
+
+import itertools
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntkprefix import Partial, TokenPrefix
+from ntkprefix.compress import compress
+from ntkprefix.prompts import Calibration, compress_layers
+from ntkprefix.prompts.sizes import Needs, meeting, needs, shared_out
+
+L, K, G, M, Q, H, HV = 2, 2, 2, 64, 48, 6, 4
+TOKEN = H + HV
+HARD = (1, 0)
+METHOD = "matching-in-context"
+
+
+@cache
+def layers():
+    """All heads look at nearly all tokens alike, but for one."""
+    random = np.random.default_rng(0)
+    keys = 0.3 * random.standard_normal((L, M, K, H))
+    values = random.standard_normal((L, M, K, HV)) + 2
+    keys[HARD[0], :, HARD[1]] *= 7
+    queries = 2.0 * random.standard_normal((L, Q, K * G, H))
+    whole = TokenPrefix(*(jnp.asarray(array, jnp.float32) for array in (keys, values)))
+    beside = Partial(jnp.zeros((L, Q, K * G, HV)), jnp.ones((L, Q, K * G)), jnp.zeros((L, Q, K * G)))
+    return whole, Calibration(jnp.asarray(queries, jnp.float32), beside)
+
+
+def counts(prefixes):
+    return np.asarray(jnp.sum(~jnp.isneginf(prefixes.log_weights), axis=1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shares_are_the_best_there_are(seed):
+    random = np.random.default_rng(seed)
+    numbers = np.array([10, 20, 40, 80])
+    # Errors that fall less and less steeply: then the steps in order of steepness are best.
+    slopes = -np.sort(random.random((3, 1, 3)), axis=0)[::-1]
+    errors = np.cumsum(np.concatenate([3 + 0 * slopes[:1], slopes * np.diff(numbers)[:, None, None] / 10]), axis=0)
+    found = Needs(numbers, errors)
+    ways = {
+        way: sum(errors[size, 0, head] for head, size in enumerate(way))
+        for way in itertools.product(range(4), repeat=3)
+    }
+    spent = {way: int(numbers[list(way)].sum()) for way in ways}
+    for total in sorted(set(spent.values())):
+        shares = shared_out(found, total)
+        assert shares.sum() <= total
+        error = sum(errors[list(numbers).index(share), 0, head] for head, share in enumerate(shares[0]))
+        # Up to the first step that has no room, and the largest takes 40, nothing is better.
+        assert error <= min((ways[way] for way in ways if spent[way] <= total - 40), default=np.inf) + 1e-12
+
+
+def test_nothing_is_spent_where_it_does_not_help():
+    errors = np.array([[[0.5, 0.2]], [[0.6, 0.2]], [[0.1, 0.3]]])
+    np.testing.assert_array_equal(shared_out(Needs(np.array([1, 2, 3]), errors), 100), [[3, 1]])
+
+
+def test_the_smallest_size_that_meets_an_error():
+    errors = np.array([[[0.5, 0.05, 0.9]], [[0.2, 0.02, 0.8]], [[0.1, 0.01, 0.7]]])
+    np.testing.assert_array_equal(meeting(Needs(np.array([1, 2, 4]), errors), 0.2), [[2, 1, 4]])
+
+
+def test_needs_are_measured_on_what_is_fitted_to():
+    whole, asked = layers()
+    found = needs(whole, asked, 32 * TOKEN)
+    # Not 128: there are 64.
+    np.testing.assert_array_equal(found.numbers, [8 * TOKEN, 16 * TOKEN, 32 * TOKEN, 64 * TOKEN])
+    assert found.errors.shape == (4, L, K)
+    assert np.argmax(found.errors[2]) == np.ravel_multi_index(HARD, (L, K))
+    # Other queries where it is held out: the same needs.
+    held = slice(Q - Q // 4, None)
+    other = replace(asked, queries=asked.queries.at[:, held].set(0))
+    np.testing.assert_array_equal(needs(whole, other, 32 * TOKEN).errors, found.errors)
+
+
+def test_a_head_that_needs_more_gets_more_within_the_same_budget():
+    whole, asked = layers()
+    evenly, even_report = compress_layers(whole, asked, method=METHOD, budget=16)
+    shared, report = compress_layers(whole, asked, method=METHOD, budget=16, share="need")
+    found = counts(shared)
+    assert found.argmax() == np.ravel_multi_index(HARD, (L, K))
+    assert found[HARD] > 2 * found.min()
+    held = found.mean() * (TOKEN + 1)
+    assert report.numbers == pytest.approx(held)
+    assert held <= 16 * TOKEN
+    assert report.error.mean() < even_report.error.mean()
+    assert evenly.keys.shape[1] < shared.keys.shape[1] == found.max()
+    # Alone, with its own numbers, a head becomes the same.
+    layer, head = HARD
+    of_head = slice(head * G, (head + 1) * G)
+    own = jax.tree.map(lambda leaf: leaf[layer, :, of_head], asked)
+    keys, values = (array[layer, :, head : head + 1] for array in (whole.keys, whole.values))
+    budget = f"{found[HARD] * (TOKEN + 1)} numbers"
+    alone = compress(keys, values, method=METHOD, budget=budget, queries=own.queries, beside=own.beside)
+    np.testing.assert_allclose(shared.keys[layer, : found[HARD], head], alone.prefix.keys[:, 0], atol=1e-6)
+    np.testing.assert_allclose(report.error[layer, of_head], alone.report.error, rtol=1e-4)
+
+
+def test_heads_that_miss_an_error_keep_more_and_are_named():
+    whole, asked = layers()
+    evenly, even_report = compress_layers(whole, asked, method=METHOD, budget=8)
+    wanted = 0.5 * float(needs(whole, asked, 8 * TOKEN).errors[-1][HARD])
+    prefixes, report = compress_layers(whole, asked, method=METHOD, budget=8, error=wanted)
+    found = counts(prefixes)
+    assert found.min() >= evenly.keys.shape[1]
+    assert found[HARD] == 4 * 8 * TOKEN // (TOKEN + 1)
+    assert report.error.mean() < even_report.error.mean()
+    missed = report.above(wanted)
+    assert missed
+    assert {(layer, head // G) for layer, head in missed} >= {HARD}
+    errors = [float(report.error[head]) for head in missed]
+    assert errors == sorted(errors, reverse=True)
+    assert min(errors) > wanted
+    assert len(errors) == (np.asarray(report.error) > wanted).sum()
+
+
+@pytest.mark.parametrize("method", ["measure", "favor"])
+def test_only_tokens_can_have_several_sizes(method):
+    whole, asked = layers()
+    with pytest.raises(TypeError, match="heads of several sizes need a method that makes tokens, got JoinedPrefix"):
+        compress_layers(whole, asked, method=method, budget=32, share="need")
+
+
+def test_strange_shares_and_errors(unchecked):
+    whole, asked = layers()
+    with pytest.raises(ValueError, match="unknown share 'fairly'; expected one of even, need"):
+        compress_layers(whole, asked, method=METHOD, budget=8, share="fairly")
+    with pytest.raises(ValueError, match="error"):
+        compress_layers(whole, asked, method=METHOD, budget=8, error=-1.0)
