@@ -87,7 +87,8 @@ def save_prompt(path: str | Path, prefixes: Any, start: int, notes: dict[str, An
     """
     checks.at_least(0, "save_prompt", start=start)
     parts = prefixes.parts if isinstance(prefixes, JoinedPrefix) else (prefixes,)
-    described, arrays = [], {}
+    described: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
     for index, part in enumerate(parts):
         kind = next((name for name, made in _KINDS.items() if type(part) is made), None)
         if kind is None:
