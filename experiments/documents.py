@@ -38,6 +38,7 @@ def main() -> None:
         "real_kernels": plots.real_kernels(_real_kernels()),
         "cost": plots.cost(read_json(BENCHMARKS / "attention.json")),
         "compression": plots.compression(read_json(PATH)),
+        "vision": plots.field(field_results("vision")),
     }
     for name, figure in pictures.items():
         picture = io.BytesIO()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from experiments.summary import of_field, of_seeds
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
@@ -84,6 +88,28 @@ def accuracies(rows: list[dict[str, Any]], path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     return path
+
+
+def field(tables: Sequence[dict[str, Any]]) -> Figure:
+    """Accuracy of every method on every task of a field, and in the mean over them, with 95 % intervals over seeds."""
+    methods = [row["method"] for row in tables[0]["rows"]]
+    figure = Figure(figsize=(11, 0.9 + 0.3 * len(methods)), layout="constrained")
+    panels = {table["task"]: partial(of_seeds, table) for table in tables} | {"mean": partial(of_field, tables)}
+    for axes, (title, of) in zip(figure.subplots(ncols=len(panels), sharey=True), panels.items(), strict=True):
+        for method in methods:
+            found = of(method)
+            ends = [[found.value - found.low], [found.high - found.value]]
+            colour = COLOURS["NTK-Attention" if method == "NTK-Attention" else "head only"]
+            axes.errorbar(found.value, method, xerr=ends, fmt="o", capsize=3, color=colour)
+        # A wide interval must not squeeze all others.
+        means = [line[0].get_xdata()[0] for line in axes.containers]
+        margin = 0.4 * (max(means) - min(means))
+        axes.set(title=title, xlim=(min(means) - margin, max(means) + margin))
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].invert_yaxis()
+    figure.supxlabel("accuracy on held-out rows, 95 % interval over seeds", fontsize=10)
+    return figure
 
 
 def real_kernels(results: dict[str, dict[str, Any]]) -> Figure:

@@ -41,7 +41,7 @@ class Partial:
         >>> round(float(merge(one, three).normalise()[0, 0, 0, 0]), 4)  # (3 + 3 * 7) / (1 + 3)
         6.0
 
-    Source: MATH 1; the merging of softmax parts by their log-sum-exp (arXiv 2205.14135).
+    Source: the merging of softmax parts by their log-sum-exp (arXiv 2205.14135).
     """
 
     num: Leaf

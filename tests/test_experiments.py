@@ -12,7 +12,7 @@ from models.tiny_vit import TINY
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import attention
 from experiments import compare as comparison
-from experiments import documents, notebooks, summary, tables
+from experiments import documents, notebooks, plots, summary, tables
 from experiments.compare import compare
 from experiments.fields import FIELDS, METHODS
 from experiments.plots import smooth
@@ -41,6 +41,15 @@ def a_table(**right):
         for method, found in right.items()
     ]
     return {"seeds": [0, 1, 2], "rows": rows}
+
+
+def test_a_fields_picture_has_every_method_on_every_task_and_in_the_mean():
+    tables = [a_table(**{"head only": ("10", "10", "00"), "b": ("11", "11", "10")}) | {"task": task} for task in "tu"]
+    tables[1]["rows"][1]["tests"] = [{"right": bits} for bits in ("11", "01", "10")]
+    panels = plots.field(tables).axes
+    assert [panel.get_title() for panel in panels] == ["t", "u", "mean"]
+    shown = [[bar.lines[0].get_xdata().item() for bar in panel.containers] for panel in panels]
+    np.testing.assert_allclose(shown, [[1 / 3, 5 / 6], [1 / 3, 2 / 3], [1 / 3, 3 / 4]])
 
 
 def test_tables_are_compared_in_pairs_of_seeds_over_tasks():

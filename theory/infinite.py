@@ -35,10 +35,12 @@ def predict_infinite(
     sigma: float = 1.0,
     covariance: Float[Array, "d d"] | None = None,
 ) -> Prediction:
-    """Outputs of an infinitely long prefix under gradient descent, from its kernel H* alone.
+    r"""Outputs of an infinitely long prefix under gradient descent, from its kernel H* alone.
 
-        F(t) = y + (I - eta H*)^t (F(0) - y),    F(0) = 0
-        F(t; x') = H*(x', x) H*^{-1} F(t),       at convergence kernel regression with H*
+    $$ F(t) &= y + (I - \eta H^*)^t (F(0) - y), \qquad F(0) = 0, \\
+       F(t; x') &= H^*(x', x)\, {H^*}^{-1} F(t), $$
+
+    at convergence kernel regression with H*.
 
     `neural_tangents.predict.gradient_descent_mse` solves gradient *flow*, e^{-t eta K}. Descent with H* is flow with
     K = -log(I - eta H*)/eta at whole t, so that is the kernel it is given; there is no discretisation error. Steps

@@ -26,16 +26,16 @@ def finite_ntk(
     *,
     chunk: int = _CHUNK,
 ) -> Float[Array, "n1 n2 d d"]:
-    """Neural tangent kernel of a finite prefix, exactly, in memory that does not grow with M.
+    r"""Neural tangent kernel of a finite prefix, exactly, in memory that does not grow with M.
 
-    With A_ir = S_r(x_i), mu(x) = F(x)/sqrt(M) and c_ikr = a_r w_rk - mu_k(x_i),
+    With $A_{ir} = S_r(x_i)$, $\mu(x) = F(x)/\sqrt{M}$ and $c_{ikr} = a_r w_{rk} - \mu_k(x_i)$,
 
-        dF_k(x_i)/dw_r = sqrt(M) A_ir [ a_r e_k + c_ikr x_i ]
-        H_(ik),(jl) = M [ δ_kl Σ A_ir A_jr a_r² + x_jk Σ a_r A_ir A_jr c_jlr
-                        + x_il Σ a_r A_ir A_jr c_ikr + (x_i·x_j) Σ A_ir A_jr c_ikr c_jlr ]
+    $$ \frac{\partial F_k(x_i)}{\partial w_r} &= \sqrt{M} A_{ir} \bigl[ a_r e_k + c_{ikr}\, x_i \bigr] \\
+       H_{(ik),(jl)} &= M \sum_r A_{ir} A_{jr} \bigl[ \delta_{kl}\, a_r^2 + x_{jk}\, a_r c_{jlr} + x_{il}\, a_r c_{ikr}
+                        + (x_i \cdot x_j)\, c_{ikr} c_{jlr} \bigr] $$
 
-    All four sums are blocks of one Gram matrix of the rows (a_r A_ir, A_ir c_i1r, …, A_ir c_idr), which is
-    summed over chunks of r: n1 n2 (d+1)² M multiplications, against n1 n2 d³ M for contracting Jacobians.
+    All four sums are blocks of one Gram matrix of the rows $(a_r A_{ir}, A_{ir} c_{i1r}, \dots, A_{ir} c_{idr})$, which
+    is summed over chunks of r: n1 n2 (d+1)² M multiplications, against n1 n2 d³ M for contracting Jacobians.
 
     It can be differentiated in forward mode only (`jax.jvp`, `jax.jacfwd`): the loop over chunks ends at the true M,
     which is an argument of the compiled function, and reverse mode asks for a length that is known when compiling. That
@@ -181,11 +181,12 @@ def infinite_ntk(
     sigma: float = 1.0,
     covariance: Float[Array, "d d"] | None = None,
 ) -> Float[Array, "n1 n2 d d"]:
-    """Neural tangent kernel of an infinitely long prefix, in closed form.
+    r"""Neural tangent kernel of an infinitely long prefix, in closed form.
 
-    The limit of `finite_ntk` for w_r ~ N(0, Sigma) in pairs of opposite signs. With s = Sigma (x_i + x_j),
+    The limit of `finite_ntk` for $w_r \sim N(0, \Sigma)$ in pairs of opposite signs. With $s = \Sigma (x_i + x_j)$,
 
-        H*_(ik),(jl) = e^{x_i·Sigma x_j} [ δ_kl + s_l x_jk + s_k x_il + (x_i·x_j)(s_k s_l + Sigma_kl) ]
+    $$ H^*_{(ik),(jl)} = e^{x_i \cdot \Sigma x_j} \bigl[ \delta_{kl} + s_l x_{jk} + s_k x_{il}
+       + (x_i \cdot x_j)(s_k s_l + \Sigma_{kl}) \bigr] $$
 
     Args:
         X1: inputs, [n1, d].

@@ -28,9 +28,9 @@ def model_ntk(
     *,
     memory: int = _MEMORY,
 ) -> Float[Array, "n1 n2 o o"]:
-    """Neural tangent kernel of a model in some of its parameters, in memory that does not grow with the inputs.
+    r"""Neural tangent kernel of a model in some of its parameters, in memory that does not grow with the inputs.
 
-        H_(ik),(jl) = sum over p of  d f_k(x_i)/dp  d f_l(x_j)/dp
+    $$ H_{(ik),(jl)} = \sum_p \frac{\partial f_k(x_i)}{\partial p} \frac{\partial f_l(x_j)}{\partial p} $$
 
     Jacobians are taken a block of inputs at a time, by one backward pass per output, and contracted at once. At most
     two blocks are there together, so more inputs take more time, (n1 / block) n2 o backward passes, and no more memory.
@@ -96,8 +96,8 @@ def predict_linearised(
 
     With the kernel H at the start, and the residual r = y - f(0),
 
-        f(t) - f(0) = (I - (I - eta H)^t) r,
-        f(t; x') - f(0; x') = H(x', x) sum_{s<t} eta (I - eta H)^s r,
+    $$ f(t) - f(0) &= (I - (I - \eta H)^t)\, r, \\
+       f(t; x') - f(0; x') &= H(x', x) \sum_{s<t} \eta (I - \eta H)^s r, $$
 
     mode by mode. H may be singular: modes that it does not move stay where they are.
 

@@ -19,9 +19,9 @@ _CHUNK = 2**13
 
 
 def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Attend from each input to a prefix that serves as keys and, with signs, as values.
+    r"""Attend from each input to a prefix that serves as keys and, with signs, as values.
 
-        S(x) = softmax(W x) ∈ R^M,    F(W, a; x) = sqrt(M) Σ_r a_r S_r(x) w_r
+    $$ S(x) = softmax(W x) \in R^M, \qquad F(W, a; x) = \sqrt{M} \sum_r a_r S_r(x)\, w_r $$
 
     Args:
         W: prefix, one row w_r per token, [M, d]. This is what is trained.
@@ -75,9 +75,9 @@ def init_stylized(
     *,
     covariance: Float[Array, "d d"] | None = None,
 ) -> tuple[Float[Array, "M d"], Float[Array, " M"]]:
-    """Draw a prefix in identical pairs with opposite signs, so that the model starts at zero.
+    r"""Draw a prefix in identical pairs with opposite signs, so that the model starts at zero.
 
-        w_r ~ N(0, sigma² I)  or  N(0, Sigma),    w_{r + M/2} = w_r,    a_r = +1 = -a_{r + M/2}
+    $$ w_r \sim N(0, \sigma^2 I) \text{ or } N(0, \Sigma), \qquad w_{r + M/2} = w_r, \qquad a_r = +1 = -a_{r + M/2} $$
 
     Args:
         key: random key.

@@ -33,7 +33,7 @@ class MeasureAdapter:
         TypeError: a count that is not an integer, a share or deviation that is no number.
         ValueError: fewer than 1 component, a negative rank or deviation, a share that is not above 0.
 
-    Source: MATH "Measure"; the large-prompt limit of softmax attention (arXiv 2512.11784) as a parametrisation.
+    Source: the large-prompt limit of softmax attention (arXiv 2512.11784) as a parametrisation.
     """
 
     components: int = 8

@@ -69,7 +69,7 @@ def compress(
         >>> bool(report.error.mean() < 0.7)
         True
 
-    Source: PEERS "One form covers nearly all of them"; each method's file names its own.
+    Source: each method's class names its own.
     """
     chosen = method_of(method)
     checks.fit_together(

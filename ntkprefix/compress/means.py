@@ -15,7 +15,7 @@ from ntkprefix.prefixes.measure import fit_clouds
 class Means:
     """Every cluster's mean key and mean value, with the logarithm of its size as log-weight.
 
-    Source: Lloyd (1982) on the keys of each head; MATH "Weighted tokens".
+    Source: Lloyd (1982) on the keys of each head.
     """
 
     needs_queries = False

@@ -23,7 +23,7 @@ class Clouds:
         TypeError: no integer.
         ValueError: below 0.
 
-    Source: MATH "Measure".
+    Source: `MeasurePrefix`.
     """
 
     rank: int = 1

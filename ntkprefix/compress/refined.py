@@ -25,7 +25,7 @@ class Refined:
     From `Matching(in_context=True)` on, Adam minimises the error of the outputs that queries get with all else they
     see beside the prefix, each head's relative to the size of its outputs,
 
-    $$ \sum_n \frac{\sum_q \| out~_n(q) - out_n(q) \|^2}{\sum_q \| out_n(q) \|^2}, $$
+    $$ \sum_n \frac{\sum_q \| \tilde{out}_n(q) - out_n(q) \|^2}{\sum_q \| out_n(q) \|^2}, $$
 
     over keys and values in units of their own spread, and over log-weights. Every step takes some of the queries, in
     turn, in an order drawn at random.

@@ -22,14 +22,14 @@ from ntkprefix.prefixes import FeaturePrefix
 class Report:
     r"""Sizes and errors of one layer, or of all layers with an axis of layers in front.
 
-    The error of a query is $\|out~(q) - out(q)\| / \|out(q)\|$ of its attention output with everything else that it
-    sees. Held-out queries are ones that nothing was fitted to; without any, errors are NaN.
+    The error of a query is $\|\tilde{out}(q) - out(q)\| / \|out(q)\|$ of its attention output with everything else that
+    it sees. Held-out queries are ones that nothing was fitted to; without any, errors are NaN.
 
     Attributes:
         error: mean over held-out queries, [N].
         low: a twentieth of the held-out queries have a smaller error, [N].
         high: a twentieth have a larger one: 9 of 10 queries of the same kind lie between the two, [N].
-        mass_error: mean of |log den~(q) - log den(q)|, [N]; infinite where a denominator is not positive.
+        mass_error: mean of $|\log \tilde{den}(q) - \log den(q)|$, [N]; infinite where a denominator is not positive.
         radius: rho, the largest |beta q.(p_r - p_mean)|, [N]: what a-priori bounds depend on.
         value_bound: the largest absolute entry of the prompt's values, [N].
         held_out: number of queries that were not fitted to.

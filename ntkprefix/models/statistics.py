@@ -73,7 +73,7 @@ def observe_statistics(
         >>> observe_statistics(zeros, zeros, zeros).log_sum_exp.round(3).tolist()  # log of 4 keys
         [1.3860000371932983, 1.3860000371932983]
 
-    Source: MATH 4, "Scale".
+    Source: docs/prefixes.md, "Where a trained state starts".
     """
     query, key, value = (array.astype("float32") for array in (query, key, value))
     _, log_mass = attention(query, key, value, return_residual=True, **options)

@@ -98,7 +98,7 @@ class FeaturePrefix:
             ValueError: shapes that do not fit, a head without width, a scale that is not finite and above 0, a feature
                 map of too many features.
 
-        Source: MATH "Features" and "Recentring".
+        Source: NTK-Attention (arXiv 2406.14036), Algorithm 2 there; the recentring is ours.
         """
         checks.fit_together(
             "from_tokens",

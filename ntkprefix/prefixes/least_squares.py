@@ -59,7 +59,7 @@ def fit_state(
         TypeError: arrays that are not floating point, no feature map, a ridge that is no number.
         ValueError: a feature map with negative features, a ridge that is not above 0, tokens that do not fit together.
 
-    Source: MATH "What goes wrong": the fit without the sign constraint blew up.
+    Source: docs/prefixes.md, "A state that stands for tokens".
     """
     checks.is_feature_map("fit_state", feature_map)
     checks.nonnegative_features("fit_state", feature_map)

@@ -52,7 +52,7 @@ class MeasurePrefix:
         >>> attention(query, query, query, prefix=prefix).shape
         (1, 3, 2, 8)
 
-    Source: MATH "Measure"; the large-prompt limit of softmax attention (arXiv 2512.11784) as a parametrisation.
+    Source: the large-prompt limit of softmax attention (arXiv 2512.11784) as a parametrisation.
     """
 
     log_weight: Leaf

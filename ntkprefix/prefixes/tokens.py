@@ -33,7 +33,7 @@ class TokenPrefix:
         >>> attention(query, query, query, prefix=prefix)[0, 0, 0].round(3).tolist()  # 3 of 5 equal weights
         [0.6000000238418579, 0.6000000238418579, 0.6000000238418579, 0.6000000238418579]
 
-    Source: MATH "Tokens" and "Weighted tokens"; prefix tuning (arXiv 2101.00190), P-Tuning v2 (arXiv 2110.07602).
+    Source: prefix tuning (arXiv 2101.00190), P-Tuning v2 (arXiv 2110.07602).
     """
 
     keys: Leaf

@@ -56,7 +56,7 @@ def train(
     the host reads the loss of the one before.
 
     Args:
-        loss: (params, frozen, *batch) -> mean loss, or (sum, weight) with sum / weight the mean over what counts.
+        loss: `(params, frozen, *batch)` -> mean loss, or (sum, weight) with sum / weight the mean over what counts.
         params: the trained pytree; its buffers are copied first, so the caller's stay valid.
         frozen: pytree handed to `loss` as it is.
         data: arrays with one leading axis of rows; a batch is the same rows of each.
