@@ -186,7 +186,13 @@ class Favor:
         return phi, largest - 0.5 * jnp.sum(x * x, axis=-1)
 
 
-_KINDS: Mapping[str, Any] = MappingProxyType({"elu": Elu, "taylor": Taylor, "favor": Favor})
+_KINDS: Mapping[str, Any] = MappingProxyType(
+    {
+        "elu": Elu,
+        "taylor": Taylor,
+        "favor": Favor,
+    }
+)
 
 
 def feature_map(name: str, **options: Any) -> FeatureMap:
@@ -210,16 +216,14 @@ def feature_map(name: str, **options: Any) -> FeatureMap:
         >>> feature_map("taylor", degree=2).size(64)
         2145
     """
-    checks.feature_options(name, options, {"elu": (), "taylor": ("degree",), "favor": ("features", "key")})
-    match name:
-        case "taylor":
-            return Taylor(options["degree"])
-        case "favor":
-            checks.one_random_key(options["key"])
-            seed = np.asarray(jax.random.key_data(options["key"])).ravel().tolist()
-            return Favor(options["features"], tuple(seed))
-        case _:
-            return Elu()
+    fields = {known: [field.name for field in dataclasses.fields(kind)] for known, kind in _KINDS.items()}
+    # A random map's seed is told as a key, as everywhere in JAX.
+    takes = {known: tuple("key" if field == "seed" else field for field in names) for known, names in fields.items()}
+    checks.feature_options(name, options, takes)
+    if "key" in options:
+        checks.one_random_key(options["key"])
+        options["seed"] = tuple(np.asarray(jax.random.key_data(options.pop("key"))).ravel().tolist())
+    return _KINDS[name](**options)
 
 
 def as_json(made: FeatureMap) -> dict[str, Any]:
