@@ -33,7 +33,7 @@ class Config:
         ValueError: no runs, or a file that is no HTML.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     out: Path = Path("report.html")
     title: str = "Report"
 

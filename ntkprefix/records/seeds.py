@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def of_runs(values: Sequence[float], right: str = "") -> Estimate:
 
     Args:
         values: one of each run.
-        right: which test rows one run has right, as digits 0 and 1.
+        right: which test rows the first has right, as digits 0 and 1; it counts where there is one run alone.
 
     Example:
         >>> from ntkprefix.records.seeds import of_runs
@@ -81,8 +81,12 @@ def bits(right: str) -> np.ndarray:
     return np.array([digit == "1" for digit in right])
 
 
-def plus_minus(estimate: Estimate) -> str:
-    """A share and half of its interval, or both ends where it is not symmetric.
+def plus_minus(estimate: Estimate, written: Callable[[float], str] = "{:.3f}".format) -> str:
+    """A number and half of its interval, or both ends where it is not symmetric.
+
+    Args:
+        estimate: the number and the ends of its interval, NaN where there is none.
+        written: how numbers are; as shares if absent.
 
     Example:
         >>> from ntkprefix.records.seeds import plus_minus
@@ -92,7 +96,7 @@ def plus_minus(estimate: Estimate) -> str:
     """
     value, low, high = estimate
     if math.isnan(low) or math.isnan(high):
-        return f"{value:.3f}"
+        return written(value)
     if math.isclose(high - value, value - low, rel_tol=1e-6, abs_tol=1e-9):
-        return f"{value:.3f} ± {(high - low) / 2:.3f}"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{written(value)} ± {written((high - low) / 2)}"
+    return f"{written(value)} [{written(low)}, {written(high)}]"

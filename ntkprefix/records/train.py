@@ -114,7 +114,7 @@ def _table(methods: dict[str, list[Record]], measure: str | None) -> Table:
             [
                 short(name),
                 *([plus_minus(_estimate(runs, measure))] if measure else []),
-                plus_minus(loss),
+                plus_minus(loss, number),
                 ", ".join(str(content["config"]["seed"]) for content in contents),
                 f"{sizes['adapter_parameters']:,}",
                 f"{sizes['head_parameters']:,}",
@@ -128,8 +128,7 @@ def _table(methods: dict[str, list[Record]], measure: str | None) -> Table:
 
 
 def _estimate(runs: Sequence[Record], measure: str) -> Estimate:
-    right = runs[0].content["test"]["right"] if len(runs) == 1 else ""
-    return of_runs([run.content["test"][measure] for run in runs], right)
+    return of_runs([run.content["test"][measure] for run in runs], runs[0].content["test"]["right"])
 
 
 def _measured(methods: dict[str, list[Record]], measure: str) -> Plot:

@@ -144,6 +144,7 @@ def figure(plot: Plot) -> dict[str, Any]:
         "height": 380 if not rows else 110 + 34 * len(rows),
         "margin": {"l": 56, "r": 12, "t": 10, "b": 48},
         "hovermode": "closest",
+        "hoverlabel": {"align": "left"},
         "showlegend": False,
         "xaxis": _axis(plot.x, plot.x_log),
         "yaxis": _axis(plot.y, plot.y_log),

@@ -2,16 +2,20 @@
 
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from report.pages import ENVIRONMENT, read, train_run
 from scipy import stats
 
 from benchmarks import RESULTS as BENCHMARKS
 from experiments import RESULTS
 from ntkprefix.cli import main
+from ntkprefix.commands.report import Config
 from ntkprefix.records import KINDS, read_all
 
 TABLES = RESULTS / "tables"
@@ -66,7 +70,7 @@ def test_runs_that_differ_in_their_seed_are_one_method_with_an_interval(runs, tm
         "lora:rank=2": plus_minus([0.9, 0.75, 1.0]),
         "head": "0.810 [0.722, 0.875]",
     }
-    assert column(table, "test loss") == {"lora:rank=2": plus_minus([0.25, 0.35, 0.45]), "head": "0.250"}
+    assert column(table, "test loss") == {"lora:rank=2": "0.35 ± 0.248", "head": "0.25"}
     assert column(table, "seeds") == {"lora:rank=2": "0, 1, 2", "head": "0"}
     assert column(table, "step size") == {"lora:rank=2": "0.003", "head": "0.001"}
     assert column(table, "trained numbers")["head"] == "1,234"
@@ -374,6 +378,15 @@ def test_hostile_runs_do_not_break_the_page(tmp_path):
     for figure in found.figures:
         drawn = [value for trace in figure["data"] for value in trace["y"] if value is not None]
         assert all(abs(value) <= 1e100 for value in drawn)
+
+
+def test_documented_commands_are_understood():
+    lines = re.findall(
+        r"^ntkprefix report (.*)$", (RESULTS.parents[1] / "docs" / "report.md").read_text(), re.MULTILINE
+    )
+    assert len(lines) == 3
+    for line in lines:
+        assert tyro.cli(Config, args=shlex.split(line)).runs
 
 
 def test_options(tmp_path, capsys):

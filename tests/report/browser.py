@@ -21,7 +21,7 @@ os.execvp(sys.argv[3], sys.argv[3:])
 """
 # The sandbox does not start for root, and containers have little shared memory; the pages are ours.
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--remote-debugging-pipe")
-PATIENCE = 30.0
+PATIENCE = 60.0
 LOUD = ("error", "warning", "assert")
 
 
