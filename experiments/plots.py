@@ -11,7 +11,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
-    "head only": "#7a7a7a",
     "P-Tuning v2, 10 tokens": "#E69F00",
     "NTK-Attention": "#0072B2",
 }

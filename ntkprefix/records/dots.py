@@ -45,6 +45,8 @@ def dots(
     """
     lines = []
     for group, found in groups.items():
+        if not found:
+            continue
         methods = [dot.method for dot in found]
         means, low, high = zip(*(dot.estimate for dot in found), strict=True)
         lines.append(Line(name=group, x=means, y=methods, low=low, high=high, group=group, style="points", bars=True))

@@ -47,7 +47,7 @@ def _flat(row: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _cell(name: str, value: Any) -> str:
-    if name == _QUARTILES and _fits(value, Numbers("3")) and None not in value:
+    if name == _QUARTILES and _fits(value, Numbers("3")):
         low, middle, high = map(number, value)
         return f"{middle} ({low} to {high})"
     if isinstance(value, float):

@@ -9,12 +9,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 
 class Numbers(NamedTuple):
-    """Lists of numbers and nulls, nested once for each axis.
+    """Lists of numbers, nested once for each axis.
 
-    A digit is its length; a capital letter is one length throughout a file, a small one within one thing of a list.
+    Attributes:
+        axes: a digit is the axis's length; a capital letter stands for one length throughout a file, a small one within
+            one thing of a list.
+        gaps: there may be nulls among the numbers.
     """
 
     axes: str
+    gaps: bool = False
 
 
 # A type; an object's keys, of which those that end in "?" may be absent; a list of one kind of things, and perhaps the
@@ -65,7 +69,7 @@ def fault(
     """
     lengths = {} if lengths is None else lengths
     if isinstance(shape, Numbers):
-        return _not_numbers(content, shape.axes.split(), place, lengths)
+        return _not_numbers(content, shape, place, lengths)
     if isinstance(shape, tuple):
         faults = [fault(content, each, place, lengths) for each in shape]
         return None if None in faults else faults[0]
@@ -103,11 +107,12 @@ def fault(
     return _WORDS[shape], place, _came(content)
 
 
-def _not_numbers(content: Any, axes: list[str], place: str, lengths: dict[str, int]) -> tuple[str, str, str] | None:
+def _not_numbers(content: Any, shape: Numbers, place: str, lengths: dict[str, int]) -> tuple[str, str, str] | None:
+    axes = shape.axes.split()
     lengths.update({axis: int(axis) for axis in axes if axis.isdigit()})
     bound = ", ".join(f"{axis} = {lengths[axis]}" for axis in axes if axis in lengths and not axis.isdigit())
     expected = f"numbers [{', '.join(axes)}]{f' with {bound}' if bound else ''}"
-    sizes = _sizes(content, len(axes))
+    sizes = _sizes(content, len(axes), shape.gaps)
     if sizes is None:
         return expected, place, f"something else, {_came(content)}"
     if any(lengths.get(axis, size) != size for axis, size in zip(axes, sizes, strict=True)):
@@ -116,11 +121,11 @@ def _not_numbers(content: Any, axes: list[str], place: str, lengths: dict[str, i
     return None
 
 
-def _sizes(content: Any, axes: int) -> tuple[int, ...] | None:
-    """Lengths of nested lists of numbers and nulls; None if they are of several lengths, or it is something else."""
+def _sizes(content: Any, axes: int, gaps: bool) -> tuple[int, ...] | None:
+    """Lengths of nested lists of numbers; None if they are of several lengths, or it is something else."""
     if not axes:
-        return () if content is None or _is_number(content) else None
-    inner = {_sizes(each, axes - 1) for each in content} if isinstance(content, list) else {None}
+        return () if _is_number(content) or (gaps and content is None) else None
+    inner = {_sizes(each, axes - 1, gaps) for each in content} if isinstance(content, list) else {None}
     if not inner and axes == 1:
         return (0,)
     return (len(content), *sizes) if len(inner) == 1 and (sizes := inner.pop()) is not None else None

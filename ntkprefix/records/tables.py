@@ -19,7 +19,7 @@ _ROW = {
     "step_megabytes?": float,
     "data": str,
     "tests": [({"right": str}, None), "S"],
-    "tried": {"step_sizes": Numbers("n"), "losses": Numbers("n")},
+    "tried": {"step_sizes": Numbers("n"), "losses": Numbers("n", gaps=True)},
 }
 _SHAPE = {"environment": dict, "field": str, "task": str, "model": str, "seeds": Numbers("S"), "rows": [_ROW]}
 

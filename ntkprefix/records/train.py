@@ -58,7 +58,7 @@ def _section(runs: Sequence[Record], notes: Sequence[str]) -> Section:
     methods: dict[str, list[Record]] = {}
     for run, name in zip(runs, _methods(runs), strict=True):
         methods.setdefault(name, []).append(run)
-    measure = next((name for name in _MEASURES if name in runs[0].content["test"]), None)
+    measure = next((name for name in _MEASURES if all(name in run.content["test"] for run in runs)), None)
     config = runs[0].content["config"]
     data = list(dict.fromkeys(run.content["data"] for run in runs))
     loss = _loss_plot(methods)

@@ -16,23 +16,33 @@ from theory.curves import centre, fitted_power, spread_out
 from theory.verdicts import bracket
 from theory.verify import cautions
 
-_FINDING = {"name": str, "estimate": (float, None), "interval": Numbers("2"), "band": Numbers("2"), "passed": bool}
+_FINDING = {
+    "name": str,
+    "estimate": (float, None),
+    "interval": Numbers("2", gaps=True),
+    "band": Numbers("2", gaps=True),
+    "passed": bool,
+}
 SHAPE = {
     "config": {"scaling_lengths": Numbers("L")},
     "verdicts": [{"name": str, "claim": str, "status": str, "outside": str, "findings": [_FINDING]}],
     "setting": {"guaranteed_rate": float},
-    "infinite": {"loss": Numbers("T"), "rate": (float, None)},
-    "kernel": {"lengths": Numbers("K"), "error": Numbers("K S"), "eigenvalue_ratio": Numbers("K S")},
+    "infinite": {"loss": Numbers("T", gaps=True), "rate": (float, None)},
+    "kernel": {
+        "lengths": Numbers("K"),
+        "error": Numbers("K S", gaps=True),
+        "eigenvalue_ratio": Numbers("K S", gaps=True),
+    },
     "training": {
         "lengths": Numbers("M"),
         "steps": Numbers("M C"),
-        "loss": Numbers("M s C"),
+        "loss": Numbers("M s C", gaps=True),
         **{
-            name: Numbers("M s")
+            name: Numbers("M s", gaps=True)
             for name in ("excess", "rate", "curve_difference", "movement", "drift", "prediction_error")
         },
     },
-    "requirement": [{"vary": str, "value": float, "n": int, "demanded": float, "smallest": Numbers("R")}],
+    "requirement": [{"vary": str, "value": float, "n": int, "demanded": float, "smallest": Numbers("R", gaps=True)}],
 }
 _M = "prefix length M (tokens)"
 _RANGE = "Geometric mean over seeds and their range; dashed, the power that fits the rungs from 1,024 on."
