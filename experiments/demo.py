@@ -19,7 +19,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 import theory
-from experiments import plots, summary
+from experiments import summary
 from experiments.compare import compare
 from experiments.fields import OURS, PROBED
 from ntkprefix import checks
@@ -27,10 +27,10 @@ from ntkprefix.cli import guard
 from ntkprefix.commands.train import Config
 from ntkprefix.images import ImageData, load_images
 from ntkprefix.models import ViT, ViTConfig, load_dinov2
-from ntkprefix.report import Figure, Section, Table, write_report
+from ntkprefix.records import comparison, verify
+from ntkprefix.report import Section, Table, write_report
 from ntkprefix.runs import write_json
 from theory import neural_tangents_compat
-from theory.verify import cautions as verdict_cautions
 from theory.verify import table as verdict_table
 
 _PATCH = ViTConfig.patch
@@ -106,7 +106,7 @@ def main(config: DemoConfig) -> dict[str, Any]:
     write_json(out / "results.json", results)
     page = report(results, out)
     console.print(Text(_data_line(results)))
-    console.print(_for_terminal(_with_failures(summary.brief(results["summary"]), results)))
+    console.print(_for_terminal(comparison.with_failures(summary.brief(results["summary"]), results)))
     for note in (*_reasons(results), *_cautions(results)):
         console.print(Text(note))
     where = f"Look at [bold]{escape(str(page))}[/]; every number is in {escape(str(out / 'results.json'))}."
@@ -140,16 +140,8 @@ def prepare(config: DemoConfig, out: Path) -> tuple[ImageData, ViT]:
 
 
 def report(results: dict[str, Any], out: Path) -> Path:
-    """Draw the plots of part 2 and write `report.html`; there are no plots when no method finished."""
-    rows, verdicts = results["summary"], results["verify"]["verdicts"]
-    figures = []
-    if rows:
-        accuracy = plots.accuracies(rows, out / "accuracy.png")
-        loss = plots.loss_curves(results["runs"], out / "loss.png")
-        figures = [
-            Figure(accuracy, "Accuracy on images that played no part in training or in the choice of settings."),
-            Figure(loss, "Training loss. Linear probing trains on features computed once, for more passes."),
-        ]
+    """Write `report.html`; there are no plots of part 2 when no method finished."""
+    verdicts = results["verify"]["verdicts"]
     sections = [
         Section(
             "Adapting DINOv2 ViT-S/14",
@@ -161,18 +153,14 @@ def report(results: dict[str, Any], out: Path) -> Path:
                 f"and take the same steps on the same images; linear probing (head only) takes more passes. Step "
                 f"sizes were chosen by one rule for all methods, on held-back digits, whatever the images here."
             ),
-            table=_with_failures(summary.table(rows), results),
+            table=comparison.table(results),
             notes=[*_reasons(results), *_cautions(results)],
-            figures=figures,
+            plots=comparison.plots(results),
         ),
-        Section(
+        verify.section(
+            results["verify"],
             "Does training converge as the prefix grows?",
-            text=f"{_held(verdicts)} verdicts on the convergence theorem hold on the quick ladder.",
-            table=_verdict_table(verdicts),
-            notes=verdict_cautions(verdicts),
-            figures=[
-                Figure(out / "verify" / f"{verdict['name']}.png", _sentence(verdict["claim"])) for verdict in verdicts
-            ],
+            f"{_held(verdicts)} verdicts on the convergence theorem hold on the quick ladder.",
         ),
     ]
     records = {name: results[name] for name in ("config", "environment", "data")}
@@ -261,31 +249,6 @@ def _cautions(results: dict[str, Any]) -> list[str]:
     return told
 
 
-def _with_failures(table: Table, results: dict[str, Any]) -> Table:
-    """The table with a row for every method of which no run finished."""
-    finished = {row["method"] for row in results["summary"]}
-    failed = dict.fromkeys(run["method"] for run in results["failures"] if run["method"] not in finished)
-    empty = [""] * (len(table.columns) - 2)
-    return Table(table.columns, [*table.rows, *([method, "failed", *empty] for method in failed)])
-
-
-def _verdict_table(verdicts: Sequence[dict[str, Any]]) -> Table:
-    return Table(
-        ["finding", "estimate", "95 % interval", "band", "verdict"],
-        [
-            [
-                f"{verdict['name']}: {finding['name']}",
-                summary.number(finding["estimate"]),
-                " to ".join(summary.number(bound) for bound in finding["interval"]),
-                " to ".join(summary.number(bound) for bound in finding["band"]),
-                verdict["status"],
-            ]
-            for verdict in verdicts
-            for finding in verdict["findings"]
-        ],
-    )
-
-
 def _for_terminal(table: Table) -> TerminalTable:
     # A name is no markup.
     shown = TerminalTable()
@@ -294,10 +257,6 @@ def _for_terminal(table: Table) -> TerminalTable:
     for row in table.rows:
         shown.add_row(*map(Text, row))
     return shown
-
-
-def _sentence(claim: str) -> str:
-    return f"{claim[0].upper()}{claim[1:]}."
 
 
 def command(arguments: Sequence[str] | None = None) -> int:

@@ -19,8 +19,9 @@ from experiments.compression_table import compression
 from experiments.fields import FIELDS, OURS, PROBED
 from experiments.scale import FAINT
 from experiments.speed import attention_speed, cost, kernels_speed, models_speed
+from ntkprefix.records import seeds
+from ntkprefix.report import number
 from ntkprefix.runs import read_json, write_bytes
-from theory import intervals
 from theory.verify import cautions
 
 _ROOT = Path(__file__).parents[1]
@@ -87,8 +88,8 @@ def field_table(field: str) -> str:
     for method in methods:
         row = _row(first, method)
         cells = [method, f"{row['adapter_parameters']:,}"]
-        cells += [_plus_minus(summary.of_seeds(table, method)) for table in tables]
-        cells += [_plus_minus(summary.of_field(tables, method))] * (len(tables) > 1)
+        cells += [seeds.plus_minus(seeds.of_seeds(table, method)) for table in tables]
+        cells += [seeds.plus_minus(seeds.of_field(tables, method))] * (len(tables) > 1)
         # Linear probing computes features once: its steps are another thing.
         cells += [steps.get(method, "")] * bool(steps)
         cells += [f"{row['step_megabytes']:,.0f}" if row["step_megabytes"] else ""]
@@ -111,7 +112,7 @@ def field_table(field: str) -> str:
             f"alone. Remade by `python -m experiments.tables {field} --data-root FOLDER`.",
             "",
             *(f"- {_ahead(tables, other)}" for other in methods if other not in (OURS, PROBED)),
-            *(f"- {sentence}" for sentence in summary.diverged(tables)),
+            *(f"- {sentence}" for sentence in seeds.diverged(tables)),
         ]
     )
 
@@ -134,10 +135,6 @@ def _row(table: dict[str, Any], method: str) -> dict[str, Any]:
     return next(row for row in table["rows"] if row["method"] == method)
 
 
-def _plus_minus(estimate: intervals.Estimate) -> str:
-    return f"{estimate.value:.3f} ± {(estimate.high - estimate.low) / 2:.3f}"
-
-
 def _ahead(tables: list[dict[str, Any]], other: str) -> str:
     """How NTK-Attention compares with another method, in pairs."""
     gain = summary.ahead(tables, OURS, other)
@@ -155,10 +152,10 @@ def verify() -> str:
     lines = ["| verdict | finding | estimate | 95 % interval | band | |", "|---|---|---|---|---|---|"]
     for verdict in results["verdicts"]:
         for finding in verdict["findings"]:
-            low, high = (summary.number(bound) for bound in finding["interval"])
-            band = " to ".join(summary.number(bound) for bound in finding["band"])
+            low, high = (number(bound) for bound in finding["interval"])
+            band = " to ".join(number(bound) for bound in finding["band"])
             lines.append(
-                f"| {verdict['name']} | {finding['name']} | {summary.number(finding['estimate'])} | {low} to {high} "
+                f"| {verdict['name']} | {finding['name']} | {number(finding['estimate'])} | {low} to {high} "
                 f"| {band} | {verdict['status']} |"
             )
     config = results["config"]

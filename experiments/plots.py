@@ -11,11 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from experiments.summary import of_field, of_seeds
+from ntkprefix.records.seeds import of_field, of_seeds
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
-    "head only": "#7a7a7a",
     "P-Tuning v2, 10 tokens": "#E69F00",
     "NTK-Attention": "#0072B2",
 }
@@ -23,26 +22,6 @@ COLOURS = {
 
 # What is worse than no prompt by more than this much of the gain is drawn here.
 _LOWEST = -0.5
-
-
-def loss_curves(runs: list[dict[str, Any]], path: Path) -> Path:
-    """Training loss against the number of steps, smoothed, one thin line per run and the mean of its method."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for method, colour in COLOURS.items():
-        curves = np.array([smooth(np.array(run["losses"])) for run in runs if run["method"] == method])
-        if len(curves) == 0:
-            continue
-        steps = np.arange(1, curves.shape[1] + 1)
-        for curve in curves if len(curves) > 1 else ():
-            axes.plot(steps, curve, color=colour, alpha=0.35, linewidth=0.8)
-        axes.plot(steps, curves.mean(axis=0), color=colour, linewidth=2, label=method)
-    axes.set(xlabel="training steps", ylabel="cross-entropy (nats), running mean", xscale="log", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower left")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    return path
 
 
 def compression(results: dict[str, Any]) -> Figure:
@@ -69,27 +48,6 @@ def compression(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def accuracies(rows: list[dict[str, Any]], path: Path) -> Path:
-    """Held-out accuracy of every method with its interval, and the parameters that it takes."""
-    figure = Figure(figsize=(7, 0.7 + 0.55 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    for place, row in enumerate(reversed(rows)):
-        low, high = (100 * bound for bound in row["interval"])
-        value = 100 * row["accuracy"]
-        axes.errorbar(
-            value, place, xerr=[[value - low], [high - value]], fmt="o", capsize=4, color=COLOURS[row["method"]]
-        )
-        axes.annotate(f"{value:.1f} %", (value, place), (0, 8), textcoords="offset points", ha="center", fontsize=9)
-    axes.set_yticks(
-        range(len(rows)), [f"{row['method']}\n{row['adapter_parameters']:,} + head" for row in reversed(rows)]
-    )
-    axes.set(xlabel="accuracy on held-out images (%), 95 % interval", ylim=(-0.6, len(rows) - 0.2))
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    return path
-
-
 def field(tables: Sequence[dict[str, Any]]) -> Figure:
     """Accuracy of every method on every task of a field, and in the mean over them, with 95 % intervals over seeds."""
     methods = [row["method"] for row in tables[0]["rows"]]
@@ -99,7 +57,7 @@ def field(tables: Sequence[dict[str, Any]]) -> Figure:
         for method in methods:
             found = of(method)
             ends = [[found.value - found.low], [found.high - found.value]]
-            colour = COLOURS["NTK-Attention" if method == "NTK-Attention" else "head only"]
+            colour = COLOURS["NTK-Attention"] if method == "NTK-Attention" else "#7a7a7a"
             axes.errorbar(found.value, method, xerr=ends, fmt="o", capsize=3, color=colour)
         # A wide interval must not squeeze all others.
         means = [line[0].get_xdata()[0] for line in axes.containers]
@@ -150,15 +108,6 @@ def real_kernels(results: dict[str, dict[str, Any]]) -> Figure:
             axes.margins(y=0.2)
             axes.legend(frameon=False, fontsize=8, loc="best")
     return figure
-
-
-def smooth(losses: np.ndarray) -> np.ndarray:
-    """Running mean over a twelfth of the run; the first values average what there is."""
-    window = max(1, len(losses) // 12)
-    sums = np.cumsum(np.concatenate([[0.0], losses]))
-    ends = np.arange(1, len(losses) + 1)
-    starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def cost(results: dict[str, Any]) -> Figure:

@@ -61,6 +61,12 @@ COMMANDS = {
         needs=("frozendict", "matplotlib", "neural_tangents", "optax", "scipy"),
         install='pip install ".[theory]" && pip install --no-deps neural-tangents',
     ),
+    "report": Command(
+        module="ntkprefix.commands.report",
+        summary="show runs and result files on one HTML page",
+        needs=("optax", "plotly", "scipy"),
+        install='pip install ".[report]"',
+    ),
 }
 
 # Missing packages, unusable settings and files, numbers or arrays too large for the machine: the message says what to

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -115,6 +115,32 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object per line, without a last line that is not whole.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is no JSON object; the message names the file and the line.
+    """
+    return [content for _, content in _json_lines(Path(path))]
+
+
+def _json_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, line {number}: expected JSON, but it does not parse ({error}). Choose another file."
+            ) from error
+        if not isinstance(content, dict):
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object, got a {type(content).__name__}. Choose another file."
+            )
+        yield line, content
+
+
 class JsonLines:
     """A file of one JSON object per line, each written as it comes.
 
@@ -137,22 +163,8 @@ class JsonLines:
 
     def __init__(self, path: str | Path, *, keep: Callable[[dict[str, Any]], bool] | None = None):
         self.path = Path(path)
-        kept = []
-        whole, _, _ = (self.path.read_bytes() if self.path.exists() else b"").rpartition(b"\n")
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                content = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{self.path}, line {number}: expected JSON, but it does not parse ({error}). Choose another file."
-                ) from error
-            if not isinstance(content, dict):
-                raise ValueError(
-                    f"{self.path}, line {number}: expected a JSON object, got a {type(content).__name__}. Choose "
-                    f"another file."
-                )
-            if keep is None or keep(content):
-                kept.append(line + b"\n")
+        lines = _json_lines(self.path) if self.path.exists() else ()
+        kept = [line + b"\n" for line, content in lines if keep is None or keep(content)]
         write_bytes(self.path, b"".join(kept))
 
     def add(self, **content: Any) -> None:

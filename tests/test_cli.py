@@ -155,11 +155,14 @@ def test_missing_extras_are_named_before_anything_runs(package):
     assert not ended.stdout
 
 
-def test_what_verify_needs_is_what_its_extra_installs():
-    """Every package that theory imports, and that ntkprefix itself does not bring, is looked for."""
-    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["theory"]
-    names = {re.split(r"[><=]", requirement)[0] for requirement in extra}
-    assert set(cli.COMMANDS["verify"].needs) == names | {"neural_tangents"}
+@pytest.mark.parametrize(
+    ("name", "extra", "apart"), [("verify", "theory", {"neural_tangents"}), ("report", "report", set())]
+)
+def test_what_a_command_needs_is_what_its_extra_installs(name, extra, apart):
+    """Every package that it imports, and that ntkprefix itself does not bring, is looked for."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {re.split(r"[><=]", requirement)[0] for requirement in extras[extra]}
+    assert set(cli.COMMANDS[name].needs) == names | apart
 
 
 def test_a_closed_pipe_is_quiet():

@@ -15,10 +15,10 @@ from experiments import compare as comparison
 from experiments import documents, notebooks, plots, summary, tables
 from experiments.compare import compare
 from experiments.fields import FIELDS, METHODS
-from experiments.plots import smooth
 from ntkprefix.adapters import load_adapter
 from ntkprefix.images import ImageData, load_images
 from ntkprefix.models import ViT
+from ntkprefix.records import seeds
 from ntkprefix.runs import read_json, write_json
 
 
@@ -55,11 +55,11 @@ def test_a_fields_picture_has_every_method_on_every_task_and_in_the_mean():
 def test_tables_are_compared_in_pairs_of_seeds_over_tasks():
     first = a_table(a=("1111", "1110", "1100"), b=("1100", "1100", "1100"))
     second = a_table(a=("10", "11", "10"), b=("11", "11", None))
-    np.testing.assert_allclose(summary.of_seeds(first, "a")[0], 0.75)
+    np.testing.assert_allclose(seeds.of_seeds(first, "a")[0], 0.75)
     half = 4.3027 * 0.25 / 3**0.5
-    np.testing.assert_allclose(summary.of_seeds(first, "a")[1:], [0.75 - half, 0.75 + half], atol=1e-4)
+    np.testing.assert_allclose(seeds.of_seeds(first, "a")[1:], [0.75 - half, 0.75 + half], atol=1e-4)
     # seed by seed, the mean of the two tasks
-    np.testing.assert_allclose(summary.of_field([first, second], "a").value, np.mean([0.75, 0.875, 0.5]))
+    np.testing.assert_allclose(seeds.of_field([first, second], "a").value, np.mean([0.75, 0.875, 0.5]))
     # seed 2 has no pair on the second task: (1/2 - 1/2)/2 and (1/4 + 0)/2
     gain = summary.ahead([first, second], "a", "b")
     deviation = np.std([0, 0.125], ddof=1) / 2**0.5
@@ -74,7 +74,7 @@ def test_methods_are_compared_in_pairs():
 
 def test_seeds_that_diverged_are_told():
     table = a_table(a=("10", "11", "10"), b=("11", None, None)) | {"task": "t"}
-    assert summary.diverged([table]) == ["b on t: 2 of 3 seeds diverged; they are in no mean."]
+    assert seeds.diverged([table]) == ["b on t: 2 of 3 seeds diverged; they are in no mean."]
 
 
 def test_runs_that_learnt_nothing_are_named():
@@ -85,13 +85,6 @@ def test_runs_that_learnt_nothing_are_named():
 
 def test_break_even_of_a_head_of_64():
     assert summary.break_even(64, 64, 64) == (64 * 64 + 64 + 64 + 1) / 128
-
-
-def test_smoothing_keeps_length_and_constants():
-    np.testing.assert_allclose(smooth(np.full(50, 3.0)), 3.0)
-    ramp = smooth(np.arange(48.0))
-    assert len(ramp) == 48
-    np.testing.assert_allclose(ramp[-1], np.mean([44, 45, 46, 47]))
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from theory import intervals
 from theory.bound import within_bound
-from theory.verdicts import KERNEL_AGREEMENT, asymptotic, bracket
+from theory.curves import centre, fitted_power, spread_out
+from theory.verdicts import KERNEL_AGREEMENT, bracket
 
 # One size for all, so that side by side or one below the other their letters are alike.
 _SIZE = (9.2, 3.6)
@@ -147,9 +148,9 @@ def curves(results: dict[str, Any]) -> Figure:
     training, loss = results["training"], _array(results["training"]["loss"])
     lengths, steps = training["lengths"], np.array(training["steps"][0])
     colours = _ladder_colours(len(lengths))
-    shown = _shown(len(lengths))
+    shown = spread_out(len(lengths))
     for index in shown:
-        middle, low, high = _centre(loss[index], axis=0)
+        middle, low, high = centre(loss[index], axis=0)
         left.plot(steps, middle, color=colours[index], label=_length(lengths[index]))
         left.fill_between(steps, low, high, color=colours[index], alpha=0.15, linewidth=0)
     start, infinite = loss[0, 0, 0], np.array(results["infinite"]["loss"], float)
@@ -268,12 +269,6 @@ def _array(rows: Any) -> np.ndarray:
     return np.array(rows, float)
 
 
-def _centre(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Geometric mean and range over seeds; NaN where a seed diverged."""
-    floor = np.maximum(values, np.finfo(np.float32).tiny)
-    return np.exp(np.log(floor).mean(axis=axis)), floor.min(axis=axis), floor.max(axis=axis)
-
-
 def _falling(
     axes: Axes,
     lengths: list[int],
@@ -294,7 +289,7 @@ def _falling(
 
 
 def _band(axes: Axes, sizes: Any, rows: Any, colour: str, label: str) -> None:
-    middle, low, high = _centre(_array(rows), axis=1)
+    middle, low, high = centre(_array(rows), axis=1)
     axes.plot(sizes, middle, color=colour, marker="o", markersize=4, label=f"geometric mean and range, {label}")
     axes.fill_between(sizes, low, high, color=colour, alpha=0.18, linewidth=0)
 
@@ -303,17 +298,15 @@ def _fit(axes: Axes, lengths: list[int], rows: Any, finding: dict[str, Any] | No
     """The fitted power over the rungs that it was fitted to."""
     if finding is None or finding["estimate"] is None:
         return
-    rungs = np.array(lengths[asymptotic(lengths)], float)
-    middle = _centre(_array(rows)[asymptotic(lengths)], axis=1)[0]
-    height = np.exp(np.log(middle).mean() - finding["estimate"] * np.log(rungs).mean())
+    rungs, heights = fitted_power(lengths, _array(rows), finding["estimate"])
     low, high = finding["interval"]
     label = f"fit: $M^{{{finding['estimate']:.2f}}}$, 95 % interval [{low:.2f}, {high:.2f}]"
-    axes.plot(rungs, height * rungs ** finding["estimate"], color=_ORANGE, linestyle="--", label=label)
+    axes.plot(rungs, heights, color=_ORANGE, linestyle="--", label=label)
 
 
 def _reference_power(axes: Axes, lengths: list[int], rows: Any, power: float) -> None:
     ends = np.array([lengths[0], lengths[-1]], float)
-    height = 0.6 * _centre(_array(rows), axis=1)[0][-1] * (ends / ends[-1]) ** power
+    height = 0.6 * centre(_array(rows), axis=1)[0][-1] * (ends / ends[-1]) ** power
     axes.plot(ends, height, color="0.5", linestyle=":", linewidth=1.2, label=f"$M^{{{power:g}}}$")
 
 
@@ -362,11 +355,6 @@ def _signed_log_axis(axes: Axes) -> None:
 def _ladder_colours(count: int) -> list:
     # Short of the map's pale end, which would vanish on white.
     return [colormaps["viridis_r"](0.1 + 0.9 * index / max(1, count - 1)) for index in range(count)]
-
-
-def _shown(count: int) -> list[int]:
-    """At most seven rungs, spread over the ladder, with both ends."""
-    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, 7))})
 
 
 def _length(M: int) -> str:

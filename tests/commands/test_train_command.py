@@ -83,6 +83,9 @@ def test_images(tmp_path, models):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert results["config"]["adapter"] == "lora:rank=2"
+    page = str(tmp_path / "page.html")
+    assert main(["report", str(tmp_path / "run"), "--out", page]) == 0
+    assert f"{results['test']['accuracy']:.3f} [" in Path(page).read_text()
 
 
 def test_classes_of_texts(tmp_path, labelled):
@@ -106,6 +109,8 @@ def test_free_answers_of_a_language_model(tmp_path):
     options = ["--model", "decoder", "--task", "prompt", "--data-dir", str(texts(tmp_path / "data", rows))]
     results = trained(tmp_path / "run", *options, "--adapter", "lora:targets=up/down", "--learning-rate", "0.1")
     assert set(results["test"]) == {"exact_match", "loss", "right"}
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
+    assert "exact match" in (tmp_path / "page.html").read_text()
 
 
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):

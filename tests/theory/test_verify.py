@@ -12,7 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from ntkprefix import cli
+from ntkprefix import cli, records
+from ntkprefix.report import write_report
 from ntkprefix.runs import read_json
 from theory import Config, Finding, Report, Verdict, measure, plots, verify
 from theory.intervals import Estimate
@@ -63,6 +64,14 @@ def test_plots_are_drawn_from_the_results_alone(finished, tmp_path):
     assert all(path.stat().st_size > 5000 for path in written)
     for path in written:
         assert (finished.folder / path.name).exists()
+
+
+def test_a_page_shows_the_run_also_where_it_proves_nothing(finished, tmp_path):
+    sections = records.sections(records.read_all([finished.folder]))
+    titles = [plot.title for section in sections for plot in section.plots]
+    assert "Loss curves" in titles
+    assert len(titles) == 10
+    write_report(tmp_path / "page.html", title="", lead="", sections=sections, records={})
 
 
 def test_plots_share_one_size_and_style(finished, monkeypatch):
