@@ -91,8 +91,9 @@ def shift_prompt(model: TextModel, prompt: Any, by: int) -> JoinedPrompt:
     if isinstance(prefixes, TokenPrefix):
         moved: Any = TokenPrefix(turned(prefixes.keys), prefixes.values, prefixes.log_weights)
     else:
-        # Directions of a covariance turn as keys do.
-        factor = jax.vmap(turned, in_axes=-1, out_axes=-1)(prefixes.factor) if prefixes.factor.size else prefixes.factor
+        factor = prefixes.factor
+        if factor.size:  # directions of the covariances turn as keys do
+            factor = jax.vmap(turned, in_axes=-1, out_axes=-1)(factor)
         moved = MeasurePrefix(prefixes.log_weight, turned(prefixes.mean), factor, prefixes.value, prefixes.cross)
     return JoinedPrompt(moved, prompt.start + by)
 
@@ -130,10 +131,11 @@ def merge_prompts(model: TextModel, first: Any, second: Any, *, shift: bool = Tr
         >>> from ntkprefix.prompts import JoinedPrompt, merge_prompts, read_prompt, shift_prompt, subtract_prompt
         >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
         >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
-        >>> one, two = (JoinedPrompt(read_prompt(model, jnp.arange(n)[None]), n) for n in (3, 5))  # or compressed
+        >>> documents = jnp.array([[3, 1, 4, 1, 5]]), jnp.array([[9, 2, 6, 5, 3]])
+        >>> one, two = (JoinedPrompt(read_prompt(model, tokens), 5) for tokens in documents)  # or compressed
         >>> both = merge_prompts(model, one, two)
         >>> both.prefixes.keys.shape, both.start
-        ((2, 8, 3, 4), 8)
+        ((2, 10, 3, 4), 10)
         >>> first = subtract_prompt(both, shift_prompt(model, two, one.start), start=one.start)
         >>> bool((first.prefixes.keys == one.prefixes.keys).all())
         True

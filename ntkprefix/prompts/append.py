@@ -70,15 +70,14 @@ def append_document(
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
-        >>> from ntkprefix.prompts import append_document, compress_prompt
+        >>> from ntkprefix.prompts import JoinedPrompt, append_document, read_prompt
         >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
         >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
-        >>> first, *others = jnp.split(jnp.arange(60)[None] % 50, 3, axis=1)
-        >>> small = compress_prompt(model, first, method="ends", budget="4x", texts="repeat")
-        >>> for window in others:
-        ...     small = append_document(model, small, window, method="ends", budget="4x", texts="repeat")
-        >>> small.prefixes.keys.shape, small.start
-        ((2, 15, 3, 4), 60)
+        >>> first, second = jnp.split(jnp.arange(40)[None], 2, axis=1)
+        >>> one = JoinedPrompt(read_prompt(model, first), 20)  # or compressed
+        >>> both = append_document(model, one, second, method="ends", budget="4x", texts="repeat")
+        >>> both.prefixes.keys.shape, both.start
+        ((2, 25, 3, 4), 40)
     """
     tell = on_step or (lambda *_: None)
     checked("append_document", prompt)

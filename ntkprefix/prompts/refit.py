@@ -54,11 +54,11 @@ def recompress_prompt(
         >>> from ntkprefix.prompts import JoinedPrompt, merge_prompts, read_prompt, recompress_prompt
         >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
         >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
-        >>> one, two = (JoinedPrompt(read_prompt(model, jnp.arange(n)[None]), n) for n in (15, 20))  # or compressed
+        >>> one, two = (JoinedPrompt(read_prompt(model, jnp.arange(15)[None] + n), 15) for n in (0, 9))  # or compressed
         >>> both = merge_prompts(model, one, two)
         >>> smaller = recompress_prompt(model, both, jnp.arange(48).reshape(6, 8), budget=10)
         >>> both.prefixes.keys.shape, smaller.prefixes.keys.shape, smaller.start
-        ((2, 35, 3, 4), (2, 8, 3, 4), 35)
+        ((2, 30, 3, 4), (2, 8, 3, 4), 30)
     """
     checked("recompress_prompt", prompt)
     if not isinstance(prompt.prefixes, TokenPrefix):

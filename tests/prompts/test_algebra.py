@@ -1,5 +1,7 @@
 """Compressed prompts moved, merged, subtracted, appended to and fitted again."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 from compress.layer_cases import BETA, KEYS, QUERIES, VALUES
 from models.tiny_text import golden
 
+from experiments.documents import ALGEBRA
 from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, feature_map
 from ntkprefix.compress import Clouds, FittedFeatures, Sums
 from ntkprefix.compress import compress as compress_layer
 from ntkprefix.compress.problem import answer
 from ntkprefix.prompts import (
+    Calibration,
     JoinedPrompt,
     append,
     append_document,
@@ -75,6 +79,8 @@ def test_clouds_turn_as_their_tokens_do(name, loaded):
     np.testing.assert_allclose(moved.mean, there.mean(2), atol=3e-5)
     np.testing.assert_allclose(moved.factor[..., 0], (there[:, :, 0] - there[:, :, 1]) / 2, atol=3e-5)
     same((moved.value, moved.cross, moved.log_weight), (clouds.value, clouds.cross, clouds.log_weight))
+    still = MeasurePrefix(weights, middles[0], clouds.factor[..., :0], middles[1], clouds.cross[..., :0])
+    same(shift_prompt(model, JoinedPrompt(still, 6), 9).prefixes.mean, moved.mean)
 
 
 def test_merged_prompts_lie_behind_one_another(loaded):
@@ -227,20 +233,22 @@ def _arrays(prefix):
     return np.asarray(prefix.keys), np.asarray(prefix.values)
 
 
-@pytest.mark.parametrize("method", [Sums("elu", recentre=False), FittedFeatures("elu", recentre=False)])
-def test_states_around_one_point_merge(method, loaded):
-    keys, values, queries = (jnp.asarray(each) for each in (KEYS, VALUES, QUERIES))
-    one, two = (
-        JoinedPrompt(jax.tree.map(lambda leaf: leaf[None], compress_layer(*part, method=method, **options).prefix), 6)
-        for part in ((keys[:40], values[:40]), (keys[40:], values[40:]))
-        for options in ({"queries": queries, "budget": 40},)
-    )
+def test_states_around_one_point_merge(loaded):
+    queries = jnp.asarray(QUERIES)
+
+    def state(method, part):
+        keys, values = (jnp.asarray(each[part]) for each in (KEYS, VALUES))
+        made = compress_layer(keys, values, method=method, budget=40, queries=queries).prefix
+        return JoinedPrompt(jax.tree.map(lambda leaf: leaf[None], made), 48)
+
+    one, two = (state(Sums("elu", recentre=False), part) for part in (slice(None, 48), slice(48, None)))
     both = merge_prompts(loaded("llama"), one, two, shift=False)
     masses = [
         answer(jax.tree.map(lambda leaf: leaf[0], each.prefixes), queries, BETA).log_mass() for each in (one, two, both)
     ]
     np.testing.assert_allclose(np.logaddexp(*masses[:2]), masses[2], atol=1e-4)
-    assert both.start == 6
+    assert both.start == 48
+    assert (state(FittedFeatures("elu", recentre=False), slice(None, 48)).prefixes.centre == 0).all()
 
 
 def test_states_around_their_own_means_do_not_merge(loaded):
@@ -253,23 +261,27 @@ def test_clouds_take_documents_in(loaded, monkeypatch):
     model, tokens = loaded("llama"), text_of("llama")
     given = []
 
-    def spy(whole, asked, **options):
-        given.append((asked, options["method"]))
-        if len(given) == 2:
-            raise InterruptedError
+    def asked(model, texts, prefixes, *, start):
+        given.append(prefixes)
+        return Calibration(None, None)
+
+    def compressed(whole, asked, **options):
+        given.append(options["method"])
         return MeasurePrefix.from_tokens(whole.keys, whole.values, components=3, rank=1), "a report"
 
-    monkeypatch.setattr(append, "compress_layers", spy)
+    for name, spy in (("calibrate", asked), ("_beside", lambda *_: None), ("compress_layers", compressed)):
+        monkeypatch.setattr(append, name, spy)
     exact = prompt_of(model, tokens[:, :6])
-    # As many clouds as tokens, all without spread: texts behind them see the same.
-    clouds = exact._replace(
-        prefixes=MeasurePrefix.from_tokens(exact.prefixes.keys, exact.prefixes.values, components=6, rank=1)
-    )
+    # As many clouds as tokens, all without spread: what comes behind them reads what it reads behind the tokens.
+    keys, values = exact.prefixes.keys, exact.prefixes.values
+    clouds = exact._replace(prefixes=MeasurePrefix.from_tokens(keys, values, components=6, rank=1))
     both = append_document(model, clouds, tokens[:, 6:], budget=3, texts="repeat")
-    with pytest.raises(InterruptedError):
-        append_document(model, exact, tokens[:, 6:], budget=3, texts="repeat")
-    same(given[0][0], given[1][0], atol=1e-3)
-    assert [method for _, method in given] == [Clouds(rank=1), "matching-in-context"]
+    seen, method = given
+    whole = read_prompt(model, tokens)
+    np.testing.assert_allclose(seen.mean[:, 6:], whole.keys[:, 6:], atol=1e-4)
+    np.testing.assert_allclose(seen.value[:, 6:], whole.values[:, 6:], atol=1e-4)
+    assert not any(leaf[:, 6:].any() for leaf in (seen.log_weight, seen.factor, seen.cross))
+    assert method == Clouds(rank=1)
     assert both.prefixes.factor.shape[1] == 9
     same(subtract_prompt(both, clouds).prefixes.mean, both.prefixes.mean[:, 6:])
 
@@ -343,6 +355,19 @@ def test_what_cannot_be_done_is_said_in_words(case, loaded, unchecked):
     call, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         call(loaded("llama"))
+
+
+def test_the_page_s_snippet_runs(loaded, tmp_path, monkeypatch):
+    """What `docs/algebra.md` shows can be typed."""
+    monkeypatch.chdir(tmp_path)
+    model, tokens = loaded("llama"), text_of("llama")
+    for name, count in (("first", 4), ("second", 5)):
+        save_prompt(f"{name}.safetensors", weighted(count, 6).prefixes, 6)
+    names = {"model": model, "tokens": tokens, "texts": jnp.tile(tokens, (4, 1))}
+    first, *_ = re.findall(r"```python\n(.*?)```", ALGEBRA.read_text(encoding="utf-8"), re.DOTALL)
+    exec(first, names)
+    same(names["again"].prefixes, names["first"].prefixes, rtol=0)
+    assert (names["longer"].start, names["smaller"].prefixes.keys.shape[1]) == (17, 4)
 
 
 def test_trained_positions_cannot_be_moved(loaded):
