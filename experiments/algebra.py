@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from experiments import RESULTS, commands
-from ntkprefix.compress import Sums
+from ntkprefix.compress import KeepFirst, Sums
 from ntkprefix.compress.problem import Problem, answer
 from ntkprefix.compress.report import relative_errors
 from ntkprefix.models import TextModel, load_text_model
@@ -167,8 +167,8 @@ class Pair:
 
     @cached_property
     def states(self) -> list[JoinedPrompt]:
-        """Each as sums of features around one point, within the same budget."""
-        return self.compressed(Sums("favor", recentre=False), self.config.budget)
+        """Each as its first tokens and sums of features around one point, within the same budget."""
+        return self.compressed(KeepFirst(Sums("favor", recentre=False)), self.config.budget)
 
     @cached_property
     def both(self) -> JoinedPrompt:

@@ -7,7 +7,7 @@ import oracle
 import pytest
 from prefix_outputs import QUERY, normal, out
 
-from ntkprefix import MeasurePrefix, TokenPrefix
+from ntkprefix import JoinedPrefix, MeasurePrefix, TokenPrefix
 
 K, H, HV = 2, 6, 5
 
@@ -99,6 +99,20 @@ def test_order_and_bits_matter():
     np.testing.assert_array_equal((first + second - short).keys[:2], first.keys[2:])
 
 
+def test_joined_prefixes_add_part_by_part():
+    one, two = (JoinedPrefix((tokens(count), clouds(count))) for count in (3, 4))
+    both = one + two
+    masses = [each.partial(jnp.asarray(QUERY), H**-0.5).log_mass() for each in (one, two, both)]
+    np.testing.assert_allclose(np.logaddexp(*masses[:2]), masses[2], atol=1e-5)
+    assert [part.shape().value_width for part in both.parts] == [HV, HV]
+    for found, wanted in zip(jax.tree.leaves(both - one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    nothing = JoinedPrefix((tokens(0), clouds(0)))
+    for same in (one + nothing, one - nothing):
+        for found, wanted in zip(jax.tree.leaves(same), jax.tree.leaves(one), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
 ERRORS = {
     "another kind": (tokens(3), clouds(3), TypeError, "TokenPrefix: can add or subtract only its own kind, got Mea"),
     "a number": (clouds(3), 1, TypeError, "MeasurePrefix: can add or subtract only its own kind, got int"),
@@ -107,6 +121,13 @@ ERRORS = {
     "other ranks": (clouds(3), clouds(3, rank=1), ValueError, r"6, 2\), .* and .* factor \(3, 2, 6, 1\)"),
     "rows": (tokens(3), tokens(3, rows=(2,)), ValueError, "nothing but their length"),
     "other rows": (tokens(3, rows=(3,)), tokens(3, rows=(2,)), ValueError, "nothing but their length"),
+    "other parts": (
+        JoinedPrefix((tokens(3), clouds(3))),
+        JoinedPrefix((tokens(3),)),
+        TypeError,
+        "parts of the same kinds only, got TokenPrefix, MeasurePrefix; TokenPrefix",
+    ),
+    "a part and a whole": (JoinedPrefix((tokens(3),)), tokens(3), TypeError, "own kind, got TokenPrefix. A JoinedPr"),
     "odd parts": (tokens(3), TokenPrefix(normal(3, K, H), normal(4, K, HV)), ValueError, "one size of axis M"),
 }  # fmt: skip
 

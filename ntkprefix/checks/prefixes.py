@@ -185,7 +185,22 @@ def same_kind(a: Any, b: Any) -> None:
         TypeError: of two kinds.
     """
     if type(b) is not type(a):
-        raise TypeError(f"{type(a).__name__}: can add or subtract only its own kind, got {type(b).__name__}.")
+        raise TypeError(
+            f"{type(a).__name__}: can add or subtract only its own kind, got {type(b).__name__}. A JoinedPrefix has "
+            "several kinds side by side."
+        )
+
+
+def of_like_parts(a: Any, b: Any) -> None:
+    """Two joined prefixes that are added or subtracted part by part.
+
+    Raises:
+        TypeError: another kind, or parts of other kinds.
+    """
+    same_kind(a, b)
+    found = [", ".join(type(part).__name__ for part in each.parts) or "none" for each in (a, b)]
+    if found[0] != found[1]:
+        raise TypeError(f"JoinedPrefix: can add or subtract parts of the same kinds only, got {found[0]}; {found[1]}.")
 
 
 def listed_alike(a: Any, b: Any, axis: int) -> None:

@@ -39,7 +39,7 @@ def without(both: Listed, one: Listed, axis: int) -> Listed:
         return all(np.array_equal(large[place : place + stop], small[:stop]) for large, small in pairs)
 
     # The first entry alone rules out nearly all places.
-    place = next((at for at in range(whole - count + 1) if there(at, 1) and there(at, count)), None)
+    place = next((at for at in range(whole - count + 1) if there(at, min(count, 1)) and there(at, count)), None)
     if place is None:
         raise ValueError(
             f"{type(both).__name__}: expected what is subtracted to be among the others, behind one another and the "

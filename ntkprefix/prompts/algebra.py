@@ -14,17 +14,18 @@ from jaxtyping import Array, Float
 
 from ntkprefix import checks
 from ntkprefix.models import TextModel
-from ntkprefix.models.rotary import rotate
-from ntkprefix.prefixes import FeaturePrefix, MeasurePrefix, TokenPrefix
+from ntkprefix.models.rotary import Rotary, rotate
+from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
 
-KINDS = (TokenPrefix, MeasurePrefix, FeaturePrefix)
+_KINDS = (TokenPrefix, MeasurePrefix, FeaturePrefix, JoinedPrefix)
 
 
 class JoinedPrompt(NamedTuple):
     """What stands for a prompt, or for several. A `CompressedPrompt` and a `StoredPrompt` will do wherever it does.
 
     Attributes:
-        prefixes: tokens, clouds or states of features of every layer: arrays have a leading `layers` axis.
+        prefixes: tokens, clouds, states of features or several of them joined, of every layer: arrays have a leading
+            `layers` axis.
         start: position of what comes after it.
     """
 
@@ -79,6 +80,13 @@ def shift_prompt(model: TextModel, prompt: Any, by: int) -> JoinedPrompt:
             "its tokens: keys read at one position cannot be moved to another. Merge with shift=False, or append the "
             "document's tokens."
         )
+    moved = prefixes if rotary is None else _turned(prefixes, rotary, by)
+    return JoinedPrompt(moved, prompt.start + by)
+
+
+def _turned(prefixes: Any, rotary: Rotary, by: int) -> Any:
+    if isinstance(prefixes, JoinedPrefix):
+        return JoinedPrefix(tuple(_turned(part, rotary, by) for part in prefixes.parts))
     if isinstance(prefixes, FeaturePrefix):
         raise ValueError(
             "shift_prompt: expected tokens or clouds, got a state of features, which has no keys that could be turned "
@@ -86,16 +94,14 @@ def shift_prompt(model: TextModel, prompt: Any, by: int) -> JoinedPrompt:
         )
 
     def turned(keys: Float[Array, "L C K H"]) -> Float[Array, "L C K H"]:
-        return keys if rotary is None else rotate(keys, rotary.further(by), interleaved=rotary.interleaved)
+        return rotate(keys, rotary.further(by), interleaved=rotary.interleaved)
 
     if isinstance(prefixes, TokenPrefix):
-        moved: Any = TokenPrefix(turned(prefixes.keys), prefixes.values, prefixes.log_weights)
-    else:
-        factor = prefixes.factor
-        if factor.size:  # directions of the covariances turn as keys do
-            factor = jax.vmap(turned, in_axes=-1, out_axes=-1)(factor)
-        moved = MeasurePrefix(prefixes.log_weight, turned(prefixes.mean), factor, prefixes.value, prefixes.cross)
-    return JoinedPrompt(moved, prompt.start + by)
+        return TokenPrefix(turned(prefixes.keys), prefixes.values, prefixes.log_weights)
+    factor = prefixes.factor
+    if factor.size:  # directions of the covariances turn as keys do
+        factor = jax.vmap(turned, in_axes=-1, out_axes=-1)(factor)
+    return MeasurePrefix(prefixes.log_weight, turned(prefixes.mean), factor, prefixes.value, prefixes.cross)
 
 
 def merge_prompts(model: TextModel, first: Any, second: Any, *, shift: bool = True, common: Any = None) -> JoinedPrompt:
@@ -197,9 +203,9 @@ def checked(function: str, prompt: Any) -> None:
             f"{function}: expected a compressed prompt, with `prefixes` and `start`, got {type(prompt).__name__}. "
             "JoinedPrompt(prefixes, start) makes one."
         )
-    if not isinstance(prompt.prefixes, KINDS):
+    if not isinstance(prompt.prefixes, _KINDS):
         raise TypeError(
-            f"{function}: expected tokens, clouds or states of features of every layer, got "
+            f"{function}: expected tokens, clouds or states of features of every layer, or some of them joined, got "
             f"{type(prompt.prefixes).__name__}."
         )
     checks.at_least(0, function, start=prompt.start)

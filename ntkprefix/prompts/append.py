@@ -15,7 +15,7 @@ from ntkprefix.compress import Clouds, Method, Report, judge
 from ntkprefix.compress.problem import answer
 from ntkprefix.models import TextModel, generate
 from ntkprefix.partial import Partial, merge
-from ntkprefix.prefixes import FeaturePrefix, MeasurePrefix, TokenPrefix
+from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
 from ntkprefix.prompts.algebra import checked
 from ntkprefix.prompts.calibration import Calibration, calibrate, repeated
 from ntkprefix.prompts.compress import CompressedPrompt, compress_layers
@@ -44,7 +44,8 @@ def append_document(
     one window's keys and values, and the small prefix, are in memory at a time.
 
     Tokens and clouds get longer by the budget. A state of features takes the document into its own sums and keeps its
-    size: the state of both documents' tokens together, exactly.
+    size: the state of both documents' tokens together, exactly. Of a joined prefix, a few exact tokens and a state say,
+    the last part takes it in.
 
     Args:
         model: causal.
@@ -84,12 +85,13 @@ def append_document(
     if isinstance(texts, str):
         checks.one_of("append_document", "kind of texts", texts, ("continue", "repeat"))
     before = prompt.prefixes
-    state = isinstance(before, FeaturePrefix)
+    last = before.parts[-1] if isinstance(before, JoinedPrefix) else before
+    state = isinstance(last, FeaturePrefix)
     if state != (budget is None) or (state and method is not None):
         raise ValueError(
             "append_document: expected a budget, and perhaps a method, for tokens and clouds, and neither for a state "
             f"of features, which keeps its size; got budget {budget!r} and method {method!r} for a "
-            f"{type(before).__name__}."
+            f"{type(last).__name__}."
         )
     length = tokens.shape[-1]
     options: dict[str, Any] = {"chunk": chunk, "on_chunk": lambda done: tell("reading", done, length)}
@@ -103,10 +105,12 @@ def append_document(
     asked = calibrate(model, texts, seen, start=start)
     asked = Calibration(asked.queries, _beside(before, asked))
     if budget is None:
-        return CompressedPrompt(seen, start, _judged(_exactly(whole, before), whole, asked))
+        return CompressedPrompt(seen, start, _judged(_exactly(whole, last), whole, asked))
     if method is None:
-        method = Clouds(rank=before.factor.shape[-1]) if isinstance(before, MeasurePrefix) else "matching-in-context"
+        method = Clouds(rank=last.factor.shape[-1]) if isinstance(last, MeasurePrefix) else "matching-in-context"
     part, report = compress_layers(whole, asked, method=method, budget=budget, seed=seed, on_step=tell)
+    if isinstance(before, JoinedPrefix) and not isinstance(part, JoinedPrefix):
+        part = _as_last(part, before, whole)
     return CompressedPrompt(before + part, start, report)
 
 
@@ -120,6 +124,8 @@ def _texts(kind: str, model: TextModel, tokens: Array, others: Any, start: int, 
 
 def _exactly(tokens: TokenPrefix, like: Any) -> Any:
     """Tokens as prefixes of another one's kind: exact but for a state, which is as near as its feature map is."""
+    if isinstance(like, JoinedPrefix):
+        return _as_last(_exactly(tokens, like.parts[-1]), like, tokens)
     if isinstance(like, TokenPrefix):
         return tokens
     if isinstance(like, MeasurePrefix):
@@ -129,6 +135,12 @@ def _exactly(tokens: TokenPrefix, like: Any) -> Any:
         return MeasurePrefix(jnp.zeros(tokens.keys.shape[:-1]), tokens.keys, factor, tokens.values, cross)
     options = {"feature_map": like.feature_map, "centre": like.centre, "scale": like.scale}
     return FeaturePrefix.from_tokens(tokens.keys, tokens.values, recentre=False, **options)
+
+
+def _as_last(part: Any, like: JoinedPrefix, tokens: TokenPrefix) -> JoinedPrefix:
+    """A last part, with nothing in front of it that adds to the other parts."""
+    none = TokenPrefix(tokens.keys[:, :0], tokens.values[:, :0])
+    return JoinedPrefix((*(_exactly(none, other) for other in like.parts[:-1]), part))
 
 
 @jax.jit

@@ -68,7 +68,7 @@ def test_a_token_that_weighs_nothing_is_never_seen():
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in METHODS if name not in ("matching", "matching-in-context", "refined")]
+    "name", [name for name in METHODS if name not in ("matching", "matching-in-context", "matching-pursuit", "refined")]
 )
 def test_other_methods_say_that_they_do_not_mind_weights(name):
     with pytest.raises(ValueError, match="is for tokens that all weigh the same, and these have log-weights"):

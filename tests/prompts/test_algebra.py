@@ -10,7 +10,7 @@ from compress.layer_cases import BETA, KEYS, QUERIES, VALUES
 from models.tiny_text import golden
 
 from experiments.documents import ALGEBRA
-from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, feature_map
+from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, Partial, TokenPrefix, feature_map
 from ntkprefix.compress import Clouds, FittedFeatures, Sums
 from ntkprefix.compress import compress as compress_layer
 from ntkprefix.compress.problem import answer
@@ -33,6 +33,8 @@ from ntkprefix.prompts import (
 
 # Turned in both pairings, in part, with slowed and with stretched frequencies; and not turned at all.
 TURNING = ("llama", "llama3", "llama_yarn", "glm")
+
+NOTHING = Partial(None, None, None)
 
 
 def text_of(name, start=0, stop=None):
@@ -198,35 +200,43 @@ def test_texts_go_on_from_the_document_s_last_token(loaded, monkeypatch):
     np.testing.assert_array_equal(*seen)
 
 
+def with_first(first, last):
+    """Two tokens as they are, and something for the others."""
+    weights = jnp.zeros(first.keys[:, :2, :, 0].shape)
+    return JoinedPrefix((TokenPrefix(first.keys[:, :2], first.values[:, :2], weights), last))
+
+
 def test_states_take_documents_in_and_let_them_go(loaded):
     favor = feature_map("favor", features=12, key=jax.random.key(0))
     model, tokens = loaded("llama"), text_of("llama")
     first = read_prompt(model, tokens[:, :6])
-    state = FeaturePrefix.from_tokens(first.keys, first.values, feature_map=favor)
-    both = append_document(model, JoinedPrompt(state, 6), tokens[:, 6:], texts="repeat")
-    # Read behind the state, and summed with the others around the first document's mean, in float64.
-    second = read_prompt(model, tokens[:, 6:], prefixes=state, start=6)
-    keys, values = (
-        np.concatenate(pair, axis=1).astype(float) for pair in zip(_arrays(first), _arrays(second), strict=True)
-    )
-    x = (keys - np.asarray(first.keys, float).mean(axis=1, keepdims=True)) * keys.shape[-1] ** -0.25
+    state = FeaturePrefix.from_tokens(first.keys[:, 2:], first.values[:, 2:], feature_map=favor)
+    before = JoinedPrompt(with_first(first, state), 6)
+    both = append_document(model, before, tokens[:, 6:], texts="repeat")
+    kept, summed = both.prefixes.parts
+    same(kept, before.prefixes.parts[0])
+    # Read behind them, and summed with the others around their mean, in float64.
+    second = read_prompt(model, tokens[:, 6:], prefixes=before.prefixes, start=6)
+    pairs = zip(_arrays(first), _arrays(second), strict=True)
+    keys, values = (np.concatenate([a[:, 2:], b], axis=1).astype(float) for a, b in pairs)
+    x = (keys - keys[:, :4].mean(axis=1, keepdims=True)) * keys.shape[-1] ** -0.25
     phi, log_scale = favor(jnp.asarray(x, jnp.float32))
     phi = np.asarray(phi, float) * np.exp(np.asarray(log_scale, float))[..., None]
-    factor = np.exp(np.asarray(both.prefixes.log_scale, float))
-    np.testing.assert_allclose(both.prefixes.k * factor[..., None], phi.sum(axis=1), rtol=1e-4)
+    factor = np.exp(np.asarray(summed.log_scale, float))
+    np.testing.assert_allclose(summed.k * factor[..., None], phi.sum(axis=1), rtol=1e-4)
     Z = np.einsum("lmkr,lmkh->lkrh", phi, values)
-    np.testing.assert_allclose(both.prefixes.Z * factor[..., None, None], Z, rtol=1e-4, atol=1e-5 * np.abs(Z).max())
-    assert (both.start, both.prefixes.Z.shape) == (tokens.shape[1], state.Z.shape)
+    np.testing.assert_allclose(summed.Z * factor[..., None, None], Z, rtol=1e-4, atol=1e-5 * np.abs(Z).max())
+    assert (both.start, summed.Z.shape) == (tokens.shape[1], state.Z.shape)
     assert both.report.error.shape == (keys.shape[0], model.config.block.heads)
     # And out again, to rounding.
     more = FeaturePrefix.from_tokens(
         second.keys, second.values, feature_map=favor, centre=state.centre, scale=state.scale
     )
-    left = subtract_prompt(both, JoinedPrompt(more, 12), start=6).prefixes
+    left = subtract_prompt(JoinedPrompt(summed, 12), JoinedPrompt(more, 12), start=6).prefixes
     factor = np.exp(left.log_scale - state.log_scale)
     for part, count in (("k", 1), ("Z", 2)):
         found = getattr(left, part) * factor[(..., *[None] * count)]
-        np.testing.assert_allclose(found, getattr(state, part), atol=1e-5 * np.abs(getattr(both.prefixes, part)).max())
+        np.testing.assert_allclose(found, getattr(state, part), atol=1e-5 * np.abs(getattr(summed, part)).max())
 
 
 def _arrays(prefix):
@@ -263,27 +273,32 @@ def test_clouds_take_documents_in(loaded, monkeypatch):
 
     def asked(model, texts, prefixes, *, start):
         given.append(prefixes)
-        return Calibration(None, None)
+        return Calibration(None, NOTHING)
 
     def compressed(whole, asked, **options):
         given.append(options["method"])
         return MeasurePrefix.from_tokens(whole.keys, whole.values, components=3, rank=1), "a report"
 
-    for name, spy in (("calibrate", asked), ("_beside", lambda *_: None), ("compress_layers", compressed)):
-        monkeypatch.setattr(append, name, spy)
-    exact = prompt_of(model, tokens[:, :6])
+    for name, fake in (("calibrate", asked), ("_beside", lambda *_: NOTHING), ("compress_layers", compressed)):
+        monkeypatch.setattr(append, name, fake)
+    first = read_prompt(model, tokens[:, :6])
     # As many clouds as tokens, all without spread: what comes behind them reads what it reads behind the tokens.
-    keys, values = exact.prefixes.keys, exact.prefixes.values
-    clouds = exact._replace(prefixes=MeasurePrefix.from_tokens(keys, values, components=6, rank=1))
-    both = append_document(model, clouds, tokens[:, 6:], budget=3, texts="repeat")
-    seen, method = given
+    clouds = MeasurePrefix.from_tokens(first.keys[:, 2:], first.values[:, 2:], components=4, rank=1)
+    before = JoinedPrompt(with_first(first, clouds), 6)
+    both = append_document(model, before, tokens[:, 6:], budget=3, texts="repeat")
+    (kept, seen), method = given[0].parts, given[1]
+    same(kept, before.prefixes.parts[0])
     whole = read_prompt(model, tokens)
-    np.testing.assert_allclose(seen.mean[:, 6:], whole.keys[:, 6:], atol=1e-4)
-    np.testing.assert_allclose(seen.value[:, 6:], whole.values[:, 6:], atol=1e-4)
-    assert not any(leaf[:, 6:].any() for leaf in (seen.log_weight, seen.factor, seen.cross))
+    np.testing.assert_allclose(seen.mean[:, 4:], whole.keys[:, 6:], atol=1e-4)
+    np.testing.assert_allclose(seen.value[:, 4:], whole.values[:, 6:], atol=1e-4)
+    assert not any(leaf[:, 4:].any() for leaf in (seen.log_weight, seen.factor, seen.cross))
     assert method == Clouds(rank=1)
-    assert both.prefixes.factor.shape[1] == 9
-    same(subtract_prompt(both, clouds).prefixes.mean, both.prefixes.mean[:, 6:])
+    assert both.prefixes.parts[1].factor.shape[1] == 7
+    left = subtract_prompt(both, before).prefixes
+    same((left.parts[0].keys.shape[1], left.parts[1].mean), (0, both.prefixes.parts[1].mean[:, 4:]))
+    # All parts turn.
+    parts = [shift_prompt(model, JoinedPrompt(part, 6), 3).prefixes for part in both.prefixes.parts]
+    same(shift_prompt(model, both, 3).prefixes.parts, tuple(parts))
 
 
 def test_fitting_again_keeps_what_weights_say(loaded):
