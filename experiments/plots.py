@@ -70,6 +70,32 @@ def field(tables: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def algebra(results: dict[str, Any]) -> Figure:
+    """For every way for a prefix to stand for two documents, the share of each document's own gain that is kept."""
+    texts = results["config"]["texts"]
+    ways = list(dict.fromkeys(row["way"] for row in results["rows"] if row["way"]))
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(ways)), layout="constrained")
+    panels = figure.subplots(ncols=2, sharey=True)
+    for axes, (what, label) in zip(panels, (("text", "text after it"), ("words", "words of its own")), strict=True):
+        for text, colour, above in zip(texts, ("#0072B2", "#E69F00"), (-0.15, 0.15), strict=True):
+            for place, way in enumerate(ways):
+                rows = [row for row in results["rows"] if (row["way"], row["document"]) == (way, text)]
+                kept = np.maximum([row[f"{what}_kept"] for row in rows], _LOWEST)
+                name = str(Path(text).with_suffix("")) if place == 0 and what == "text" else None
+                axes.plot(kept, np.full(len(kept), place + above), "o", color=colour, alpha=0.4, markersize=4)
+                axes.plot(np.mean(kept), place + above, "d", color=colour, markersize=7, label=name)
+        for share, line in ((0, "-"), (1, "--")):
+            axes.axvline(share, color="#7a7a7a", linewidth=1, linestyle=line)
+        axes.set(xlabel=f"share of a document's own gain that is kept: {label}", xlim=(_LOWEST - 0.05, 1.1))
+        axes.set_xticks([_LOWEST, 0, 0.25, 0.5, 0.75, 1], [f"{_LOWEST} or less", "0", "0.25", "0.5", "0.75", "1"])
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(ways)), ways)
+    panels[0].invert_yaxis()
+    figure.legend(frameon=False, loc="outside upper center", ncols=len(texts))
+    return figure
+
+
 def real_kernels(results: dict[str, dict[str, Any]]) -> Figure:
     """For each model, against M: the kernel's distance to its limit, its movement, and the linearised model's error.
 

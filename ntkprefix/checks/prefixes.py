@@ -178,6 +178,61 @@ def feature_count(feature_map: Any, width: int, found: int) -> None:
         )
 
 
+def same_kind(a: Any, b: Any) -> None:
+    """Two prefixes that are added or subtracted.
+
+    Raises:
+        TypeError: of two kinds.
+    """
+    if type(b) is not type(a):
+        raise TypeError(
+            f"{type(a).__name__}: can add or subtract only its own kind, got {type(b).__name__}. A JoinedPrefix has "
+            "several kinds side by side."
+        )
+
+
+def of_like_parts(a: Any, b: Any) -> None:
+    """Two joined prefixes that are added or subtracted part by part.
+
+    Raises:
+        TypeError: another kind, or parts of other kinds.
+    """
+    same_kind(a, b)
+    found = [", ".join(type(part).__name__ for part in each.parts) or "none" for each in (a, b)]
+    if found[0] != found[1]:
+        raise TypeError(f"JoinedPrefix: can add or subtract parts of the same kinds only, got {found[0]}; {found[1]}.")
+
+
+def listed_alike(a: Any, b: Any, axis: int) -> None:
+    """Two prefixes of tokens, or of clouds, that are put behind one another.
+
+    Args:
+        a: the first.
+        b: the second.
+        axis: of tokens or clouds, whose number alone may differ.
+
+    Raises:
+        TypeError: of two kinds, or as for their `shape`.
+        ValueError: of other sizes, or as for their `shape`.
+    """
+    same_kind(a, b)
+    for each in (a, b):
+        each.shape()
+    found = [
+        {
+            name: (*array.shape[:axis], *array.shape[axis + 1 :])
+            for name, array in vars(each).items()
+            if array is not None
+        }
+        for each in (a, b)
+    ]
+    if any(found[0][name] != found[1][name] for name in found[0].keys() & found[1].keys()):
+        told = " and ".join(
+            shapes({name: array for name, array in vars(each).items() if array is not None}) for each in (a, b)
+        )
+        raise ValueError(f"{type(a).__name__}: expected prefixes that differ in nothing but their length, got {told}.")
+
+
 def addable(a: Any, b: Any) -> None:
     """Two feature states whose sums are over the same features.
 
@@ -185,8 +240,7 @@ def addable(a: Any, b: Any) -> None:
         TypeError: the second is no feature state, or Z, k or log_scale of one is no array of floating-point numbers.
         ValueError: other feature maps, shapes, scales or centres.
     """
-    if type(b) is not type(a):
-        raise TypeError(f"{type(a).__name__}: can add or subtract only its own kind, got {type(b).__name__}.")
+    same_kind(a, b)
     for state in (a, b):
         floating("FeaturePrefix", Z=state.Z, k=state.k)
         if state.log_scale is not None:

@@ -30,6 +30,7 @@ def compress(
     keys: Float[Array, "M K H"],
     values: Float[Array, "M K Hv"],
     *,
+    log_weights: Float[Array, "M K"] | None = None,
     method: str | Method = "refined",
     budget: int | str,
     queries: Float[Array, "Q N H"] | None = None,
@@ -42,6 +43,8 @@ def compress(
     Args:
         keys: p, [M, K, H], as attention sees them: with positions turned into them where the model does so.
         values: u, [M, K, Hv].
+        log_weights: of tokens that have been compressed before, [M, K]; 0 if None. Only methods whose `takes_weights`
+            is true mind them.
         method: a name among `METHODS`, or one of its classes with options of its own.
         budget: tokens for each head as an integer, or a text: `"32x"` for a 32nd of the prompt's size, `"128 tokens"`,
             or, for all heads together, `"20000 numbers"` or `"64 KiB"` (in the type of `keys`).
@@ -56,8 +59,8 @@ def compress(
 
     Raises:
         TypeError: arrays that are not floating point, a budget or seed of another type.
-        ValueError: shapes that do not fit, no tokens, an unknown method, one that needs queries without any, a budget
-            that is too small for the method, a scale that is not above 0.
+        ValueError: shapes that do not fit, no tokens, an unknown method, one that needs queries without any or does not
+            mind weights where there are some, a budget that is too small for the method, a scale that is not above 0.
 
     Example:
         >>> import jax
@@ -74,15 +77,20 @@ def compress(
     chosen = method_of(method)
     checks.fit_together(
         "compress",
-        {"keys": "M K H", "values": "M K Hv", "queries": "Q N H"},
-        {"keys": keys, "values": values, "queries": queries},
-        optional=("queries",),
+        {"keys": "M K H", "values": "M K Hv", "log_weights": "M K", "queries": "Q N H"},
+        {"keys": keys, "values": values, "log_weights": log_weights, "queries": queries},
+        optional=("log_weights", "queries"),
     )
     if keys.ndim != 3:
         raise ValueError(f"compress: expected keys [M, K, H], got shape {list(keys.shape)}. Use a loop, or jax.vmap.")
     length, heads, width = keys.shape
     checks.at_least(1, "compress", tokens=length)
     checks.random_seed("compress", seed)
+    if log_weights is not None and not getattr(chosen, "takes_weights", False):
+        raise ValueError(
+            f"compress: {method!r} is for tokens that all weigh the same, and these have log-weights. Choose matching, "
+            "matching-in-context or refined."
+        )
     if queries is None:
         if chosen.needs_queries:
             raise ValueError(
@@ -91,9 +99,8 @@ def compress(
         queries = jnp.zeros((0, heads, width), keys.dtype)
     if queries.shape[1] % heads:
         raise ValueError(f"compress: expected queries of a multiple of {heads} heads, got {queries.shape[1]}.")
-    numbers = numbers_within(
-        budget, length=length, heads=heads, token=width + values.shape[-1], itemsize=keys.dtype.itemsize
-    )
+    token = width + values.shape[-1] + (log_weights is not None)
+    numbers = numbers_within(budget, length=length, heads=heads, token=token, itemsize=keys.dtype.itemsize)
     beta = checks.positive_scale(scale, width)
     if beside is not None and beside.den.shape != queries.shape[:2]:
         raise ValueError(
@@ -101,7 +108,7 @@ def compress(
             f"{list(beside.den.shape)}."
         )
     dtype = accumulator(keys.dtype, values.dtype)
-    arrays = jax.tree.map(lambda array: jnp.asarray(array, dtype), (keys, values, queries, beside))
+    arrays = jax.tree.map(lambda array: jnp.asarray(array, dtype), (keys, values, log_weights, queries, beside))
     return Compressed(*_run(*arrays, jax.random.key(seed), method=chosen, numbers=numbers, scale=float(beta)))
 
 
@@ -110,6 +117,7 @@ def judge(
     keys: Float[Array, "M K H"],
     values: Float[Array, "M K Hv"],
     *,
+    log_weights: Float[Array, "M K"] | None = None,
     queries: Float[Array, "Q N H"],
     beside: Partial | None = None,
     scale: float | None = None,
@@ -120,6 +128,7 @@ def judge(
         prefix: of one layer.
         keys: as for `compress`.
         values: likewise.
+        log_weights: likewise.
         queries: none of which it was fitted to, [Q, N, H].
         beside: as for `compress`.
         scale: likewise.
@@ -132,7 +141,7 @@ def judge(
         ValueError: as for the prefix, or a scale that is not above 0.
     """
     beta = float(checks.positive_scale(scale, keys.shape[-1]))
-    return _judge(prefix, Problem(keys, values, queries, beside, beta))
+    return _judge(prefix, Problem(keys, values, queries, beside, beta, log_weights))
 
 
 def fitted_to(queries: int) -> int:
@@ -153,11 +162,11 @@ def method_of(method: str | Method) -> Method:
 
 
 @partial(jax.jit, static_argnames=("method", "numbers", "scale"))
-def _run(keys, values, queries, beside, key, *, method, numbers, scale):
+def _run(keys, values, log_weights, queries, beside, key, *, method, numbers, scale):
     fitted = fitted_to(queries.shape[0])
     asked, held = ((queries[part], _part(beside, part)) for part in (slice(None, fitted), slice(fitted, None)))
-    prefix = method(Problem(keys, values, *asked, scale), numbers, key)
-    return prefix, measured(Problem(keys, values, *held, scale), prefix)
+    prefix = method(Problem(keys, values, *asked, scale, log_weights), numbers, key)
+    return prefix, measured(Problem(keys, values, *held, scale, log_weights), prefix)
 
 
 @jax.jit

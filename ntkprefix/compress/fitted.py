@@ -22,8 +22,10 @@ class FittedFeatures(Sums):
 
     Attributes:
         features: `elu` or `favor`, as for `Sums`: those of `taylor` can be negative.
+        recentre: as for `Sums`.
 
     Raises:
+        TypeError: as for `Sums`.
         ValueError: an unknown feature map.
 
     Source: `ntkprefix.prefixes.least_squares`.
@@ -44,7 +46,8 @@ class FittedFeatures(Sums):
             raise ValueError(f"FittedFeatures: expected the scale 1/sqrt(H) = {width**-0.5:g}, got {problem.scale:g}.")
         group = query_heads // problem.heads
         phi = fitting(self.features, numbers // group, width, problem.values.shape[-1])
-        centre = jnp.repeat(jnp.mean(problem.keys, axis=0), group, axis=0)
+        mean = jnp.mean(problem.keys, axis=0)
+        centre = jnp.repeat(mean if self.recentre else jnp.zeros_like(mean), group, axis=0)
         exact, beside = problem.exact(), problem.beside
         features, log_features = phi(problem.queries * problem.scale**0.5)
         along = jnp.einsum("qnh,nh->qn", problem.queries * problem.scale, centre)

@@ -51,6 +51,7 @@ class Matching:
     in_context: bool = False
     ridge: float = 1e-4
     needs_queries = True
+    takes_weights = True
 
     def __post_init__(self):
         checks.one_of("Matching", "choice", self.choose, ("attention", "pursuit"))

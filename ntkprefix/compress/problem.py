@@ -27,6 +27,7 @@ class Problem:
         queries: [Q, N, H], with positions turned into them where the model does so; Q may be 0.
         beside: the share of attention of everything else that each query sees, [Q, N, ...]; None for nothing.
         scale: beta.
+        log_weights: of tokens that stand for others already, [M, K]; None for 0.
     """
 
     keys: Leaf
@@ -34,6 +35,7 @@ class Problem:
     queries: Leaf
     beside: Partial | None
     scale: float = static_field()
+    log_weights: Leaf | None = None
 
     @property
     def heads(self) -> int:
@@ -47,7 +49,13 @@ class Problem:
 
     def exact(self) -> Partial:
         """The prompt's own share for every query, [Q, N, ...]: what is to be approximated."""
-        return answer(TokenPrefix(self.keys, self.values), self.queries, self.scale)
+        return answer(TokenPrefix(self.keys, self.values, self.log_weights), self.queries, self.scale)
+
+    def added(self) -> Float[Array, "M K"]:
+        """What is added to the logits of every token: its log-weight, or 0."""
+        if self.log_weights is None:
+            return jnp.zeros(self.keys.shape[:2], self.keys.dtype)
+        return self.log_weights
 
     def centred_keys(self) -> Float[Array, "M K H"]:
         """Keys less their mean: weights among them are the same."""
@@ -56,7 +64,10 @@ class Problem:
 
 @runtime_checkable
 class Method(Protocol):
-    """How a layer's prompt becomes a small prefix: a hashable value, under whose options one program is compiled."""
+    """How a layer's prompt becomes a small prefix: a hashable value, under whose options one program is compiled.
+
+    One that minds the log-weights of tokens that have been compressed before says so by `takes_weights = True`.
+    """
 
     @property
     def needs_queries(self) -> bool:
@@ -85,7 +96,7 @@ def by_kv_head(array: Float[Array, "Q N *rest"], heads: int) -> Float[Array, "K 
 
 
 def attention_masses(problem: Problem) -> Float[Array, "K M"]:
-    r"""How much attention every key gets: the mean over queries of e^{beta q.p_r} over all that the query sees.
+    r"""How much attention every key gets: the mean over queries of its weight over all that the query sees.
 
     What else a query sees takes its part of it, so that a head that looks elsewhere counts for little.
     """
@@ -94,13 +105,16 @@ def attention_masses(problem: Problem) -> Float[Array, "K M"]:
     log_total = by_kv_head(seen.log_mass(), problem.heads)
     queries = by_kv_head(problem.queries, problem.heads) * problem.scale
 
-    def of_head(parts: tuple[Array, Array, Array]) -> Array:
-        keys, queries, log_total = parts
-        return jax.lax.map(
-            lambda key: jnp.mean(jnp.exp(queries @ key - log_total)), keys, batch_size=min(_CHUNK, len(keys))
-        )
+    def of_head(parts: tuple[Array, Array, Array, Array]) -> Array:
+        keys, added, queries, log_total = parts
 
-    return jax.lax.map(of_head, (jnp.moveaxis(problem.keys, 1, 0), queries, log_total))
+        def of_token(token: tuple[Array, Array]) -> Array:
+            key, added = token
+            return jnp.mean(jnp.exp(queries @ key + added - log_total))
+
+        return jax.lax.map(of_token, (keys, added), batch_size=min(_CHUNK, len(keys)))
+
+    return jax.lax.map(of_head, (jnp.moveaxis(problem.keys, 1, 0), problem.added().T, queries, log_total))
 
 
 def gather(problem: Problem, chosen: Array, log_weights: Array | None = None) -> TokenPrefix:

@@ -43,12 +43,13 @@ def pursue(problem: Problem, count: int) -> Int[Array, "K C"]:
     log_total = by_kv_head(seen.log_mass(), problem.heads)
     queries = by_kv_head(problem.queries, problem.heads) * problem.scale
     stride = -(-queries.shape[1] // _MOST_QUERIES)
-    per_head = jnp.moveaxis(problem.keys, 1, 0), jnp.moveaxis(problem.values, 1, 0)
+    per_head = jnp.moveaxis(problem.keys, 1, 0), jnp.moveaxis(problem.values, 1, 0), problem.added().T
 
     def of_head(parts: tuple[Array, ...]) -> Array:
-        keys, values, queries, log_total = parts
+        keys, values, added, queries, log_total = parts
         size = jnp.sqrt(jnp.mean(values * values))
-        weights = jnp.exp(jnp.matmul(queries, keys.T, precision=_PRECISE) - log_total[:, None])
+        weights = jnp.matmul(queries, keys.T, precision=_PRECISE) + added[None] - log_total[:, None]
+        weights = jnp.exp(weights)
         targets = jnp.concatenate([jnp.full((len(values), 1), size, values.dtype), values], axis=1)
         return _forward(weights, targets, count)
 

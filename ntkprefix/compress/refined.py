@@ -44,6 +44,7 @@ class Refined:
     batch: int = 512
     step_size: float = 0.03
     needs_queries = True
+    takes_weights = True
 
     def __post_init__(self):
         checks.at_least(0, "Refined", steps=self.steps)

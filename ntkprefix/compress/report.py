@@ -80,7 +80,8 @@ def measured(problem: Problem, prefix: Any) -> Report:
     """How wrong a prefix answers the problem's queries, none of which it was fitted to."""
     numbers = sum(leaf.size for leaf in jax.tree.leaves(prefix)) / problem.heads
     itemsize = problem.keys.dtype.itemsize
-    prompt = problem.length * (problem.keys.shape[-1] + problem.values.shape[-1])
+    weighted = problem.log_weights is not None
+    prompt = problem.length * (problem.keys.shape[-1] + problem.values.shape[-1] + weighted)
     queries, query_heads, _ = problem.queries.shape
     value_bound = jnp.repeat(jnp.max(jnp.abs(problem.values), axis=(0, 2)), query_heads // problem.heads)
     static = {"held_out": queries, "numbers": numbers, "itemsize": itemsize, "prompt_numbers": prompt}

@@ -22,19 +22,24 @@ class Sums:
     Attributes:
         features: `elu`, as many as a head is wide; `taylor`, of the highest degree that the budget holds; `favor`, as
             many random ones as it holds, the same in every run.
+        recentre: around the prompt's mean key, for which the error is smaller. Without it states of several prompts
+            have the same centre, 0, and can be added.
 
     Raises:
+        TypeError: a `recentre` that is neither True nor False.
         ValueError: an unknown feature map.
 
     Source: `FeaturePrefix.from_tokens`.
     """
 
     features: str = "favor"
+    recentre: bool = True
     needs_queries = False
     _known: ClassVar[tuple[str, ...]] = ("elu", "taylor", "favor")
 
     def __post_init__(self):
         checks.one_of(type(self).__name__, "feature map", self.features, self._known)
+        checks.yes_or_no(type(self).__name__, recentre=self.recentre)
 
     def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> FeaturePrefix:  # noqa: ARG002
         """The state.
@@ -43,7 +48,9 @@ class Sums:
             ValueError: the budget holds no state.
         """
         phi = fitting(self.features, numbers, problem.keys.shape[-1], problem.values.shape[-1])
-        return FeaturePrefix.from_tokens(problem.keys, problem.values, feature_map=phi, scale=problem.scale)
+        return FeaturePrefix.from_tokens(
+            problem.keys, problem.values, feature_map=phi, recentre=self.recentre, scale=problem.scale
+        )
 
 
 def fitting(name: str, numbers: int, width: int, value_width: int) -> FeatureMap:

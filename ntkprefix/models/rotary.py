@@ -87,6 +87,25 @@ class Rotary:
             stretch = 0.1 * math.log(self.factor) + 1 if self.scaling == "yarn" and self.factor > 1 else 1.0
         return Rotation(jnp.cos(angles) * stretch, jnp.sin(angles) * stretch)
 
+    def further(self, by: int) -> Rotation:
+        """What turns keys that have been turned to their positions to those that are `by` further on, [1, 1, pairs].
+
+        Angles add, and the stretch is in the keys already.
+
+        Example:
+            >>> import jax
+            >>> import jax.numpy as jnp
+            >>> from ntkprefix.models.rotary import Rotary, rotate
+            >>> rotary, keys = Rotary(width=8), jax.random.normal(jax.random.key(0), (1, 3, 2, 8))
+            >>> at_7 = rotate(keys, rotary.at(jnp.full((1, 3), 7)))
+            >>> at_10 = rotate(keys, rotary.at(jnp.full((1, 3), 10)))
+            >>> bool(jnp.allclose(rotate(at_7, rotary.further(3)), at_10, atol=1e-5))
+            True
+        """
+        # The frequencies as `at` rounds them: the difference is multiplied by all of `by`.
+        angles = self.frequencies().astype(np.float32).astype(np.float64) * by
+        return Rotation(*(jnp.asarray(turn, jnp.float32)[None, None] for turn in (np.cos(angles), np.sin(angles))))
+
     def _yarn_range(self) -> tuple[float, float]:
         """Between which pairs the blend runs: those that turn `high` and `low` times in the original context."""
 

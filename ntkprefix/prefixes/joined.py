@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Array, Float
 
+from ntkprefix import checks
 from ntkprefix._pytree import Leaf, pytree
 from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes.base import Prefix, PrefixShape
@@ -29,6 +30,26 @@ class JoinedPrefix:
     """
 
     parts: tuple[Leaf, ...]
+
+    def __add__(self, other: JoinedPrefix) -> JoinedPrefix:
+        """Part by part: tokens and clouds behind one another, states of features summed.
+
+        Raises:
+            TypeError: `other` is not a `JoinedPrefix`, has parts of other kinds, or as for the parts.
+            ValueError: as for the parts.
+        """
+        checks.of_like_parts(self, other)
+        return JoinedPrefix(tuple(a + b for a, b in zip(self.parts, other.parts, strict=True)))
+
+    def __sub__(self, other: JoinedPrefix) -> JoinedPrefix:
+        """Part by part: without the tokens, clouds and sums of `other`.
+
+        Raises:
+            TypeError: as for `+`.
+            ValueError: as for the parts.
+        """
+        checks.of_like_parts(self, other)
+        return JoinedPrefix(tuple(a - b for a, b in zip(self.parts, other.parts, strict=True)))
 
     def shape(self) -> PrefixShape:
         """The sizes that have to match: those that any part asks for.

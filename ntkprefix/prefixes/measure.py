@@ -14,6 +14,7 @@ from ntkprefix._pytree import Leaf, pytree
 from ntkprefix.clusters import kmeans
 from ntkprefix.kernels import dense
 from ntkprefix.partial import Partial, add
+from ntkprefix.prefixes import behind
 from ntkprefix.prefixes.base import PrefixShape
 
 # Clouds that are computed at once.
@@ -102,6 +103,28 @@ class MeasurePrefix:
         dtype = accumulator(keys.dtype)
         fit = bind(fit_clouds, jax.random.key(seed), components=components, rank=rank, iterations=iterations)
         return (fit if keys.ndim == 3 else jax.vmap(fit))(keys.astype(dtype), values.astype(dtype))
+
+    def __add__(self, other: MeasurePrefix) -> MeasurePrefix:
+        """The clouds of both, behind one another: their shares of attention add.
+
+        Raises:
+            TypeError: `other` is not a `MeasurePrefix`, or as for `shape`.
+            ValueError: other rows, heads, widths or ranks, or as for `shape`.
+        """
+        axis = self.mean.ndim - 3
+        checks.listed_alike(self, other, axis)
+        return behind.together(self, other, axis)
+
+    def __sub__(self, other: MeasurePrefix) -> MeasurePrefix:
+        """The clouds without those of `other`, which must be among them, behind one another and to the last bit.
+
+        Raises:
+            TypeError: as for `+`.
+            ValueError: as for `+`, or they are not among them.
+        """
+        axis = self.mean.ndim - 3
+        checks.listed_alike(self, other, axis)
+        return behind.without(self, other, axis)
 
     def shape(self) -> PrefixShape:
         """The sizes that have to match.

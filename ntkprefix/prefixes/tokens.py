@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,6 +13,7 @@ from ntkprefix._dtypes import accumulator
 from ntkprefix._pytree import Leaf, pytree
 from ntkprefix.kernels import IMPLEMENTATIONS, best
 from ntkprefix.partial import Partial
+from ntkprefix.prefixes import behind
 from ntkprefix.prefixes.base import PrefixShape
 
 
@@ -39,6 +42,26 @@ class TokenPrefix:
     keys: Leaf
     values: Leaf
     log_weights: Leaf | None = None
+
+    def __add__(self, other: TokenPrefix) -> TokenPrefix:
+        """The tokens of both, behind one another: their shares of attention add.
+
+        Raises:
+            TypeError: `other` is not a `TokenPrefix`, or as for `shape`.
+            ValueError: other rows, heads or widths, or as for `shape`.
+        """
+        axis = self.keys.ndim - 3
+        return behind.together(*_alike(self, other, axis), axis)
+
+    def __sub__(self, other: TokenPrefix) -> TokenPrefix:
+        """The tokens without those of `other`, which must be among them, behind one another and to the last bit.
+
+        Raises:
+            TypeError: as for `+`.
+            ValueError: as for `+`, or they are not among them.
+        """
+        axis = self.keys.ndim - 3
+        return behind.without(*_alike(self, other, axis), axis)
 
     def shape(self) -> PrefixShape:
         """The sizes that have to match.
@@ -81,3 +104,17 @@ class TokenPrefix:
         kernel = IMPLEMENTATIONS[best(length, keys.shape[1])]
         share = kernel.partial_attention(query.reshape(*of_row, heads, width), keys, values, scale=scale, bias=bias)
         return jax.tree.map(lambda array: array.reshape(batch, length, *array.shape[2:]), share)
+
+
+def _alike(first: TokenPrefix, second: TokenPrefix, axis: int) -> tuple[TokenPrefix, TokenPrefix]:
+    """Both of one kind and size, with weights if one of them has some."""
+    checks.listed_alike(first, second, axis)
+    if first.log_weights is None and second.log_weights is None:
+        return first, second
+
+    def weighted(tokens: TokenPrefix) -> TokenPrefix:
+        if tokens.log_weights is not None:
+            return tokens
+        return dataclasses.replace(tokens, log_weights=jnp.zeros(tokens.keys.shape[:-1], tokens.keys.dtype))
+
+    return weighted(first), weighted(second)

@@ -3,24 +3,33 @@
 from ntkprefix._extras import extra
 
 with extra("models", "ntkprefix.prompts"):
+    from ntkprefix.prompts.algebra import JoinedPrompt, merge_prompts, shift_prompt, subtract_prompt
+    from ntkprefix.prompts.append import append_document
     from ntkprefix.prompts.calibration import Calibration, calibrate, continued, repeated
     from ntkprefix.prompts.compress import CompressedPrompt, compress_prompt
     from ntkprefix.prompts.distil import distil
     from ntkprefix.prompts.files import StoredPrompt, load_prompt, save_prompt
     from ntkprefix.prompts.layers import compress_layers
     from ntkprefix.prompts.read import read_prompt
+    from ntkprefix.prompts.refit import recompress_prompt
 
 __all__ = [
     "Calibration",
     "CompressedPrompt",
+    "JoinedPrompt",
     "StoredPrompt",
+    "append_document",
     "calibrate",
     "compress_layers",
     "compress_prompt",
     "continued",
     "distil",
     "load_prompt",
+    "merge_prompts",
     "read_prompt",
+    "recompress_prompt",
     "repeated",
     "save_prompt",
+    "shift_prompt",
+    "subtract_prompt",
 ]

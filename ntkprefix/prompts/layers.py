@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from ntkprefix import checks
 from ntkprefix.compress import Compressed, Method, Report, compress
@@ -34,7 +34,8 @@ def compress_layers(
     """`compress_prompt` of a prompt that has been read, and of what texts asked behind it.
 
     Args:
-        whole: the prompt's keys and values, [L, M, K, H] and [L, M, K, Hv].
+        whole: the prompt's keys and values, [L, M, K, H] and [L, M, K, Hv], with weights if it has been compressed
+            before.
         asked: of the same layers.
         method: as for `compress_prompt`.
         budget: likewise.
@@ -59,7 +60,7 @@ def compress_layers(
         budget,
         length=length,
         heads=layers * heads,
-        token=width + whole.values.shape[-1],
+        token=width + whole.values.shape[-1] + (whole.log_weights is not None),
         itemsize=whole.keys.dtype.itemsize,
     )
     numbers = np.full((layers, heads), even)
@@ -69,8 +70,8 @@ def compress_layers(
         numbers = numbers if error is None else np.maximum(numbers, meeting(found, error))
     parts = []
     for layer in range(layers):
-        keys, values, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole.keys, whole.values, asked))
-        made = _layer(keys, values, of_layer, numbers[layer], method, seed + layer)
+        tokens, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole, asked))
+        made = _layer(tokens, of_layer, numbers[layer], method, seed + layer)
         parts.append(jax.block_until_ready(made))
         tell("compressing", layer + 1, layers)
     prefixes = [part.prefix for part in parts]
@@ -82,8 +83,7 @@ def compress_layers(
 
 
 def _layer(
-    keys: Float[Array, "M K H"],
-    values: Float[Array, "M K Hv"],
+    tokens: TokenPrefix,
     asked: Calibration,
     numbers: Int[np.ndarray, " K"],
     method: str | Method,
@@ -94,14 +94,15 @@ def _layer(
     options: dict[str, Any] = {"method": method, "seed": seed}
     if len(set(numbers)) == 1:
         both = {"queries": asked.queries, "beside": asked.beside}
-        return compress(keys, values, budget=f"{numbers.sum()} numbers", **both, **options)
+        return compress(**vars(tokens), budget=f"{numbers.sum()} numbers", **both, **options)
     group = asked.queries.shape[1] // heads
     made = []
     for head in range(heads):
         of_head = slice(head * group, (head + 1) * group)
         queries, beside = jax.tree.map(lambda leaf, at=of_head: leaf[:, at], (asked.queries, asked.beside))
-        one = keys[:, head : head + 1], values[:, head : head + 1]
-        made.append(compress(*one, budget=f"{numbers[head]} numbers", queries=queries, beside=beside, **options))
+        one = jax.tree.map(lambda leaf, at=head: leaf[:, at : at + 1], tokens)
+        sizes = {"budget": f"{numbers[head]} numbers", "queries": queries, "beside": beside}
+        made.append(compress(**vars(one), **sizes, **options))
     lengths = [part.prefix.keys.shape[0] if isinstance(part.prefix, TokenPrefix) else 0 for part in made]
     prefixes = [filled(part.prefix, max(lengths)) for part in made]
     reports = _of_one_size([part.report for part in made])

@@ -55,12 +55,12 @@ def needs(
     fitted = fitted_to(asked.queries.shape[1])
     errors = np.zeros((len(numbers), layers, heads))
     for layer in range(layers):
-        keys, values, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (whole.keys, whole.values, asked))
+        tokens, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (whole, asked))
         queries, beside = jax.tree.map(lambda leaf: leaf[:fitted], (of_layer.queries, of_layer.beside))
         for index, count in enumerate(numbers):
             options = {"queries": of_layer.queries, "beside": of_layer.beside, "budget": f"{count * heads} numbers"}
-            made, _ = compress(keys, values, method=Matching(in_context=True), **options)
-            error = judge(made, keys, values, queries=queries, beside=beside).error
+            made, _ = compress(**vars(tokens), method=Matching(in_context=True), **options)
+            error = judge(made, **vars(tokens), queries=queries, beside=beside).error
             errors[index, layer] = np.asarray(error).reshape(heads, -1).mean(axis=1)
         on_layer(layer + 1)
     return Needs(numbers, errors)

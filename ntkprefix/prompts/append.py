@@ -1,0 +1,164 @@
+"""A document read behind a compressed prompt, and compressed there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ntkprefix import checks
+from ntkprefix.compress import Clouds, Method, Report, judge
+from ntkprefix.compress.problem import answer
+from ntkprefix.models import TextModel, generate
+from ntkprefix.partial import Partial, merge
+from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
+from ntkprefix.prompts.algebra import checked
+from ntkprefix.prompts.calibration import Calibration, calibrate, repeated
+from ntkprefix.prompts.compress import CompressedPrompt, compress_layers
+from ntkprefix.prompts.read import read_prompt
+
+# As `compress_prompt` has them.
+_ROWS, _LENGTH = 16, 128
+
+
+def append_document(
+    model: TextModel,
+    prompt: Any,
+    tokens: Int[Array, "1 M"],
+    *,
+    budget: int | str | None = None,
+    method: str | Method | None = None,
+    texts: Literal["continue", "repeat"] | Int[Array, "B T"] = "continue",
+    seed: int = 0,
+    chunk: int = 512,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> CompressedPrompt:
+    """A prompt with a document behind it: what was there stays as it is, and the document's own small prefix is added.
+
+    The document is read at the positions from `prompt.start` on, and its tokens see the prompt's small prefix as they
+    would have seen the prompt. Again and again this compresses a prompt of any length window by window: no more than
+    one window's keys and values, and the small prefix, are in memory at a time.
+
+    Tokens and clouds get longer by the budget. A state of features takes the document into its own sums and keeps its
+    size: the state of both documents' tokens together, exactly. Of a joined prefix, a few exact tokens and a state say,
+    the last part takes it in.
+
+    Args:
+        model: causal.
+        prompt: a `CompressedPrompt`, or anything with `prefixes` and `start`.
+        tokens: the document, [1, M].
+        budget: of the document, as for `compress_prompt`; none for a state of features.
+        method: likewise; if None, `matching-in-context` behind tokens, and clouds of their rank behind clouds.
+        texts: behind prompt and document, as for `compress_prompt`.
+        seed: of what is random.
+        chunk: tokens that are read at a time.
+        on_step: as for `compress_prompt`.
+
+    Returns:
+        Both together, and the report of the document's share: against its own keys and values, all else that a query
+        sees, the prompt's small prefix included, being equal.
+
+    Raises:
+        TypeError: as for `shift_prompt` and `compress_prompt`, a method that makes another kind than the prompt has.
+        ValueError: as for `shift_prompt` and `compress_prompt`; a budget or method for a state of features, or no
+            budget for another kind; a state that was fitted, one for each query head, to which sums do not add.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
+        >>> from ntkprefix.prompts import JoinedPrompt, append_document, read_prompt
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
+        >>> first, second = jnp.split(jnp.arange(40)[None], 2, axis=1)
+        >>> one = JoinedPrompt(read_prompt(model, first), 20)  # or compressed
+        >>> both = append_document(model, one, second, method="ends", budget="4x", texts="repeat")
+        >>> both.prefixes.keys.shape, both.start
+        ((2, 25, 3, 4), 40)
+    """
+    tell = on_step or (lambda *_: None)
+    checked("append_document", prompt)
+    if isinstance(texts, str):
+        checks.one_of("append_document", "kind of texts", texts, ("continue", "repeat"))
+    before = prompt.prefixes
+    last = before.parts[-1] if isinstance(before, JoinedPrefix) else before
+    state = isinstance(last, FeaturePrefix)
+    if state != (budget is None) or (state and method is not None):
+        raise ValueError(
+            "append_document: expected a budget, and perhaps a method, for tokens and clouds, and neither for a state "
+            f"of features, which keeps its size; got budget {budget!r} and method {method!r} for a "
+            f"{type(last).__name__}."
+        )
+    length = tokens.shape[-1]
+    options: dict[str, Any] = {"chunk": chunk, "on_chunk": lambda done: tell("reading", done, length)}
+    whole = read_prompt(model, tokens, prefixes=before, start=prompt.start, **options)
+    tell("asking", 0, 1)
+    seen, start = before + _exactly(whole, before), prompt.start + length
+    if isinstance(texts, str):
+        # All but the last token, from which the first new one is drawn: it is read once more.
+        others = before + _exactly(TokenPrefix(whole.keys[:, :-1], whole.values[:, :-1]), before)
+        texts = _texts(texts, model, tokens, others, start - 1, seed)
+    asked = calibrate(model, texts, seen, start=start)
+    asked = Calibration(asked.queries, _beside(before, asked))
+    if budget is None:
+        return CompressedPrompt(seen, start, _judged(_exactly(whole, last), whole, asked))
+    if method is None:
+        method = Clouds(rank=last.factor.shape[-1]) if isinstance(last, MeasurePrefix) else "matching-in-context"
+    part, report = compress_layers(whole, asked, method=method, budget=budget, seed=seed, on_step=tell)
+    if isinstance(before, JoinedPrefix) and not isinstance(part, JoinedPrefix):
+        part = _as_last(part, before, whole)
+    return CompressedPrompt(before + part, start, report)
+
+
+def _texts(kind: str, model: TextModel, tokens: Array, others: Any, start: int, seed: int) -> Array:
+    if kind == "repeat":
+        return jnp.asarray(repeated(np.asarray(tokens[0]), rows=_ROWS, length=_LENGTH, seed=seed))
+    last = jnp.full((_ROWS, 1), tokens[0, -1], jnp.int32)
+    drawn: dict[str, Any] = {"temperature": 1.0, "key": jax.random.key(seed)}
+    return generate(model, last, _LENGTH, prefixes=others, start=start, **drawn).tokens
+
+
+def _exactly(tokens: TokenPrefix, like: Any) -> Any:
+    """Tokens as prefixes of another one's kind: exact but for a state, which is as near as its feature map is."""
+    if isinstance(like, JoinedPrefix):
+        return _as_last(_exactly(tokens, like.parts[-1]), like, tokens)
+    if isinstance(like, TokenPrefix):
+        return tokens
+    if isinstance(like, MeasurePrefix):
+        # Clouds without spread.
+        rank = like.factor.shape[-1]
+        factor, cross = (jnp.zeros((*array.shape, rank)) for array in (tokens.keys, tokens.values))
+        return MeasurePrefix(jnp.zeros(tokens.keys.shape[:-1]), tokens.keys, factor, tokens.values, cross)
+    options = {"feature_map": like.feature_map, "centre": like.centre, "scale": like.scale}
+    return FeaturePrefix.from_tokens(tokens.keys, tokens.values, recentre=False, **options)
+
+
+def _as_last(part: Any, like: JoinedPrefix, tokens: TokenPrefix) -> JoinedPrefix:
+    """A last part, with nothing in front of it that adds to the other parts."""
+    none = TokenPrefix(tokens.keys[:, :0], tokens.values[:, :0])
+    return JoinedPrefix((*(_exactly(none, other) for other in like.parts[:-1]), part))
+
+
+@jax.jit
+def _beside(prefixes: Any, asked: Calibration) -> Partial:
+    """What queries see beside a document: the text's own tokens, and the prompt in front of the document."""
+
+    def of_layer(layer: tuple[Any, Calibration]) -> Partial:
+        prefix, asked = layer
+        return merge(asked.beside, answer(prefix, asked.queries, asked.queries.shape[-1] ** -0.5))
+
+    return jax.lax.map(of_layer, (prefixes, asked))
+
+
+def _judged(prefixes: FeaturePrefix, whole: TokenPrefix, asked: Calibration) -> Report:
+    """The report of every layer's state, to which no query was fitted."""
+    reports = []
+    for layer in range(whole.keys.shape[0]):
+        prefix, tokens, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (prefixes, whole, asked))
+        report = judge(prefix, tokens.keys, tokens.values, queries=of_layer.queries, beside=of_layer.beside)
+        reports.append(jax.block_until_ready(report))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
