@@ -60,8 +60,8 @@ def compression() -> str:
             f"heads and tokens; estimated: what the report says, from texts of the model's own that nothing was fitted "
             f"to (of ways that distil, before they do); coverage: share of these errors within the report's interval "
             f"for nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and "
-            f"texts are made, once for all methods ({where['processor']}, {where['cores']} cores, not idle). Pace: time to "
-            f"generate a token, over that behind the whole prompt ({1e3 * whole:.0f} ms; without any prompt "
+            f"texts are made, once for all methods ({where['processor']}, {where['cores']} cores, not idle). Pace: "
+            f"time to generate a token, over that behind the whole prompt ({1e3 * whole:.0f} ms; without any prompt "
             f"{without / whole:.2f} of it). MB: of the prefix in memory, where the whole prompt takes "
             f"{texts[0]['megabytes']:.0f}. Remade by "
             f"`python -m experiments.compression --data-root FOLDER`.",

@@ -140,7 +140,7 @@ def asked(
         likelihood, choice = _answers(graph, weights, *rows, choices, prefixes, jnp.asarray(start))
         likelihoods += np.asarray(likelihood, float).tolist()
         chosen += np.asarray(choice).tolist()
-    found = {"log_likelihood": round(float(np.mean(likelihoods)), 5)}
+    found: dict[str, Any] = {"log_likelihood": round(float(np.mean(likelihoods)), 5)}
     if data.choices:
         right = [choice == example.label for choice, example in zip(chosen, data.test, strict=False)]
         found["right"] = "".join("01"[one] for one in right)
