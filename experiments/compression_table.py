@@ -16,20 +16,7 @@ def compression() -> str:
     results = read_json(PATH)
     config, where, texts = results["config"], results["environment"], results["texts"]
     names = [str(Path(text["text"]).with_suffix("")) for text in texts]
-    head = [
-        "method",
-        "smaller",
-        *names,
-        "mean",
-        "divergence",
-        "error",
-        "estimated",
-        "coverage",
-        "seconds",
-        "pace",
-        "MB",
-    ]
-    whole = np.median([text["seconds_per_token"] for text in texts])
+    head = ["method", "smaller", *names, "mean", "divergence", "error", "estimated", "coverage", "seconds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for budget in config["budgets"]:
         for method in config["methods"]:
@@ -40,15 +27,12 @@ def compression() -> str:
             cells += [
                 f"{np.mean([row['coverage'] for row in rows]):.2f}",
                 f"{np.median([row['seconds'] for row in rows]):.0f}",
-                f"{np.median([row['seconds_per_token'] for row in rows]) / whole:.2f}",
-                f"{rows[0]['megabytes']:.1f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     gains = ", ".join(
         f"{text['full'] - text['without']:.3f} for {name}" for name, text in zip(names, texts, strict=True)
     )
     seconds = np.median([text["seconds"] for text in texts])
-    without = np.median([text["seconds_per_token_without"] for text in texts])
     return "\n".join(
         [
             *lines,
@@ -58,12 +42,9 @@ def compression() -> str:
             f"does worse than without the prompt; the gain is {gains} nats a token. Divergence: from the distribution "
             f"behind the whole prompt, nats a token. Error: of attention outputs on these tokens, mean over layers, "
             f"heads and tokens; estimated: what the report says, from texts of the model's own that nothing was fitted "
-            f"to (of ways that distil, before they do); coverage: share of these errors within the report's interval "
-            f"for nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and "
-            f"texts are made, once for all methods ({where['processor']}, {where['cores']} cores, not idle). Pace: "
-            f"time to generate a token, over that behind the whole prompt ({1e3 * whole:.0f} ms; without any prompt "
-            f"{without / whole:.2f} of it). MB: of the prefix in memory, where the whole prompt takes "
-            f"{texts[0]['megabytes']:.0f}. Remade by "
+            f"to (of `distilled`, before it is); coverage: share of these errors within the report's interval for nine "
+            f"of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and texts are "
+            f"made, once for all methods ({where['processor']}, {where['cores']} cores, not idle). Remade by "
             f"`python -m experiments.compression --data-root FOLDER`.",
         ]
     )
