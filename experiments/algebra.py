@@ -64,7 +64,7 @@ class AlgebraConfig:
         places: where documents begin, as shares of their text: one pair for each.
         rows: texts on a document that methods are fitted to: half of them the model's own, half pieces of it.
         length: their tokens.
-        budget: of a document.
+        budget: of a document, as a ratio: `4x`.
         method: among `METHODS`; it makes tokens.
         questions: words that are asked for in each document.
         cue: tokens in front of each.

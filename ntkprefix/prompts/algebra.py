@@ -146,7 +146,7 @@ def merge_prompts(model: TextModel, first: Any, second: Any, *, shift: bool = Tr
         >>> bool((first.prefixes.keys == one.prefixes.keys).all())
         True
 
-    Source: MATH 1, shares of disjoint groups of keys add.
+    Source: shares of disjoint groups of keys add (`ntkprefix.partial`).
     """
     checks.yes_or_no("merge_prompts", shift=shift)
     own = second if common is None else subtract_prompt(second, common)

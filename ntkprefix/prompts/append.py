@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -95,21 +96,20 @@ def append_document(
     options: dict[str, Any] = {"chunk": chunk, "on_chunk": lambda done: tell("reading", done, length)}
     whole = read_prompt(model, tokens, prefixes=before, start=prompt.start, **options)
     tell("asking", 0, 1)
-    seen, start = before + _exactly(whole, before), prompt.start + length
+    exact = _exactly(whole, last)
+    seen, start = before + _placed(exact, before), prompt.start + length
     if isinstance(texts, str):
         # All but the last token, from which the first new one is drawn: it is read once more.
-        others = before + _exactly(TokenPrefix(whole.keys[:, :-1], whole.values[:, :-1]), before)
-        texts = _texts(texts, model, tokens, others, start - 1, seed)
+        others = _exactly(TokenPrefix(whole.keys[:, :-1], whole.values[:, :-1]), last)
+        texts = _texts(texts, model, tokens, before + _placed(others, before), start - 1, seed)
     asked = calibrate(model, texts, seen, start=start)
     asked = Calibration(asked.queries, _beside(before, asked))
     if budget is None:
-        return CompressedPrompt(seen, start, judge_layers(_exactly(whole, last), whole, asked))
+        return CompressedPrompt(seen, start, judge_layers(exact, whole, asked))
     if method is None:
         method = Clouds(rank=last.factor.shape[-1]) if isinstance(last, MeasurePrefix) else "matching-in-context"
     part, report = compress_layers(whole, asked, method=method, budget=budget, seed=seed, on_step=tell)
-    if isinstance(before, JoinedPrefix) and not isinstance(part, JoinedPrefix):
-        part = _as_last(part, before, whole)
-    return CompressedPrompt(before + part, start, report)
+    return CompressedPrompt(before + _placed(part, before), start, report)
 
 
 def _texts(kind: str, model: TextModel, tokens: Array, others: Any, start: int, seed: int) -> Array:
@@ -122,8 +122,6 @@ def _texts(kind: str, model: TextModel, tokens: Array, others: Any, start: int, 
 
 def _exactly(tokens: TokenPrefix, like: Any) -> Any:
     """Tokens as prefixes of another one's kind: exact but for a state, which is as near as its feature map is."""
-    if isinstance(like, JoinedPrefix):
-        return _as_last(_exactly(tokens, like.parts[-1]), like, tokens)
     if isinstance(like, TokenPrefix):
         return tokens
     if isinstance(like, MeasurePrefix):
@@ -135,10 +133,17 @@ def _exactly(tokens: TokenPrefix, like: Any) -> Any:
     return FeaturePrefix.from_tokens(tokens.keys, tokens.values, recentre=False, **options)
 
 
-def _as_last(part: Any, like: JoinedPrefix, tokens: TokenPrefix) -> JoinedPrefix:
-    """A last part, with nothing in front of it that adds to the other parts."""
-    none = TokenPrefix(tokens.keys[:, :0], tokens.values[:, :0])
-    return JoinedPrefix((*(_exactly(none, other) for other in like.parts[:-1]), part))
+def _placed(part: Any, before: Any) -> Any:
+    """As the last part of a joined prefix if that is what there is, with nothing that adds to the others."""
+    if not isinstance(before, JoinedPrefix) or isinstance(part, JoinedPrefix):
+        return part
+    return JoinedPrefix((*map(_nothing, before.parts[:-1]), part))
+
+
+def _nothing(part: Any) -> Any:
+    if isinstance(part, FeaturePrefix):
+        return dataclasses.replace(part, Z=jnp.zeros_like(part.Z), k=jnp.zeros_like(part.k))
+    return jax.tree.map(lambda leaf: leaf[:, :0], part)
 
 
 @jax.jit

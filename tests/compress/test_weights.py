@@ -10,6 +10,7 @@ from ntkprefix import TokenPrefix
 from ntkprefix.compress import METHODS, Matching
 from ntkprefix.compress.matching import match
 from ntkprefix.compress.problem import Problem, attention_masses
+from ntkprefix.compress.pursuit import pursue
 from ntkprefix.partial import merge
 
 RANDOM = np.random.default_rng(6)
@@ -57,6 +58,12 @@ def test_a_fit_to_weighted_tokens_is_one_to_their_copies():
 
 def _place(head, key):
     return int(np.flatnonzero((KEYS[:, head] == key).all(axis=1))[0])
+
+
+def test_pursuit_finds_the_same_tokens_as_among_their_copies():
+    found = pursue(problem(KEYS, VALUES, WEIGHTS), 6)
+    among_copies = pursue(problem(MANY_KEYS, MANY_VALUES), 6)
+    np.testing.assert_array_equal(found, np.repeat(np.arange(M), COUNTS)[np.asarray(among_copies)])
 
 
 def test_a_token_that_weighs_nothing_is_never_seen():
