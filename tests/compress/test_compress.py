@@ -17,6 +17,7 @@ from layer_cases import (
     M,
     Q,
     compressed,
+    normal,
     of_head,
     sums,
 )
@@ -70,6 +71,24 @@ def test_the_report_is_of_the_queries_that_were_held_out(beside):
         np.testing.assert_allclose(report.mass_error[mine], mass_error, rtol=1e-3)
         reach = np.abs(BETA * queries @ (KEYS[:, head] - KEYS[:, head].mean(axis=0)).T).max(axis=1)
         np.testing.assert_allclose(report.radius[mine], reach.reshape(HELD, G).max(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["snapkv", "matching"])
+def test_nine_of_ten_new_queries_lie_within_the_stated_interval(method):
+    queries = 1.5 * normal(11, 1200, K * G, H)
+    prefix, report = compressed(KEYS, VALUES, method=method, budget=12, queries=queries[:600])
+    inside = []
+    for head in range(K * G):
+        kv_head, new = head // G, queries[600:, head]
+        num, den = sums(KEYS[:, kv_head], VALUES[:, kv_head], new)
+        weights = None if prefix.log_weights is None else np.asarray(prefix.log_weights[:, kv_head])
+        near_num, near_den = sums(
+            *(np.asarray(each[:, kv_head]) for each in (prefix.keys, prefix.values)), new, weights
+        )
+        wanted, out = num / den[:, None], near_num / near_den[:, None]
+        errors = np.sqrt(((out - wanted) ** 2).sum(axis=1) / (wanted**2).sum(axis=1))
+        inside.append((errors >= report.low[head]) & (errors <= report.high[head]))
+    assert 0.85 < np.mean(inside) < 0.95
 
 
 def test_nothing_is_fitted_to_held_out_queries():
