@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from experiments import RESULTS, commands
-from ntkprefix.compress import METHODS
+from ntkprefix.compress import METHODS, Report
 from ntkprefix.compress.problem import Problem, answer
 from ntkprefix.compress.report import relative_errors
-from ntkprefix.models import TextModel, load_text_model
+from ntkprefix.models import TextModel, generate, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.partial import merge
 from ntkprefix.prefixes import TokenPrefix
@@ -35,7 +35,12 @@ from ntkprefix.runs import environment, progress, read_json, write_json
 from ntkprefix.train import TrainConfig
 from theory.pieces import Pieces
 
+# Tokens that are generated to see how fast that is.
+_GENERATED = 32
 PATH = RESULTS / "compression.json"
+
+
+Share = Literal["even", "need"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Way:
     """A method, how its budget is shared out, and whether the prefix is then trained on what the model says next."""
 
     method: str
-    share: Literal["even", "need"] = "even"
+    share: Share = "even"
     distil: bool = False
 
 
@@ -59,56 +64,72 @@ WAYS: Mapping[str, Way] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressionConfig:
+class Effort:
+    """What is spent on a prompt, the same for all methods.
+
+    Attributes:
+        model: causal.
+        tokens: of a prompt.
+        rows: texts of the model's own that methods are fitted to.
+        length: their tokens.
+        epochs: passes over the rows in which ways that distil train.
+        learning_rate: of that.
+        seed: of all that is random.
+    """
+
+    model: str = "smollm2"
+    tokens: int = 4096
+    rows: int = 32
+    length: int = 128
+    epochs: int = 2
+    learning_rate: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionConfig(Effort):
     """What is compressed, and how far.
 
     Attributes:
         data_root: folder that has `books` and `wikitext`.
         texts: files in it; each is cut into prompt and continuation at one place.
-        model: causal.
-        tokens: of a prompt.
         continuation: tokens after it, on which everything is measured.
         skip: share of a text that is left out before the prompt begins.
-        rows: texts of the model's own that methods are fitted to.
-        length: their tokens.
         budgets: sizes.
         methods: names among `WAYS`.
-        epochs: passes over the rows in which ways that distil train.
-        learning_rate: of that.
-        seed: of all that is random.
         out: folder of what has been measured; start again with the same one to go on.
     """
 
     data_root: Path
     texts: tuple[str, ...] = ("books/moby_dick.txt", "books/pride_and_prejudice.txt", "wikitext/test.txt")
-    model: str = "smollm2"
-    tokens: int = 4096
     continuation: int = 512
     skip: float = 0.3
-    rows: int = 32
-    length: int = 128
     budgets: tuple[str, ...] = ("32x",)
     methods: tuple[str, ...] = (
         "ends", "uniform", "importance", "snapkv", "expected", "knorm", "keydiff", "kmeans", "wildcat", "measure",
         "favor", "elu", "matching", "matching-in-context", "matching-pursuit", "matching by need", "refined",
         "refined by need", "distilled", "ours",
     )  # fmt: skip
-    epochs: int = 2
-    learning_rate: float = 0.01
-    seed: int = 0
     out: Path = Path("runs/compression")
 
 
-class Prompt(NamedTuple):
-    """One place in one text, with what all methods share."""
+class Read(NamedTuple):
+    """A prompt, and what all methods share; and what methods made of it, each once."""
 
     whole: TokenPrefix
     rows: Array
     asked: Calibration
+    compressed: Callable[[str, Share, str], tuple[Any, Report, float]]
+    seconds: float
+
+
+class Prompt(NamedTuple):
+    """One place in one text, and what is measured there."""
+
+    read: Read
     after: Array
     asked_after: Calibration
     full: Float[Array, "T vocabulary"]
-    seconds: float
 
 
 def main(config: CompressionConfig) -> dict[str, Any]:
@@ -167,15 +188,58 @@ def _tokens(config: CompressionConfig, text: str, tokenizer: Any) -> np.ndarray:
 
 
 def _prompt(model: TextModel, tokens: np.ndarray, config: CompressionConfig) -> Prompt:
+    read, after = read_and_asked(model, tokens[: config.tokens], config), jnp.asarray(tokens[None, config.tokens :])
+    asked_after = calibrate(model, after[:, :-1], read.whole, start=config.tokens)
+    return Prompt(read, after, asked_after, _said(model, after, read.whole, config.tokens))
+
+
+def read_and_asked(model: TextModel, tokens: Int[np.ndarray, " M"], effort: Effort) -> Read:
+    """A prompt's own keys and values, and what the model's own texts ask behind it."""
     began = time.perf_counter()
-    prompt, after = jnp.asarray(tokens[None, : config.tokens]), jnp.asarray(tokens[None, config.tokens :])
-    whole = read_prompt(model, prompt)
-    options = {"rows": config.rows, "length": config.length, "seed": config.seed}
-    rows = continued(model, whole, int(tokens[config.tokens - 1]), **options)
-    asked = jax.block_until_ready(calibrate(model, rows, whole, start=config.tokens))
+    whole = read_prompt(model, jnp.asarray(tokens[None]))
+    options = {"rows": effort.rows, "length": effort.length, "seed": effort.seed}
+    rows = continued(model, whole, int(tokens[-1]), **options)
+    asked = jax.block_until_ready(calibrate(model, rows, whole, start=len(tokens)))
     seconds = time.perf_counter() - began
-    asked_after = calibrate(model, after[:, :-1], whole, start=config.tokens)
-    return Prompt(whole, rows, asked, after, asked_after, _said(model, after, whole, config.tokens), seconds)
+
+    @cache
+    def compressed(method: str, share: Share, budget: str) -> tuple[Any, Report, float]:
+        began = time.perf_counter()
+        found = compress_layers(whole, asked, method=method, share=share, budget=budget, seed=effort.seed)
+        return *jax.block_until_ready(found), time.perf_counter() - began
+
+    return Read(whole, rows, asked, compressed, seconds)
+
+
+def made(model: TextModel, read: Read, method: str, budget: str, effort: Effort) -> tuple[Any, Report, float]:
+    """A way's prefixes, their report, and the seconds that it took: of both parts, where a prefix is then trained."""
+    way = WAYS[method]
+    prefixes, report, seconds = read.compressed(way.method, way.share, budget)
+    if not way.distil:
+        return prefixes, report, seconds
+    began = time.perf_counter()
+    train = TrainConfig(epochs=effort.epochs, batch_size=4, learning_rate=effort.learning_rate, weight_decay=0.0)
+    start = read.whole.keys.shape[1]
+    prefixes, _ = distil(model, prefixes, read.whole, read.rows, start=start, config=train)
+    jax.block_until_ready(prefixes)
+    return prefixes, report, seconds + time.perf_counter() - began
+
+
+def pace(model: TextModel, first: Int[Array, "1 1"], prefixes: Any, start: int) -> float:
+    """Seconds for each token that is generated behind a prefix."""
+    again = partial(generate, model, first, _GENERATED, prefixes=prefixes, start=start)
+    jax.block_until_ready(again().tokens)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready(again().tokens)
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds)) / _GENERATED
+
+
+def megabytes(prefixes: Any) -> float:
+    """What a prefix takes in memory."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(prefixes)) / 1e6
 
 
 def _said(model: TextModel, after: Array, prefixes: Any, start: int) -> Float[Array, "T vocabulary"]:
@@ -200,8 +264,15 @@ def _of_text(model: TextModel, ready: Callable[[], Prompt], config: CompressionC
     return {
         "full": round(_likelihood(prompt.full, prompt.after), 5),
         "without": round(without, 5),
-        "seconds": round(prompt.seconds, 2),
+        "seconds": round(prompt.read.seconds, 2),
+        "seconds_per_token": round(_pace(model, prompt, prompt.read.whole, config), 5),
+        "seconds_per_token_without": round(_pace(model, prompt, None, config), 5),
+        "megabytes": round(megabytes(prompt.read.whole), 2),
     }
+
+
+def _pace(model: TextModel, prompt: Prompt, prefixes: Any, config: CompressionConfig) -> float:
+    return pace(model, prompt.after[:, :1], prefixes, config.tokens)
 
 
 def _row(
@@ -213,15 +284,7 @@ def _row(
     config: CompressionConfig,
 ) -> dict[str, Any]:
     prompt = ready()
-    began = time.perf_counter()
-    way = WAYS[method]
-    options: dict[str, Any] = {"method": way.method, "share": way.share, "budget": budget, "seed": config.seed}
-    prefixes, report = compress_layers(prompt.whole, prompt.asked, **options)
-    if way.distil:
-        train = TrainConfig(epochs=config.epochs, batch_size=4, learning_rate=config.learning_rate, weight_decay=0.0)
-        prefixes, _ = distil(model, prefixes, prompt.whole, prompt.rows, start=config.tokens, config=train)
-    jax.block_until_ready(prefixes)
-    seconds = time.perf_counter() - began
+    prefixes, report, seconds = made(model, prompt.read, method, budget, config)
     said = _said(model, prompt.after, prefixes, config.tokens)
     likelihood = _likelihood(said, prompt.after)
     divergence = jnp.mean(jnp.sum(jnp.exp(prompt.full) * (prompt.full - said), axis=-1))
@@ -237,13 +300,16 @@ def _row(
         "estimated_error": round(float(report.error.mean()), 5),
         "coverage": round(float(inside.mean()), 4),
         "seconds": round(seconds, 2),
+        "seconds_per_token": round(_pace(model, prompt, prefixes, config), 5),
+        "megabytes": round(megabytes(prefixes), 2),
     }
 
 
 def _errors(prompt: Prompt, prefixes: Any) -> Float[Array, "L Q N"]:
     """Of attention outputs, layer by layer, of what really follows the prompt."""
-    layers = prompt.whole.keys.shape[0]
-    parts = (prompt.whole.keys, prompt.whole.values, prompt.asked_after, prefixes)
+    whole = prompt.read.whole
+    layers = whole.keys.shape[0]
+    parts = (whole.keys, whole.values, prompt.asked_after, prefixes)
     return jnp.stack([_errors_of_layer(*jax.tree.map(lambda leaf, at=at: leaf[at], parts)) for at in range(layers)])
 
 

@@ -199,7 +199,11 @@ SMALL = {
     "01_infinite_prefix.ipynb": {"WIDTH": 4, "LENGTHS": [16, 64, 256], "DEGREES": [0, 2], "SEEDS": 2},
     "02_convergence.ipynb": {"N": 4, "D": 4, "LENGTHS": [64, 256], "TRAINED": [16, 64], "SEEDS": 2, "STEPS": 20},
     "03_real_models.ipynb": {"ROWS": 2, "CLASSES": 2, "POOL": 8, "HEAD_ROWS": 16, "LENGTHS": [2, 8], "STEPS": 2},
-}
+    "04_long_prompts.ipynb": {
+        "TOKENS": 64, "CONTINUATION": 16, "ROWS": 4, "LENGTH": 16, "METHODS": ["ends", "matching-in-context"],
+        "BUDGETS": ["4x"],
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -40,7 +40,7 @@ class Refined:
         ValueError: below 0.
     """
 
-    steps: int = 800
+    steps: int = 400
     batch: int = 512
     step_size: float = 0.03
     needs_queries = True

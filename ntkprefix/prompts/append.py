@@ -12,18 +12,16 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ntkprefix import checks
-from ntkprefix.compress import Clouds, Method, Report, judge
+from ntkprefix.compress import Clouds, Method
 from ntkprefix.compress.problem import answer
 from ntkprefix.models import TextModel, generate
 from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
 from ntkprefix.prompts.algebra import checked
-from ntkprefix.prompts.calibration import Calibration, calibrate, repeated
-from ntkprefix.prompts.compress import CompressedPrompt, compress_layers
+from ntkprefix.prompts.calibration import LENGTH, ROWS, Calibration, calibrate, repeated
+from ntkprefix.prompts.compress import CompressedPrompt
+from ntkprefix.prompts.layers import compress_layers, judge_layers
 from ntkprefix.prompts.read import read_prompt
-
-# As `compress_prompt` has them.
-_ROWS, _LENGTH = 16, 128
 
 
 def append_document(
@@ -107,7 +105,7 @@ def append_document(
     asked = calibrate(model, texts, seen, start=start)
     asked = Calibration(asked.queries, _beside(before, asked))
     if budget is None:
-        return CompressedPrompt(seen, start, _judged(exact, whole, asked))
+        return CompressedPrompt(seen, start, judge_layers(exact, whole, asked))
     if method is None:
         method = Clouds(rank=last.factor.shape[-1]) if isinstance(last, MeasurePrefix) else "matching-in-context"
     part, report = compress_layers(whole, asked, method=method, budget=budget, seed=seed, on_step=tell)
@@ -116,10 +114,10 @@ def append_document(
 
 def _texts(kind: str, model: TextModel, tokens: Array, others: Any, start: int, seed: int) -> Array:
     if kind == "repeat":
-        return jnp.asarray(repeated(np.asarray(tokens[0]), rows=_ROWS, length=_LENGTH, seed=seed))
-    last = jnp.full((_ROWS, 1), tokens[0, -1], jnp.int32)
+        return jnp.asarray(repeated(np.asarray(tokens[0]), rows=ROWS, length=LENGTH, seed=seed))
+    last = jnp.full((ROWS, 1), tokens[0, -1], jnp.int32)
     drawn: dict[str, Any] = {"temperature": 1.0, "key": jax.random.key(seed)}
-    return generate(model, last, _LENGTH, prefixes=others, start=start, **drawn).tokens
+    return generate(model, last, LENGTH, prefixes=others, start=start, **drawn).tokens
 
 
 def _exactly(tokens: TokenPrefix, like: Any) -> Any:
@@ -157,13 +155,3 @@ def _beside(prefixes: Any, asked: Calibration) -> Partial:
         return merge(asked.beside, answer(prefix, asked.queries, asked.queries.shape[-1] ** -0.5))
 
     return jax.lax.map(of_layer, (prefixes, asked))
-
-
-def _judged(prefixes: FeaturePrefix, whole: TokenPrefix, asked: Calibration) -> Report:
-    """The report of every layer's state, to which no query was fitted."""
-    reports = []
-    for layer in range(whole.keys.shape[0]):
-        prefix, tokens, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (prefixes, whole, asked))
-        report = judge(prefix, tokens.keys, tokens.values, queries=of_layer.queries, beside=of_layer.beside)
-        reports.append(jax.block_until_ready(report))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)

@@ -18,6 +18,9 @@ from ntkprefix.models import TextModel, generate
 from ntkprefix.partial import Partial
 from ntkprefix.prefixes import TokenPrefix
 
+# Texts behind a prompt, and how long they are: 2,048 queries a head, of which a quarter is held out for the report.
+ROWS, LENGTH = 16, 128
+
 
 @pytree
 class Calibration:

@@ -11,18 +11,15 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ntkprefix import checks
-from ntkprefix.compress import Method, Report, judge
+from ntkprefix.compress import Method, Report
 from ntkprefix.compress.compress import fitted_to
 from ntkprefix.models import TextModel
 from ntkprefix.prefixes import TokenPrefix
-from ntkprefix.prompts.calibration import Calibration, calibrate, continued, repeated
+from ntkprefix.prompts.calibration import LENGTH, ROWS, calibrate, continued, repeated
 from ntkprefix.prompts.distil import distil as distilled
-from ntkprefix.prompts.layers import compress_layers
+from ntkprefix.prompts.layers import compress_layers, judge_layers
 from ntkprefix.prompts.read import read_prompt
 from ntkprefix.train import TrainConfig
-
-# Texts behind the prompt, and how long they are: 2,048 queries a head, of which a quarter is held out for the report.
-_ROWS, _LENGTH = 16, 128
 
 
 class CompressedPrompt(NamedTuple):
@@ -119,23 +116,13 @@ def compress_prompt(
         steps = distil.steps(len(taught))
         options = {"start": length, "config": distil, "on_step": lambda step, _: tell("distilling", step, steps)}
         prefixes, _ = distilled(model, prefixes, whole, taught, **options)
-        report = _judged(prefixes, whole, asked)
+        held = jax.tree.map(lambda leaf: leaf[:, fitted_to(leaf.shape[1]) :], asked)
+        report = judge_layers(prefixes, whole, held)
     return CompressedPrompt(prefixes, length, report)
-
-
-def _judged(prefixes: Any, whole: TokenPrefix, asked: Calibration) -> Report:
-    """The report of every layer's prefix, on the queries that are held out."""
-    held = jax.tree.map(lambda leaf: leaf[:, fitted_to(leaf.shape[1]) :], asked)
-    reports = []
-    for layer in range(whole.keys.shape[0]):
-        parts = (prefixes, whole.keys, whole.values, held)
-        prefix, keys, values, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], parts)
-        reports.append(judge(prefix, keys, values, queries=of_layer.queries, beside=of_layer.beside))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
 
 
 def _texts(kind: str, model: TextModel, tokens: Array, whole: TokenPrefix, seed: int) -> Array:
     checks.one_of("compress_prompt", "kind of texts", kind, ("continue", "repeat"))
     if kind == "repeat":
-        return jnp.asarray(repeated(np.asarray(tokens[0]), rows=_ROWS, length=_LENGTH, seed=seed))
-    return continued(model, whole, int(tokens[0, -1]), rows=_ROWS, length=_LENGTH, seed=seed)
+        return jnp.asarray(repeated(np.asarray(tokens[0]), rows=ROWS, length=LENGTH, seed=seed))
+    return continued(model, whole, int(tokens[0, -1]), rows=ROWS, length=LENGTH, seed=seed)

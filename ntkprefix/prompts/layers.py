@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ntkprefix import checks
-from ntkprefix.compress import Compressed, Method, Report, compress
+from ntkprefix.compress import Compressed, Method, Report, compress, judge
 from ntkprefix.compress.budget import numbers_within
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration
@@ -108,6 +108,25 @@ def _layer(
     reports = _of_one_size([part.report for part in made])
     prefix = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *prefixes)
     return Compressed(prefix, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *reports))
+
+
+def judge_layers(prefixes: Any, whole: TokenPrefix, asked: Calibration) -> Report:
+    """`judge` of every layer.
+
+    Args:
+        prefixes: with a leading `layers` axis.
+        whole: what they stand for, [L, M, K, H].
+        asked: queries none of which they were fitted to.
+
+    Returns:
+        The report, with a leading `layers` axis.
+    """
+    reports = []
+    for layer in range(whole.keys.shape[0]):
+        prefix, tokens, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (prefixes, whole, asked))
+        report = judge(prefix, **vars(tokens), queries=of_layer.queries, beside=of_layer.beside)
+        reports.append(jax.block_until_ready(report))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
 
 
 def _of_one_size(reports: list[Report]) -> list[Report]:

@@ -12,7 +12,8 @@ from ntkprefix.models import TextModel
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.algebra import checked
 from ntkprefix.prompts.calibration import calibrate
-from ntkprefix.prompts.compress import CompressedPrompt, compress_layers
+from ntkprefix.prompts.compress import CompressedPrompt
+from ntkprefix.prompts.layers import compress_layers
 
 
 def recompress_prompt(
