@@ -283,12 +283,18 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         "merged, common beginning": Way(
             lambda pair, _: _merged(pair, pair.behind_common, common=pair.common), "common"
         ),
+        "merged, common beginning, overlapping": Way(
+            lambda pair, _: _merged(pair, pair.behind_common, common=pair.common, shift=False)
+        ),
         "small: the document alone": Way(lambda pair, own: pair.small[own], "own"),
         "small: appended": Way(lambda pair, _: pair.appended_small, "both"),
         "small: merged": Way(lambda pair, _: pair.merged, "both"),
         "small: merged, overlapping": Way(lambda pair, _: _merged(pair, pair.small, shift=False)),
         "small: merged, common beginning": Way(
             lambda pair, _: _merged(pair, pair.small_behind_common, common=pair.common), "common"
+        ),
+        "small: merged, common beginning, overlapping": Way(
+            lambda pair, _: _merged(pair, pair.small_behind_common, common=pair.common, shift=False)
         ),
         "small: merged, the other one subtracted": Way(lambda pair, own: pair.without(pair.merged, pair.small, own)),
         "small: merged, then refitted to half": Way(lambda pair, _: pair.refitted, "both"),

@@ -74,19 +74,25 @@ def algebra(results: dict[str, Any]) -> Figure:
     """For every way for a prefix to stand for two documents, the share of each document's own gain that is kept."""
     texts = results["config"]["texts"]
     ways = list(dict.fromkeys(row["way"] for row in results["rows"] if row["way"]))
-    figure = Figure(figsize=(9, 1.2 + 0.3 * len(ways)), layout="constrained")
+    figure = Figure(figsize=(10, 1.2 + 0.3 * len(ways)), layout="constrained")
     panels = figure.subplots(ncols=2, sharey=True)
-    for axes, (what, label) in zip(panels, (("text", "text after it"), ("words", "words of its own")), strict=True):
+    labels = {"text": "gain kept, text after a document", "words": "gain kept, words of a document"}
+    for axes, (what, label) in zip(panels, labels.items(), strict=True):
         for text, colour, above in zip(texts, ("#0072B2", "#E69F00"), (-0.15, 0.15), strict=True):
             for place, way in enumerate(ways):
                 rows = [row for row in results["rows"] if (row["way"], row["document"]) == (way, text)]
-                kept = np.maximum([row[f"{what}_kept"] for row in rows], _LOWEST)
+                kept = np.array([row[f"{what}_kept"] for row in rows])
                 name = str(Path(text).with_suffix("")) if place == 0 and what == "text" else None
-                axes.plot(kept, np.full(len(kept), place + above), "o", color=colour, alpha=0.4, markersize=4)
-                axes.plot(np.mean(kept), place + above, "d", color=colour, markersize=7, label=name)
+                for shares, style in (
+                    (kept, {"marker": "o", "alpha": 0.4}),
+                    (kept.mean(keepdims=True), {"marker": "d"}),
+                ):
+                    shown, heights = np.maximum(shares, _LOWEST), np.full(len(shares), place + above)
+                    axes.plot(shown, heights, linestyle="", markersize=5, color=colour, **style)
+                axes.plot([], [], "d", color=colour, label=name)
         for share, line in ((0, "-"), (1, "--")):
             axes.axvline(share, color="#7a7a7a", linewidth=1, linestyle=line)
-        axes.set(xlabel=f"share of a document's own gain that is kept: {label}", xlim=(_LOWEST - 0.05, 1.1))
+        axes.set(xlabel=label, xlim=(_LOWEST - 0.05, 1.1))
         axes.set_xticks([_LOWEST, 0, 0.25, 0.5, 0.75, 1], [f"{_LOWEST} or less", "0", "0.25", "0.5", "0.75", "1"])
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
