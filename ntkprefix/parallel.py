@@ -280,6 +280,7 @@ def placed(tree: PyTree) -> list[Placed]:
 
 
 def path_of(path: tuple[Any, ...]) -> str:
-    """A leaf's path as names with points between them, without what only wraps a value."""
-    names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
-    return ".".join(name for name in names if name != "value")
+    """A leaf's path as names with points between them, without the variable that Flax wraps it in."""
+    if isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

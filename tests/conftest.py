@@ -14,7 +14,12 @@ install_import_hook(["ntkprefix", "theory"], "typecheck.checked")
 
 # Scripts that make the golden files in environments of their own, and import what this one does not have; and those
 # that tests start as processes of their own.
-collect_ignore = ["golden", "parallel_on_eight_devices.py", "theory/on_eight_devices.py"]
+collect_ignore = [
+    "golden",
+    "parallel_on_eight_devices.py",
+    "planning_on_eight_devices.py",
+    "theory/on_eight_devices.py",
+]
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"

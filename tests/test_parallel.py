@@ -58,6 +58,8 @@ def test_what_does_not_divide_is_whole_on_every_device():
         specs = weight_specs(weights, config, tensor)
         return {path_of(path): spec for path, spec in jax.tree_util.tree_leaves_with_path(specs) if len(spec)}
 
+    matrices = {"query", "key", "value", "out"}
+    assert {name for name in cut(3) if name.endswith("kernel")} == {f"blocks.attention.{m}.kernel" for m in matrices}
     assert {name.split(".")[1] for name in cut(3)} == {"attention"}
     assert {name.split(".")[-3] for name in cut(2) if "." in name and "blocks" in name} == {"mlp"}
     assert cut(2)["tokens.embedding"] == PartitionSpec("tensor")
