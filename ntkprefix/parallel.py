@@ -238,6 +238,14 @@ def even_rows(rows: int, data: int) -> None:
         )
 
 
+def tokens_over_prefix(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays with tokens first, shared out over the axis `prefix` of the mesh that is set, where it divides them."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or any(len(array) % mesh.shape["prefix"] for array in arrays):
+        return arrays
+    return put(arrays, PartitionSpec("prefix"), mesh)
+
+
 def rows_over_data(array: Array, axis: int) -> Array:
     """An array within a compiled function, with one axis over `data`, where a mesh is set that has it."""
     if "data" not in jax.sharding.get_abstract_mesh().axis_names:
