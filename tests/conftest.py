@@ -16,6 +16,7 @@ install_import_hook(["ntkprefix", "theory"], "typecheck.checked")
 # that tests start as processes of their own.
 collect_ignore = [
     "golden",
+    "one_of_two_processes.py",
     "parallel_on_eight_devices.py",
     "planning_on_eight_devices.py",
     "theory/on_eight_devices.py",

@@ -1,6 +1,7 @@
 """Meshes and shardings; what needs several devices runs in processes of its own."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +17,40 @@ from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.parallel import AXES, adapter_specs, even_rows, mesh_of, path_of, sizes_of, weight_specs
 
 
+def simulated(count):
+    """For the environment of a process with so many devices; programs here take seconds to compile and none to run."""
+    flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
+    return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
 def on_devices(script, count):
     """Run a program of this folder on simulated devices."""
-    # These programs take seconds to compile and none to run.
-    flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
-    options = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     program = Path(__file__).with_name(script)
-    run = subprocess.run([sys.executable, program], env=os.environ | options, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, program], env=os.environ | simulated(count), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
+
+
+def test_training_by_two_processes():
+    """Real ones, on this machine's own network."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(__file__).with_name("one_of_two_processes.py")
+    environment = os.environ | simulated(2)
+    started = [
+        subprocess.Popen(
+            [sys.executable, program, str(number), str(port)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for number in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=180)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(text[-2000:] for text in told)
 
 
 def test_training_on_a_mesh():
