@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -73,8 +73,8 @@ def mesh_of(text: str, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """`jax.set_mesh` where there is a mesh: what is computed within is shared out on it."""
+def on_mesh(mesh: Mesh | None) -> Any:
+    """A context, `jax.set_mesh` where there is a mesh: what is computed within is shared out on it."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
@@ -158,18 +158,7 @@ def adapter_specs(params: PyTree, adapter: Any, config: Any, sizes: Mapping[str,
 
 
 def put_model(model: Any, mesh: Mesh) -> None:
-    """Share a model's weights out between the devices of a mesh, in place.
-
-    Example:
-        >>> from flax import nnx
-        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel
-        >>> from ntkprefix.parallel import mesh_of, put_model
-        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
-        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
-        >>> put_model(model, mesh_of("data=1"))
-        >>> model.blocks.mlp.up.kernel[...].sharding.spec
-        P(None, None, 'tensor')
-    """
+    """Share the weights of a `ViT` or `TextModel` out between the devices of a mesh, in place."""
     from flax import nnx
 
     weights = nnx.state(model)
@@ -238,12 +227,12 @@ def even_rows(rows: int, data: int) -> None:
         )
 
 
-def tokens_over_prefix(*arrays: Array) -> tuple[Array, ...]:
-    """Arrays with tokens first, shared out over the axis `prefix` of the mesh that is set, where it divides them."""
+def tokens_over_prefix(array: Array) -> Array:
+    """An array with tokens first, shared out over the axis `prefix` of the mesh that is set, where it divides them."""
     mesh = jax.sharding.get_mesh()
-    if mesh.empty or any(len(array) % mesh.shape["prefix"] for array in arrays):
-        return arrays
-    return put(arrays, PartitionSpec("prefix"), mesh)
+    if mesh.empty or len(array) % mesh.shape["prefix"]:
+        return array
+    return put(array, PartitionSpec("prefix"), mesh)
 
 
 def rows_over_data(array: Array, axis: int) -> Array:

@@ -14,7 +14,16 @@ from jax.sharding import PartitionSpec
 
 from ntkprefix.adapters import FeatureAdapter, LoraAdapter, Stack, TokenAdapter
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
-from ntkprefix.parallel import AXES, adapter_specs, even_rows, mesh_of, path_of, sizes_of, weight_specs
+from ntkprefix.parallel import (
+    AXES,
+    adapter_specs,
+    even_rows,
+    mesh_of,
+    path_of,
+    sizes_of,
+    tokens_over_prefix,
+    weight_specs,
+)
 
 
 def simulated(count):
@@ -120,3 +129,8 @@ def test_adapters_are_cut_by_the_letters_of_their_axes():
 def test_a_batch_that_does_not_divide():
     with pytest.raises(ValueError, match="a multiple of the 2 devices along data, got 3 rows"):
         even_rows(3, 2)
+
+
+def test_without_a_mesh_tokens_stay_where_they_are():
+    W = jnp.zeros((6, 2))
+    assert tokens_over_prefix(W) is W

@@ -96,7 +96,8 @@ def measure_kernel(setting: Setting, config: Config, M: int) -> dict[str, Any]:
     """Kernel at the start against H*: relative error and lambda_min over lambda, for each seed."""
     error, ratio = [], []
     for key in _keys(config, config.kernel_seeds, M):
-        H = finite_ntk(*_drawn(config, key, M), setting.data.x)
+        W, a = _drawn(config, key, M)
+        H = finite_ntk(W, a, setting.data.x)
         error.append(_relative(H, setting.H))
         ratio.append(np.linalg.eigvalsh(np.asarray(as_matrix(H), np.float64))[0] / setting.lambda_min)
     return {"error": plain(error), "eigenvalue_ratio": plain(ratio)}
@@ -190,9 +191,10 @@ def _holds(setting, config, M, steps):
     return within_bound([bound_excess(loss, setting.guaranteed_rate) for loss in np.asarray(run.loss, np.float64)])
 
 
-def _drawn(config, key, M):
+def _drawn(config: Config, key: Array, M: int) -> tuple[Array, Array]:
     """A prefix, whose tokens the devices of a mesh share out."""
-    return tokens_over_prefix(*init_stylized(key, M, config.d, config.sigma))
+    W, a = init_stylized(key, M, config.d, config.sigma)
+    return tokens_over_prefix(W), tokens_over_prefix(a)
 
 
 def _train(setting, config, W, a, key, steps):

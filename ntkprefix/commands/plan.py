@@ -118,15 +118,13 @@ def plans(config: Config) -> list[tuple[str, Plan]]:
     if not model.block.causal or model.head == "none":
         raise ValueError(f"{config.model}: expected a causal language model, got an encoder.")
     options = {name: getattr(config, name) for name in ("batch_size", "length", "answer", "micro_rows")}
-    kinds = {
-        "tokens": (f"{config.tokens:,} tokens", TokenAdapter(length=config.tokens)),
-        "states": ("states", FeatureAdapter()),
-    }
-    return [
-        (name, plan(model, adapter, sizes_of(mesh), **options))
-        for kind, (name, adapter) in kinds.items()
-        for mesh in config.meshes or _MESHES[kind]
-    ]
+    found = []
+    for mesh in config.meshes or _MESHES["tokens"]:
+        tokens = plan(model, TokenAdapter(length=config.tokens), sizes_of(mesh), **options)
+        found.append((f"{config.tokens:,} tokens", tokens))
+    for mesh in config.meshes or _MESHES["states"]:
+        found.append(("states", plan(model, FeatureAdapter(), sizes_of(mesh), **options)))
+    return found
 
 
 def model_of(name: str) -> TextConfig:

@@ -41,7 +41,7 @@ x1 = x1 / jnp.linalg.norm(x1, axis=1, keepdims=True)
 options = {"steps": 20, "step_size": 0.05}
 alone = train(W, a, x1, 0.3 * x1, **options)
 with on_mesh(mesh_of("prefix=8")):
-    W, a = tokens_over_prefix(W, a)
+    W, a = tokens_over_prefix(W), tokens_over_prefix(a)
     together = train(W, a, x1, 0.3 * x1, **options)
     given = W, a, x1, 0.3 * x1, jnp.float32(0.05), None
     program = dynamics._train.lower(*given, steps=20, optimizer=dynamics.OPTIMIZERS["gd"], batch_size=None).compile()
