@@ -10,7 +10,7 @@ from collectives import collectives
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from ntkprefix.adapters import FeatureAdapter, LoraAdapter, Stack, TokenAdapter
+from ntkprefix.adapters import FeatureAdapter, TokenAdapter
 from ntkprefix.classify import Classifier
 from ntkprefix.language import LanguageTask
 from ntkprefix.models import BlockConfig, TextConfig, TextModel, ViT, ViTConfig
@@ -42,7 +42,6 @@ def llama():
         mlp_bias=False,
         rotary=Rotary(width=8),
         causal=True,
-        remat=True,
     )
     return nnx.jit(lambda: TextModel(TextConfig(vocabulary=64, layers=2, block=block), rngs=nnx.Rngs(0)))()
 
@@ -73,7 +72,7 @@ def images(adapter):
 
 CASES = {
     "tokens": (language, TokenAdapter(length=16, deviation=1.0), "data=2,tensor=2,prefix=2", 1),
-    "states and low rank": (images, Stack([FeatureAdapter(share=0.3), LoraAdapter(rank=2)]), "data=4,tensor=2", 2),
+    "states": (images, FeatureAdapter(share=0.3), "data=4,tensor=2", 2),
 }
 MODELS = {language: llama, images: vit}
 
