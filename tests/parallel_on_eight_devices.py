@@ -3,6 +3,8 @@
 A program of its own, which `test_parallel.py` starts: how many devices there are is settled when JAX starts.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,14 @@ from collectives import collectives
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix, attention
 from ntkprefix.adapters import FeatureAdapter, TokenAdapter
 from ntkprefix.classify import Classifier
 from ntkprefix.language import LanguageTask
 from ntkprefix.models import BlockConfig, TextConfig, TextModel, ViT, ViTConfig
 from ntkprefix.models.rotary import Rotary
 from ntkprefix.parallel import adapter_specs, mesh_of, placed, put, put_model, put_rows
+from ntkprefix.shared_attention import shared_attention
 from ntkprefix.texts import Answers
 from ntkprefix.train import TrainConfig, train
 from ntkprefix.train.step import optimiser, step_on_mesh
@@ -119,6 +123,45 @@ assert where["tokens.embedding"].spec == ("tensor",)
 assert where["norm.scale"].spec == ()
 assert where["keys"].spec == (None, "prefix", "tensor", None)
 assert where["keys"].bytes_per_device == 2 * 8 * 1 * 8 * 4
+
+# Attention alone, to every kind of prefix and with every option.
+query, other, keys, values = (
+    jnp.asarray(ROWS.normal(size=shape), jnp.float32)
+    for shape in ((4, 6, 4, 8), (4, 10, 2, 8), (4, 16, 2, 8), (4, 16, 2, 8))
+)
+several = (
+    TokenPrefix(3 * keys[0], values[0], keys[0, :, :, 0]),
+    FeaturePrefix.from_tokens(keys[1], values[1]),
+    MeasurePrefix(keys[2, :3, :, 0], keys[2, :3], keys[3, :3, ..., None], values[2, :3], values[3, :3, ..., None]),
+)
+PREFIXES = {
+    "joined": JoinedPrefix(several),
+    "a number that does not divide": TokenPrefix(keys[0, :5], values[0, :5]),
+    "of rows": TokenPrefix(keys, values),
+}
+OPTIONS = {
+    "joined": {"mask": jnp.asarray(ROWS.random((4, 1, 1, 10)) < 0.5)},
+    "a number that does not divide": {
+        "bias": jnp.asarray(ROWS.normal(size=(1, 4, 6, 10)), jnp.float32),
+        "is_causal": True,
+        "query_offset": jnp.asarray([4, 3, 2, 1]),
+    },
+    "of rows": {"key_value_seq_lengths": jnp.asarray([1, 4, 0, 10]), "implementation": "blockwise"},
+}
+for name, prefix in PREFIXES.items():
+
+    def gradient(attend, query, key, prefix, options=OPTIONS[name]):
+        def total(*given):
+            query, key, prefix = given
+            return jnp.sum(jnp.sin(attend(query, key, 1 - key, prefix=prefix, **options)))
+
+        return jax.value_and_grad(total, (0, 1, 2))(query, key, prefix)
+
+    wanted = jax.jit(partial(gradient, attention))(query, other, prefix)
+    with jax.set_mesh(mesh):
+        found = jax.jit(partial(gradient, shared_attention))(query, other, prefix)
+    for one, two in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5, err_msg=name)
 
 # What is exchanged for a long prefix, which is read in blocks.
 LENGTH = 8192
