@@ -21,6 +21,7 @@ from experiments.compression_table import compression
 from experiments.fields import FIELDS, OURS, PROBED
 from experiments.scale import FAINT
 from experiments.speed import attention_speed, cost, kernels_speed, models_speed
+from ntkprefix.commands import plan
 from ntkprefix.records import seeds
 from ntkprefix.report import number
 from ntkprefix.runs import read_json, write_bytes
@@ -28,8 +29,8 @@ from theory.verify import cautions
 
 _ROOT = Path(__file__).parents[1]
 README = _ROOT / "README.md"
-PREFIXES, THEORY, SPEED, COMPRESSION, ALGEBRA = (
-    _ROOT / "docs" / f"{name}.md" for name in ("prefixes", "theory", "speed", "compression", "algebra")
+PREFIXES, THEORY, SPEED, COMPRESSION, ALGEBRA, PARALLEL = (
+    _ROOT / "docs" / f"{name}.md" for name in ("prefixes", "theory", "speed", "compression", "algebra", "parallel")
 )
 
 
@@ -227,6 +228,14 @@ def real_kernels() -> str:
     return "\n".join([*lines, "", f"{told} Remade by `{command} dinov2` and `{command} minilm --data-dir FOLDER`."])
 
 
+def planned() -> str:
+    """Steps of training on machines that are not here, from the formulas of `ntkprefix plan`."""
+    config = plan.Config()
+    lines = [f"| {' | '.join(plan.COLUMNS)} |", "|---" * len(plan.COLUMNS) + "|"]
+    lines += [f"| {' | '.join(plan.cells(name, row))} |" for name, row in plan.plans(config)]
+    return "\n".join([*lines, "", f"{config.model}, one device's part. {plan.told(config)} Made by `ntkprefix plan`."])
+
+
 def _median_and_range(values: list[float]) -> str:
     middle = f"{np.median(values):.2g}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.2g} to {max(values):.2g})"
@@ -239,6 +248,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     SPEED: (attention_speed, models_speed, kernels_speed),
     COMPRESSION: (compression,),
     ALGEBRA: (algebra,),
+    PARALLEL: (planned,),
 }
 
 

@@ -55,6 +55,12 @@ COMMANDS = {
         needs=_MODELS,
         install='pip install ".[models]"',
     ),
+    "plan": Command(
+        module="ntkprefix.commands.plan",
+        summary="count what a training step costs on many devices, without them",
+        needs=_MODELS,
+        install='pip install ".[models]"',
+    ),
     "verify": Command(
         module="theory.verify",
         summary="check the convergence theorem over a ladder of prefix lengths",

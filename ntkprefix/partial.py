@@ -118,6 +118,18 @@ def add(a: Partial, b: Partial) -> Partial:
     )
 
 
+def over_devices(share: Partial, axes: tuple[str, ...]) -> Partial:
+    """`merge` of the shares that devices along axes of a mesh have, within `jax.shard_map`: sums are all they exchange.
+
+    For groups with denominators, such as tokens; one without any does not set the scale.
+    """
+    own = jax.lax.stop_gradient(_scale_of_denominator(share))
+    scale = jax.lax.pmax(own, axes)
+    weight = bounded_exp(share.log_scale - jnp.where(jnp.isfinite(scale), scale, 0.0))
+    num, den = jax.lax.psum((share.num * weight[..., None], share.den * weight), axes)
+    return Partial(num, den, scale)
+
+
 def bounded_exp(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """`e^x`, at most e^-1 times the largest number: only a group without a denominator weighs that much."""
     return jnp.exp(jnp.minimum(x, math.log(float(jnp.finfo(x.dtype).max)) - 1))

@@ -12,9 +12,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook(["ntkprefix", "theory"], "typecheck.checked")
 
-# Scripts that make the golden files in environments of their own, and import what this one does not have; and one that
-# a test starts as a process of its own.
-collect_ignore = ["golden", "theory/on_eight_devices.py"]
+# Scripts that make the golden files in environments of their own, and import what this one does not have; and those
+# that tests start as processes of their own.
+collect_ignore = [
+    "golden",
+    "one_of_two_processes.py",
+    "parallel_on_eight_devices.py",
+    "planning_on_eight_devices.py",
+    "theory/on_eight_devices.py",
+]
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"

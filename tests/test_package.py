@@ -52,6 +52,7 @@ def test_imports_point_one_way():
         "train": 3,
         "classify": 4,
         "language": 4,
+        "planning": 4,
         "records": 4,
         "prompts": 4,
         "commands": 5,

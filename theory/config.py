@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from ntkprefix.parallel import sizes_of
 from theory.data import Inputs, Projection, Targets
 
 Optimizer = Literal["gd", "momentum", "adam", "sgd"]
@@ -109,6 +110,8 @@ class Config:
     """Widths in that search."""
     scaling_sigma: tuple[float, ...] = ()
     """Standard deviations in that search."""
+    mesh: str = ""
+    """How devices share out the prefix's tokens, such as prefix=8; one device if empty."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -128,6 +131,8 @@ class Config:
         for name, hint in get_type_hints(type(self)).items():
             self._check_type(name, hint)
         self._expect("batch_size", 0 <= self.batch_size <= self.n, f"within 0..n={self.n}")
+        if self.mesh:
+            sizes_of(self.mesh)
         for name in ("n", "d", "n_test", "sigma", "steps", "scaling_max_steps"):
             self._expect(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
         for name in ("step_size", "target_scale"):
@@ -166,7 +171,7 @@ class Config:
         elif hint is bool:
             self._expect(name, isinstance(value, bool), "to be True or False", TypeError)
         else:
-            self._expect(name, isinstance(value, hint), "to be a path", TypeError)
+            self._expect(name, isinstance(value, hint), f"to be a {'path' if hint is Path else 'text'}", TypeError)
 
     def _expect(self, name: str, holds: bool, what: str, error: type[Exception] = ValueError) -> None:
         if not holds:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntkprefix.parallel import tokens_over_prefix
 from theory import neural_tangents_compat
 from theory.bound import DEMANDED, allowed_share, bound_excess, steps_to_demand, within_bound
 from theory.config import Config
@@ -95,7 +96,8 @@ def measure_kernel(setting: Setting, config: Config, M: int) -> dict[str, Any]:
     """Kernel at the start against H*: relative error and lambda_min over lambda, for each seed."""
     error, ratio = [], []
     for key in _keys(config, config.kernel_seeds, M):
-        H = finite_ntk(*init_stylized(key, M, config.d, config.sigma), setting.data.x)
+        W, a = _drawn(config, key, M)
+        H = finite_ntk(W, a, setting.data.x)
         error.append(_relative(H, setting.H))
         ratio.append(np.linalg.eigvalsh(np.asarray(as_matrix(H), np.float64))[0] / setting.lambda_min)
     return {"error": plain(error), "eigenvalue_ratio": plain(ratio)}
@@ -140,7 +142,7 @@ def measure_training(setting: Setting, config: Config, M: int, infinite: dict[st
 
 def _measure_run(setting, config, M, key, infinite):
     x, _, x_test = setting.data
-    W, a = init_stylized(key, M, config.d, config.sigma)
+    W, a = _drawn(config, key, M)
     run = _train(setting, config, W, a, key, config.steps)
     loss, limit = np.asarray(run.loss, np.float64), np.asarray(infinite["loss"], np.float64)
     predictions = np.asarray(stylized_model(run.W, a, x_test)).ravel()
@@ -187,6 +189,12 @@ def _holds(setting, config, M, steps):
     )
     run = jax.vmap(lambda W, a, key: _train(setting, config, W, a, key, steps))(W, a, jnp.stack(keys))
     return within_bound([bound_excess(loss, setting.guaranteed_rate) for loss in np.asarray(run.loss, np.float64)])
+
+
+def _drawn(config: Config, key: Array, M: int) -> tuple[Array, Array]:
+    """A prefix, whose tokens the devices of a mesh share out."""
+    W, a = init_stylized(key, M, config.d, config.sigma)
+    return tokens_over_prefix(W), tokens_over_prefix(a)
 
 
 def _train(setting, config, W, a, key, steps):

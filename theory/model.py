@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key, UInt32
 
 from ntkprefix.checks import at_least
@@ -29,7 +30,9 @@ def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array
         x: inputs, [n, d].
 
     Returns:
-        Outputs F, [n, d]. The prefix is read in chunks, by the gradient too: no n M numbers are ever in memory.
+        Outputs F, [n, d]. The prefix is read in chunks, by the gradient too: no n M numbers are ever in memory. On a
+        mesh (`ntkprefix.parallel.on_mesh`), the devices along its axis `prefix` read their own tokens each, and
+        exchange sums alone.
 
     Raises:
         TypeError: an argument is not an array of floating-point numbers, or their dtypes differ.
@@ -51,6 +54,21 @@ def stylized_model(W: Float[Array, "M d"], a: Float[Array, " M"], x: Float[Array
 
 @jax.jit
 def _model(W, a, x):
+    devices = jax.sharding.get_abstract_mesh().shape.get("prefix", 1)
+    if devices == 1 or W.shape[0] % devices:
+        sums = _sums(W, a, x)
+    else:
+        tokens, whole = PartitionSpec("prefix"), PartitionSpec()
+        sums = jax.shard_map(
+            lambda W, a, x: _sums(W, a, x).over_devices(("prefix",)),
+            in_specs=(tokens, tokens, whole),
+            out_specs=whole,
+            check_vma=False,  # as in `kernels`
+        )(W, a, x)
+    return math.sqrt(W.shape[0]) * sums.mean / sums.total[:, None]
+
+
+def _sums(W, a, x) -> Sums:
     def add(sums, tokens):
         return sums.and_tokens(*tokens, x), None
 
@@ -64,7 +82,7 @@ def _model(W, a, x):
         W, a = W[whole:], a[whole:]
     if W.shape[0]:
         sums, _ = add(sums, (W, a))
-    return math.sqrt(M) * sums.mean / sums.total[:, None]
+    return sums
 
 
 def init_stylized(

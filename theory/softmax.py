@@ -45,8 +45,9 @@ class Sums(NamedTuple):
 
     def over_devices(self, axes: tuple[str, ...]) -> Sums:
         """Of the tokens on all devices along these axes of a mesh."""
-        top = jax.lax.pmax(self.top, axes)
-        shrink = jnp.exp(self.top - top)
+        own = jax.lax.stop_gradient(self.top)
+        top = jax.lax.pmax(own, axes)
+        shrink = jnp.exp(own - top)
         return Sums(top, *jax.lax.psum((self.total * shrink, self.mean * shrink[:, None]), axes))
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ntkprefix.checks import yes_or_no
+from ntkprefix.parallel import mesh_of, on_mesh
 from ntkprefix.runs import environment, progress, write_json
 from theory import measure, verdicts
 from theory.bound import LAX, allowed_share
@@ -60,15 +61,16 @@ def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -
         OSError: the run folder cannot be made or written; of this it makes sure before it measures anything.
         TypeError: `config` is not a Config, or an option is not a bool.
         ValueError: a piece of an earlier run is damaged, the infinite-prefix kernel is singular, too large or
-            overflows, or there are not enough digits.
+            overflows, there are not enough digits, or not the devices of the mesh.
 
     Source: arXiv 2406.14036, convergence theorem; the seven lines are listed in docs.
     """
     if not isinstance(config, Config):
         raise TypeError(f"verify: expected a Config, got {type(config).__name__}. Use Config(quick=True), for example.")
     yes_or_no("verify", plots=plots, show_progress=show_progress)
+    mesh = mesh_of(config.mesh) if config.mesh else None
     _prepare(config.out)
-    with progress(disable=not show_progress, transient=True) as bar:
+    with on_mesh(mesh), progress(disable=not show_progress, transient=True) as bar:
         measured = _measure(config, bar)
     judged = judge(measured, config)
     results = {

@@ -18,6 +18,7 @@ from ntkprefix import checks
 from ntkprefix.compress import METHODS, Report
 from ntkprefix.models import load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
+from ntkprefix.parallel import mesh_of, on_mesh, put_model, sizes_of
 from ntkprefix.prompts import compress_prompt, save_prompt
 from ntkprefix.runs import environment, progress
 from ntkprefix.train import TrainConfig
@@ -50,6 +51,7 @@ class Config:
         tokens: at most so many of the prompt's first tokens; 0 for all.
         chunk: tokens that are read at a time.
         seed: of what is random.
+        mesh: how the devices share the model out, `tensor=8` (see `ntkprefix.parallel.mesh_of`); one device if empty.
 
     Raises:
         ValueError: a setting out of range.
@@ -68,8 +70,11 @@ class Config:
     tokens: int = 0
     chunk: int = 512
     seed: int = 0
+    mesh: str = ""
 
     def __post_init__(self):
+        if self.mesh:
+            sizes_of(self.mesh)
         checks.at_least(0, "compress", distil=self.distil, tokens=self.tokens, seed=self.seed)
         checks.at_least(1, "compress", chunk=self.chunk)
         checks.one_of("compress", "method", self.method, tuple(METHODS))
@@ -89,13 +94,16 @@ def main(config: Config) -> int:
         ValueError: a text that is not UTF-8 or empty, or as for `compress_prompt`.
     """
     text = read_text(config.prompt)
+    mesh = mesh_of(config.mesh) if config.mesh else None
     model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
+    if mesh is not None:
+        put_model(model, mesh)
     tokens = np.asarray(tokenizer.encode(text), np.int32)
     tokens = tokens[: config.tokens] if config.tokens else tokens
     if len(tokens) < 2:
         raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {len(tokens)}.")
     began = time.perf_counter()
-    with progress() as bar:
+    with on_mesh(mesh), progress() as bar:
         task = bar.add_task("reading", total=len(tokens))
 
         def tell(what: str, done: int, of: int) -> None:

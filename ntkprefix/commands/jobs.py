@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from safetensors.numpy import save
 
@@ -18,6 +19,7 @@ from ntkprefix.images import ImageData, load_images, stratified
 from ntkprefix.language import LanguageTask
 from ntkprefix.models import ViT, load_dinov2, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
+from ntkprefix.parallel import adapter_specs, put_model
 from ntkprefix.runs import write_bytes
 from ntkprefix.texts import Example, for_decoder, for_encoder, load_texts
 from ntkprefix.train import TrainConfig, TrainResult
@@ -73,6 +75,10 @@ class Job(Protocol):
         """Of the step size, for the parts of the parameters."""
         ...
 
+    def specs(self, adapter: PyTree, mesh: Mesh) -> PyTree:
+        """How the adapter's parameters are shared out on a mesh."""
+        ...
+
     def validate(self, params: PyTree) -> float:
         """Loss on the training rows held back, in nats."""
         ...
@@ -86,8 +92,8 @@ class Job(Protocol):
         ...
 
 
-def job_of(config: Any, adapter: Adapter) -> Job:
-    """Load model and data.
+def job_of(config: Any, adapter: Adapter, mesh: Mesh | None = None) -> Job:
+    """Load model and data; the model's weights onto the mesh, if there is one.
 
     Raises:
         OSError: they cannot be read.
@@ -97,11 +103,11 @@ def job_of(config: Any, adapter: Adapter) -> Job:
     if config.task == "images":
         images = load_images(config.data_dir or "digits", size=config.size)
         model = load_dinov2(None if config.model == "dinov2" else config.model, **options)
-        return image_job(config, adapter, images, model)
+        return image_job(config, adapter, images, _placed(model, mesh))
     if config.data_dir is None:
         raise ValueError(f"train: expected --data-dir, the folder of the rows of {config.task}, got none.")
     texts = load_texts(config.task, config.data_dir)
-    model, tokenizer = load_text_model(config.model, **options), load_tokenizer(config.model)
+    model, tokenizer = _placed(load_text_model(config.model, **options), mesh), load_tokenizer(config.model)
     if model.config.head != "none":
         return _Answers(config, model, adapter, tokenizer, texts)
     rows, test_rows = (
@@ -110,6 +116,12 @@ def job_of(config: Any, adapter: Adapter) -> Job:
     )
     names = tuple(choice.strip() for choice in texts.choices)
     return _Classes(config, adapter, model, rows, test_rows, names, config.task)
+
+
+def _placed(model: Any, mesh: Mesh | None) -> Any:
+    if mesh is not None:
+        put_model(model, mesh)
+    return model
 
 
 def image_job(config: Any, adapter: Adapter, images: ImageData, model: ViT) -> Job:
@@ -123,7 +135,7 @@ class _Classes:
 
     def __init__(self, config, adapter, model, train, test, names, title):
         classifier = Classifier(model, adapter)
-        self._classifier, self._adapter, self._names = classifier, adapter, names
+        self._classifier, self._adapter, self._names, self._config = classifier, adapter, names, model.config
         (inputs, labels), (test_inputs, test_labels) = train, test
         kept, held = _split(config, labels)
         self.train = (*(array[kept] for array in inputs), labels[kept])
@@ -162,6 +174,9 @@ class _Classes:
     def factors(self, params, of_head):
         return {"adapter": step_factors(self._adapter, params["adapter"]), "head": of_head}
 
+    def specs(self, adapter, mesh):
+        return adapter_specs(adapter, self._adapter, self._config, mesh.shape)
+
     def validate(self, params):
         return self._judge(params, self._held)["loss"]
 
@@ -188,7 +203,7 @@ class _Answers:
     """Answers by a language model."""
 
     def __init__(self, config, model, adapter, tokenizer, texts):
-        self._tokenizer, self._adapter, self._choices = tokenizer, adapter, None
+        self._tokenizer, self._adapter, self._choices, self._config = tokenizer, adapter, None, model.config
         labels = np.array([example.label for example in texts.train])
         kept, held = _split(config, labels)
         tested = _chosen(config.test_rows, np.array([example.label for example in texts.test]), seed=0)
@@ -214,6 +229,9 @@ class _Answers:
 
     def factors(self, params, of_head):  # noqa: ARG002
         return {"adapter": step_factors(self._adapter, params["adapter"])}
+
+    def specs(self, adapter, mesh):
+        return adapter_specs(adapter, self._adapter, self._config, mesh.shape)
 
     def validate(self, params):
         return self._loss(params, self._held)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -18,6 +19,7 @@ from rich.text import Text
 from ntkprefix import checks
 from ntkprefix.adapters import Adapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
+from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
 from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 
@@ -70,6 +72,7 @@ class Config:
         dtype: of the model's matrix products; what trains is float32 always.
         remat: compute blocks again for the gradient, to save memory.
         seed: of the random start, the order of the data and what is held back.
+        mesh: how the devices share the work, `data=4,tensor=2` (see `ntkprefix.parallel.mesh_of`); one device if empty.
 
     Raises:
         ValueError: a setting out of range.
@@ -98,6 +101,7 @@ class Config:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: bool = False
     seed: int = 0
+    mesh: str = ""
 
     def __post_init__(self):
         spelt(self.adapter)
@@ -107,6 +111,8 @@ class Config:
         checks.at_least(1, "train", head_epochs=self.head_epochs, size=self.size, length=self.length)
         if not 0 < self.held_back < 1:
             raise ValueError(f"train: expected held_back between 0 and 1, got {self.held_back}.")
+        if self.mesh:
+            sizes_of(self.mesh)
         self.training()
 
     def training(self) -> TrainConfig:
@@ -129,11 +135,13 @@ def main(config: Config) -> int:
     console = Console()
     out = config.out or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
     adapter = spelt(config.adapter)
-    with console.status("Loading model and data"):
-        job = job_of(config, adapter)
-    console.print(Text(f"{config.model}, {config.adapter}, {job.about}"))
-    with progress() as bar:
-        results = run(config, adapter, job, out, shown(bar, ""))
+    mesh = mesh_of(config.mesh) if config.mesh else None
+    with on_mesh(mesh):
+        with console.status("Loading model and data"):
+            job = job_of(config, adapter, mesh)
+        console.print(Text(f"{config.model}, {config.adapter}, {job.about}"))
+        with progress() as bar:
+            results = run(config, adapter, job, out, shown(bar, ""), mesh=mesh)
     table = Table("", "")
     for name, value in {**results["test"], **results["sizes"], **results["times"]}.items():
         if name != "right":  # of every row
@@ -144,7 +152,14 @@ def main(config: Config) -> int:
 
 
 def run(
-    config: Config, adapter: Adapter, job: Job, out: Path, watch: Watch, *, resumable: bool = True
+    config: Config,
+    adapter: Adapter,
+    job: Job,
+    out: Path,
+    watch: Watch,
+    *,
+    resumable: bool = True,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Train one job and write what came of it.
 
@@ -155,6 +170,7 @@ def run(
         out: run folder.
         watch: told how far the work is.
         resumable: keep checkpoints, and go on from those that are there.
+        mesh: on which the job's weights lie.
 
     Returns:
         What is written to `results.json`. Its `seconds` are all that training took, features, head and compilation
@@ -170,7 +186,7 @@ def run(
     if isinstance(adapter, HeadAdapter):
         result = _probe(config, job, out, watch)
     else:
-        result = _train(config, job, out, watch, Checkpoints(out / "checkpoints") if resumable else None)
+        result = _train(config, job, out, watch, Checkpoints(out / "checkpoints") if resumable else None, mesh)
     seconds, params = time.perf_counter() - began, result.params
     found = job.test(params, watch)
     results = {
@@ -212,9 +228,13 @@ def _probe(config: Config, job: Job, out: Path, watch: Watch) -> TrainResult:
     return probing._replace(params=params)
 
 
-def _train(config: Config, job: Job, out: Path, watch: Watch, checkpoints: Checkpoints | None) -> TrainResult:
+def _train(
+    config: Config, job: Job, out: Path, watch: Watch, checkpoints: Checkpoints | None, mesh: Mesh | None
+) -> TrainResult:
     """The adapter, behind a head that is trained alone."""
     training, start = config.training(), job.start(config, watch).params
+    if mesh is not None:
+        start = {**start, "adapter": put(start["adapter"], job.specs(start["adapter"], mesh), mesh)}
     steps = training.steps(len(job.train[0]))
     return train(
         job.loss,
@@ -228,6 +248,7 @@ def _train(config: Config, job: Job, out: Path, watch: Watch, checkpoints: Check
         checkpoints=checkpoints,
         metrics=out / "metrics.jsonl",
         on_step=lambda step, loss: watch(f"loss {loss:8.4f}", step, steps),
+        mesh=mesh,
     )
 
 

@@ -12,10 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ntkprefix import checks
-from ntkprefix.attention import attention
 from ntkprefix.kernels import IMPLEMENTATIONS
 from ntkprefix.models.adaptation import LowRank
 from ntkprefix.models.rotary import Rotary, Rotation, rotate
+from ntkprefix.shared_attention import shared_attention
 
 # Sees one layer's (query, key, value) and the options of its attention; returns any pytree of arrays.
 Observer = Callable[..., Any]
@@ -217,7 +217,7 @@ class SelfAttention(nnx.Module):
             key, value = remember(key, value)
         if config.causal:
             options["is_causal"] = True
-        attended = attention(query, key, value, prefix=prefix, implementation=config.implementation, **options)
+        attended = shared_attention(query, key, value, prefix=prefix, implementation=config.implementation, **options)
         out = apply(self.out, attended.reshape(*x.shape[:-1], -1), low_rank.get("out"))
         return out, observe(query, key, value, **options) if observe else None
 

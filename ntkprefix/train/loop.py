@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from ntkprefix.parallel import even_rows, on_mesh, put_rest, put_rows
 from ntkprefix.runs import JsonLines
 from ntkprefix.train.checkpoints import Checkpoints, Saved
 from ntkprefix.train.config import TrainConfig
-from ntkprefix.train.step import Loss, optimiser, own, step
+from ntkprefix.train.step import Loss, optimiser, own, step, step_on_mesh
 
 
 class TrainResult(NamedTuple):
@@ -48,6 +50,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     metrics: str | Path | None = None,
     on_step: Callable[[int, float], Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainResult:
     """Minimise a loss over `params`.
 
@@ -70,13 +73,16 @@ def train(
         metrics: a JSON Lines file that gets one object per step (step, epoch, loss, step_size, seconds) and one per
             validation (step, epoch, validation).
         on_step: called after every step with the number of steps done and the loss.
+        mesh: of devices that share the work (`ntkprefix.parallel.mesh_of`): batches over its axis `data`; parameters
+            and frozen arrays as they lie on it (`put_model`, `put`), and whole on every device where they do not. Where
+            its devices are those of several processes, each passes the same arguments, and one of them writes files.
 
     Returns:
         Parameters, losses, seconds and validation losses.
 
     Raises:
-        ValueError: fewer rows than a batch, arrays of different lengths, patience without a validation loss, or
-            checkpoints of another run.
+        ValueError: fewer rows than a batch, arrays of different lengths, patience without a validation loss, batches
+            or micro-batches that the mesh cannot share out evenly, or checkpoints of another run.
         FloatingPointError: the loss is not finite; the message has the step.
 
     Example:
@@ -91,7 +97,7 @@ def train(
     rows = check_data(data)
     if config.patience and validate is None:
         raise ValueError("train: expected a validation loss where there is patience, got none. Pass `validate`.")
-    run = _Run(loss, params, frozen, config, factors, project)
+    run = _Run(loss, params, frozen, config, factors, project, mesh)
     step_sizes, of_epoch = config.step_sizes(rows), config.steps_per_epoch(rows)
     if checkpoints is not None:
         run.restore(checkpoints.restore(run.saved(), config, rows))
@@ -137,12 +143,19 @@ def check_data(data: Sequence[np.ndarray]) -> int:
 class _Run:
     """The state of one run between steps."""
 
-    def __init__(self, loss, params, frozen, config, factors, project):
+    def __init__(self, loss, params, frozen, config, factors, project, mesh):
         self._transformation = optimiser(config.weight_decay, config.clip)
         self._static = (loss, self._transformation, project, config.micro_batches)
         self._frozen, self._factors, self._learning_rate = frozen, factors, config.learning_rate
+        self._mesh = mesh
         self.params = jax.tree.map(own, params)
-        self.state = self._transformation.init(self.params)
+        if mesh is not None:
+            even_rows(config.batch_size // config.micro_batches, mesh.shape["data"])
+            self.params, self._frozen = put_rest((self.params, frozen), mesh)
+        self.state = self._transformation.init(self.params)  # as zeros that lie where their parameters do
+        if mesh is not None:
+            self.state = put_rest(self.state, mesh)
+        self._step = step if mesh is None else step_on_mesh(self.params, self.state)
         self.best = None
         self.losses: list[float] = []
         self.validation: list[float] = []
@@ -152,9 +165,12 @@ class _Run:
 
     def advance(self, step_size, batch):
         first = self._began == 0
-        self.params, self.state, value = step(
-            *self._static, self.params, self.state, self._frozen, step_size, self._factors, batch
-        )
+        if self._mesh is not None:
+            batch = put_rows(batch, self._mesh)
+        with on_mesh(self._mesh):
+            self.params, self.state, value = self._step(
+                *self._static, self.params, self.state, self._frozen, step_size, self._factors, batch
+            )
         self.steps += 1
         self._unread.append((self.steps, value))
         if first:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from ntkprefix.parallel import rows_over_data
+
 # (params, frozen, *batch) -> the mean loss of the batch; or (sum, weight), whose quotient is the mean over all that
 # counts in the batch however it is cut into micro-batches: the tokens that are labelled, for example.
 Loss = Callable[..., Float[Array, ""] | tuple[Float[Array, ""], Float[Array, ""]]]
@@ -57,6 +59,18 @@ def step(*arguments: Any) -> Any:
     return update(*arguments)
 
 
+def step_on_mesh(params: PyTree, state: PyTree) -> Callable[..., Any]:
+    """`step`, after which these parameters and this optimiser state lie where they lie now: XLA may prefer others."""
+    leaves, structure = jax.tree.flatten((params, state))
+    return _step_into(structure, tuple(leaf.sharding for leaf in leaves))
+
+
+@lru_cache(maxsize=16)
+def _step_into(structure: Any, shardings: tuple[Any, ...]) -> Callable[..., Any]:
+    out = (*jax.tree.unflatten(structure, shardings), None)
+    return jax.jit(update, static_argnums=(0, 1, 2, 3), donate_argnums=(4, 5), out_shardings=out)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(4, 5))
 def population_step(loss, transformation, project, micro_batches, params, state, frozen, step_sizes, factors, batch):
     """`update` of every member of a population in one program; frozen weights and factors are shared."""
@@ -74,7 +88,9 @@ def _value_and_gradient(loss, micro_batches, params, frozen, batch):
     if micro_batches == 1:
         (total, weight), gradient = of_part(params, *batch)
     else:
-        parts = jax.tree.map(lambda array: array.reshape(micro_batches, -1, *array.shape[1:]), batch)
+        parts = jax.tree.map(
+            lambda array: rows_over_data(array.reshape(micro_batches, -1, *array.shape[1:]), axis=1), batch
+        )
 
         def add(sums, part):
             return jax.tree.map(jnp.add, sums, of_part(params, *part)), None

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,10 +99,18 @@ def test_classes_of_texts(tmp_path, labelled):
 
 def test_choices_of_a_language_model(tmp_path, labelled):
     options = ["--model", "decoder", "--task", "text", "--data-dir", str(labelled), "--learning-rate", "0.1"]
+    options += ["--mesh", "data=1"]
     results = trained(tmp_path / "run", *options, "--adapter", "lora:targets=query/value/up/down", "--epochs", "20")
     assert results["test"]["accuracy"] == 1.0
     assert results["test"]["loss"] < 0.5
     assert not (tmp_path / "run" / "head.safetensors").exists()
+
+
+@pytest.mark.parametrize(("mesh", "message"), [("data=3", "number of devices, 1"), ("rows=1", "sizes of data, tensor")])
+def test_a_mesh_of_other_devices(mesh, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) if "rows" in mesh else nullcontext():
+        assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--mesh", mesh]) == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_free_answers_of_a_language_model(tmp_path):

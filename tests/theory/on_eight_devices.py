@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy_model as oracle
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from theory import finite_ntk, init_stylized, kernels
+from ntkprefix.parallel import mesh_of, on_mesh, tokens_over_prefix
+from theory import dynamics, finite_ntk, init_stylized, kernels, train
 
 assert jax.device_count() == 8
 W, a = init_stylized(jax.random.key(0), 48, 3)
@@ -33,3 +34,21 @@ for kind in (AxisType.Explicit, AxisType.Auto):
     program = kernels._sharded_ntk.lower(*shapes, (whole,), chunk=1024, sharding=sharding).compile()
     exchanged = set(re.findall(r"(?:all-[a-z-]+|collective-[a-z-]+|reduce-scatter)(?=\()", program.as_text()))
     assert exchanged == {"all-reduce"}, exchanged
+
+# Training, of so many tokens that each device reads its own in chunks.
+W, a = init_stylized(jax.random.key(4), 2**14, 3, 0.5)
+x1 = x1 / jnp.linalg.norm(x1, axis=1, keepdims=True)
+options = {"steps": 20, "step_size": 0.05}
+alone = train(W, a, x1, 0.3 * x1, **options)
+with on_mesh(mesh_of("prefix=8")):
+    W, a = tokens_over_prefix(W), tokens_over_prefix(a)
+    together = train(W, a, x1, 0.3 * x1, **options)
+    given = W, a, x1, 0.3 * x1, jnp.float32(0.05), None
+    program = dynamics._train.lower(*given, steps=20, optimizer=dynamics.OPTIMIZERS["gd"], batch_size=None).compile()
+assert alone.loss[-1] < 0.9 * alone.loss[0], alone.loss
+for name in ("loss", "movement"):
+    error = oracle.relative(getattr(together, name), getattr(alone, name))
+    assert error < 1e-4, (name, error)
+assert together.W.sharding.shard_shape(together.W.shape) == (2**11, 3)
+exchanged = set(re.findall(r"(?:all-[a-z-]+|collective-[a-z-]+|reduce-scatter)(?=\()", program.as_text()))
+assert exchanged == {"all-reduce"}, exchanged
