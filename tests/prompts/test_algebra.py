@@ -277,13 +277,15 @@ def test_clouds_take_documents_in(loaded, monkeypatch):
 
     def compressed(whole, asked, **options):
         given.append(options["method"])
-        return MeasurePrefix.from_tokens(whole.keys, whole.values, components=3, rank=1), "a report"
+        return jax.tree.map(lambda leaf: 2 * leaf[:, :3], clouds), "a report"
 
     for name, fake in (("calibrate", asked), ("_beside", lambda *_: NOTHING), ("compress_layers", compressed)):
         monkeypatch.setattr(append, name, fake)
     first = read_prompt(model, tokens[:, :6])
-    # As many clouds as tokens, all without spread: what comes behind them reads what it reads behind the tokens.
-    clouds = MeasurePrefix.from_tokens(first.keys[:, 2:], first.values[:, 2:], components=4, rank=1)
+    # Clouds without spread: what comes behind them reads what it reads behind the tokens.
+    keys, values = (leaf[:, 2:] for leaf in (first.keys, first.values))
+    still = [jnp.zeros((*leaf.shape, 1)) for leaf in (keys, values)]
+    clouds = MeasurePrefix(jnp.zeros(keys.shape[:-1]), keys, still[0], values, still[1])
     before = JoinedPrompt(with_first(first, clouds), 6)
     both = append_document(model, before, tokens[:, 6:], budget=3, texts="repeat")
     (kept, seen), method = given[0].parts, given[1]
