@@ -14,8 +14,6 @@ from benchmarks import RESULTS as BENCHMARKS
 from benchmarks.timing import ratio
 from experiments import RESULTS, plots, summary, tables
 from experiments import real_kernels as real_models
-from experiments.algebra import PATH as JOINED
-from experiments.algebra_table import algebra
 from experiments.compression import PATH
 from experiments.compression_table import compression
 from experiments.fields import FIELDS, OURS, PROBED
@@ -29,8 +27,8 @@ from theory.verify import cautions
 
 _ROOT = Path(__file__).parents[1]
 README = _ROOT / "README.md"
-PREFIXES, THEORY, SPEED, COMPRESSION, ALGEBRA, PARALLEL = (
-    _ROOT / "docs" / f"{name}.md" for name in ("prefixes", "theory", "speed", "compression", "algebra", "parallel")
+PREFIXES, THEORY, SPEED, COMPRESSION, PARALLEL = (
+    _ROOT / "docs" / f"{name}.md" for name in ("prefixes", "theory", "speed", "compression", "parallel")
 )
 
 
@@ -43,7 +41,6 @@ def main() -> None:
         "cost": plots.cost(read_json(BENCHMARKS / "attention.json")),
         "compression": plots.compression(read_json(PATH)),
         "vision": plots.field(field_results("vision")),
-        "algebra": plots.algebra(read_json(JOINED)),
     }
     for name, figure in pictures.items():
         picture = io.BytesIO()
@@ -247,7 +244,6 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     THEORY: (real_kernels,),
     SPEED: (attention_speed, models_speed, kernels_speed),
     COMPRESSION: (compression,),
-    ALGEBRA: (algebra,),
     PARALLEL: (planned,),
 }
 
