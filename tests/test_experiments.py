@@ -206,7 +206,13 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SMALL)
+# A language model's compression compiles many programs: a minute of two cores even when it is small.
+SLOW = {"04_long_prompts.ipynb"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SMALL]
+)
 def test_notebook_runs(name):
     """A cell that raises, or one that asserts what does not hold, raises here."""
     executed = notebooks.run(notebooks.FOLDER / name, SMALL[name])
