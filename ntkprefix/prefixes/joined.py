@@ -26,7 +26,7 @@ class JoinedPrefix:
         >>> attention(query[None], query[None], query[None], prefix=JoinedPrefix((first, rest))).shape
         (1, 500, 2, 8)
 
-    Source: MATH 1, shares of disjoint groups of keys add.
+    Source: `ntkprefix.merge`, shares of disjoint groups of keys add.
     """
 
     parts: tuple[Leaf, ...]
