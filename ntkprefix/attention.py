@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ntkprefix import checks
-from ntkprefix.kernels import IMPLEMENTATIONS, best
+from ntkprefix.kernels import IMPLEMENTATIONS, best_for
 from ntkprefix.prefixes import Prefix
 
 
@@ -149,18 +149,17 @@ def attention(
     if prefix is not None:
         checks.prefix(prefix, query, key, value)
     checks.implementation(implementation, tuple(IMPLEMENTATIONS))
-    out, residual = IMPLEMENTATIONS[implementation or best(length, key.shape[1])].attend(
-        query,
-        key,
-        value,
-        scale=beta,
-        prefix=prefix,
-        is_causal=is_causal,
-        local_window_size=checks.window(local_window_size),
-        query_offset=query_offset,
+    call = {
+        "scale": beta,
+        "prefix": prefix,
+        "is_causal": is_causal,
+        "local_window_size": checks.window(local_window_size),
+        "query_offset": query_offset,
         **over_logits,
         **lengths,
-    )
+    }
+    name = implementation or best_for(query, key, value, **call)
+    out, residual = IMPLEMENTATIONS[name].attend(query, key, value, **call)
     out = out.astype(query.dtype)
     if not batched:
         out, residual = out[0], residual[0]

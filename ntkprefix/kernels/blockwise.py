@@ -80,6 +80,37 @@ def partial_attention(
     return Partial(out if also is None else out * sign[..., None], sign, log_mass)
 
 
+def gradients(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K Hv"],
+    out: Float[Array, "B T N Hv"],
+    sign: Float[Array, "B T N"],
+    log_mass: Float[Array, "B T N"],
+    d_out: Float[Array, "B T N Hv"],
+    d_log_mass: Float[Array, "B T N"],
+    *,
+    scale: float,
+    **options: Any,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K Hv"]]:
+    """Gradients in query, key and value of what another kernel found: output, and sign and log of its denominator.
+
+    They are those of all keys together if others have joined these. The options hide keys, and are not a bias.
+    """
+    kv_heads, dtype = key.shape[2], accumulator(query.dtype)
+
+    def grouped(array):
+        return array.reshape(*array.shape[:2], kv_heads, -1, *array.shape[3:])
+
+    hidden = _hidden(kv_heads, **options)
+    given = grouped(query), key, value, None, hidden, None, None
+    found = grouped(out.astype(dtype)), grouped(sign), jnp.where(jnp.isfinite(log_mass), log_mass, 0.0)
+    saved = given, jnp.asarray(scale, dtype), *found[:2], grouped(found[2])
+    d_found = grouped(d_out.astype(dtype)), None, grouped(d_log_mass)
+    d_query, d_key, d_value, *_ = _attend_backward(_blocks_for(query, key), saved, d_found)
+    return d_query.reshape(query.shape), d_key, d_value
+
+
 def _blocks_for(query, key) -> Blocks:
     (batch, length, heads, _), (size, kv_heads) = query.shape, key.shape[1:3]
     return blocks_for(jax.default_backend(), batch, length, size, heads, kv_heads)
@@ -113,10 +144,14 @@ def _shares(
         # One key that nothing sees.
         key, value = (jnp.zeros((batch, 1, *array.shape[2:]), array.dtype) for array in (key, value))
         bias, mask, key_value_seq_lengths = None, None, jnp.zeros(batch, jnp.int32)
-    low, high = band(is_causal, local_window_size, query_offset)
-    hidden = Hidden(
-        None if mask is None else group_heads(mask, kv_heads)[:, None],
-        *(None if each is None else over_batch(each) for each in (low, high, query_seq_lengths, key_value_seq_lengths)),
+    hidden = _hidden(
+        kv_heads,
+        mask=mask,
+        is_causal=is_causal,
+        query_seq_lengths=query_seq_lengths,
+        key_value_seq_lengths=key_value_seq_lengths,
+        local_window_size=local_window_size,
+        query_offset=query_offset,
     )
 
     def grouped(array):
@@ -137,6 +172,23 @@ def _shares(
         prefix,
     )
     return jax.tree.map(lambda array: array.reshape(batch, length, heads, *array.shape[4:]), found)
+
+
+def _hidden(
+    kv_heads,
+    *,
+    mask=None,
+    is_causal=False,
+    query_seq_lengths=None,
+    key_value_seq_lengths=None,
+    local_window_size=None,
+    query_offset=0,
+) -> Hidden:
+    low, high = band(is_causal, local_window_size, query_offset)
+    return Hidden(
+        None if mask is None else group_heads(mask, kv_heads)[:, None],
+        *(None if each is None else over_batch(each) for each in (low, high, query_seq_lengths, key_value_seq_lengths)),
+    )
 
 
 # Below, arrays have rows of the batch and kv heads on axes 0 and 2, where `over_lanes` finds them, and an axis of one
@@ -211,7 +263,7 @@ def _attend_backward(blocks, saved, gradients):
         # A row that sees nothing, and rows that only fill a block, have weights e^{-inf} = 0.
         log_scale = jnp.where(unseen, jnp.inf, log_scale)
         d_out = d_out * per_den[..., None]
-        d_also = None if also is None else _of_others(also, d_out, delta, log_scale)
+        d_also = None if also is None else of_others(also, d_out, delta, log_scale)
         query, key, value, bias, hidden = cut.whole(*_heads_first(query, key, value, bias, hidden))
         d_out, delta, log_scale = (jnp.moveaxis(array, 1, 3) for array in (d_out, delta, log_scale))
         d_out, delta, log_scale = cut.pad(d_out.astype(work), 3), cut.pad(delta, 3), cut.pad(log_scale, 3, jnp.inf)
@@ -272,7 +324,7 @@ def _attend_backward(blocks, saved, gradients):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _of_others(also, d_out, delta, log_scale) -> Partial:
+def of_others(also, d_out, delta, log_scale) -> Partial:
     """Gradients of what joins the blocks."""
     share = bounded_exp(also.log_scale - log_scale)
     along = jnp.sum(d_out * also.num, axis=-1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-_LARGEST = 2**31 - 1
+# A window's side of this or more stands for "all".
+WHOLE_SIDE = 2**31 - 1
 
 
 def combined_mask(
@@ -50,11 +51,10 @@ def band(
     low, high = None, offset if is_causal else None
     if local_window_size is not None:
         left, right = local_window_size
-        # A side of 2^31 - 1 or more stands for "all".
-        if left < _LARGEST:
-            low = offset - jnp.minimum(left, _LARGEST + jnp.minimum(offset, 0))
-        if right < _LARGEST:
-            ahead = offset + jnp.minimum(right, _LARGEST - jnp.maximum(offset, 0))
+        if left < WHOLE_SIDE:
+            low = offset - jnp.minimum(left, WHOLE_SIDE + jnp.minimum(offset, 0))
+        if right < WHOLE_SIDE:
+            ahead = offset + jnp.minimum(right, WHOLE_SIDE - jnp.maximum(offset, 0))
             high = ahead if high is None else jnp.minimum(high, ahead)
     return low, high
 

@@ -1,0 +1,161 @@
+"""Attention with a state on an NVIDIA GPU, against cuDNN's without a prefix: `python -m benchmarks.gpu`.
+
+As `benchmarks.attention`, in bfloat16, for inputs of equally many tokens in fewer and longer rows. A run is many calls in
+a row, of which the last is waited for: one call takes less time than it takes to start it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+from jaxtyping import Array
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import RESULTS
+from benchmarks.timing import against, finished, in_rounds, ratio
+from ntkprefix import FeaturePrefix, TokenPrefix, attention
+from ntkprefix.runs import environment, write_json
+
+CUDNN = "cuDNN by jax.nn, no prefix"
+# Of a head, in what holds all of them in memory.
+_MOST_AT_ONCE = 2**24
+_SIDE, _BYTES = 8192, 2**32
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuConfig:
+    """The attention layer, which is causal and in bfloat16.
+
+    Attributes:
+        queries: T = S, tokens of a row.
+        tokens: of all rows together.
+        width: 64 heads' widths in all, H = Hv.
+        model_width: N H.
+        prefix_tokens: M of an exact prefix.
+        rounds: how often each case is timed.
+        calls: in a run.
+    """
+
+    queries: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
+    tokens: int = 32768
+    width: tuple[int, ...] = (64, 128)
+    model_width: int = 2048
+    prefix_tokens: int = 4096
+    rounds: int = 5
+    calls: int = 10
+
+
+def main(config: GpuConfig) -> dict[str, Any]:
+    """Time and print every case.
+
+    Returns:
+        What is written to `benchmarks/results/gpu.json`.
+    """
+    rows, console, rates = [], Console(width=130), limits()
+    console.print(rates)
+    for width in config.width:
+        for queries in config.queries:
+            for gradient in (False, True):
+                found = measured(config, queries, width, gradient, rates)
+                console.print(_table(queries, width, gradient, found))
+                rows += [{"queries": queries, "width": width, "gradient": gradient, **row} for row in found]
+    results = {"config": asdict(config), "environment": environment(), "limits": rates, "rows": rows}
+    write_json(RESULTS / "gpu.json", results)
+    return results
+
+
+def measured(config, queries, width, gradient, rates) -> list[dict[str, Any]]:
+    runs, bytes_of = {}, {}
+    for name, function, prefix, inputs in cases_of(config, queries, width):
+        program = jax.jit(_with_gradients(function) if gradient else function).lower(prefix, *inputs).compile()
+        bytes_of[name] = int(program.memory_analysis().temp_size_in_bytes)
+        runs[name] = finished(_many(program, config.calls), prefix, *inputs)
+    seconds = in_rounds(list(runs.values()), config.rounds) / config.calls
+    # Two matrix products forward and five backward, of T^2 / 2 logits with H columns.
+    operations = config.tokens * queries / 2 * config.model_width * 2 * (7 if gradient else 2)
+    return [
+        {
+            "case": name,
+            **against(times, seconds[0]),
+            "working_bytes": bytes_of[name],
+            "of_matmul_rate": float(f"{operations / float(sorted(times)[len(times) // 2]) / rates['operations']:.3g}"),
+        }
+        for name, times in zip(runs, seconds, strict=True)
+    ]
+
+
+def cases_of(config: GpuConfig, queries: int, width: int) -> Iterator[tuple[str, Callable[..., Array], Any, tuple]]:
+    """Name, function of (prefix, query, key, value), prefix and inputs; the first is the measure."""
+    keys, heads = jax.random.split(jax.random.key(0), 5), config.model_width // width
+    shape = (config.tokens // queries, queries, heads, width)
+    inputs = tuple(jax.random.normal(key, shape, jnp.bfloat16) for key in keys[:3])
+    tokens = tuple(jax.random.normal(key, (config.prefix_tokens, heads, width), jnp.bfloat16) for key in keys[3:])
+    state = FeaturePrefix.from_tokens(*tokens)
+
+    def stock(_, query, key, value):
+        return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
+
+    def ours(implementation):
+        return lambda prefix, *inputs: attention(*inputs, prefix=prefix, is_causal=True, implementation=implementation)
+
+    yield CUDNN, stock, None, inputs
+    for name in ("cudnn", "pallas", "blockwise", *(["xla"] if queries**2 <= _MOST_AT_ONCE else [])):
+        yield f"{name}, no prefix", ours(name), None, inputs
+        yield f"{name}, a state", ours(name), state, inputs
+    yield f"cudnn, {config.prefix_tokens:,} tokens", ours("cudnn"), TokenPrefix(*tokens), inputs
+
+
+def limits() -> dict[str, float]:
+    """Operations of matrix products in bfloat16, and bytes read and written, per second."""
+    matrix = jax.random.normal(jax.random.key(0), (_SIDE, _SIDE), jnp.bfloat16)
+    numbers = jnp.ones(_BYTES // 2, jnp.bfloat16)
+    products = finished(_many(jax.jit(jnp.matmul), 10), matrix, matrix)
+    copies = finished(_many(jax.jit(jnp.negative), 10), numbers)
+    seconds = in_rounds([products, copies], 5).min(axis=1) / 10
+    return {
+        "operations": float(f"{2 * _SIDE**3 / seconds[0]:.3g}"),
+        "bytes": float(f"{2 * _BYTES / seconds[1]:.3g}"),
+    }
+
+
+def _with_gradients(function):
+    def both(prefix, *inputs):
+        out, backward = jax.vjp(function, prefix, *inputs)
+        return out, backward(inputs[0])  # as good a gradient of the output as any
+
+    return both
+
+
+def _many(program, calls):
+    def run(*arguments):
+        for _ in range(calls):
+            result = program(*arguments)
+        return result
+
+    return run
+
+
+def _table(queries: int, width: int, gradient: bool, rows: list[dict[str, Any]]) -> Table:
+    what = "output and gradients" if gradient else "output"
+    table = Table(title=f"{queries:,} queries and keys, H = {width}, causal, {what}", title_justify="left")
+    for column in ("attention", "ms", "time / cuDNN's (quartiles)", "of the matmul rate", "working MB"):
+        table.add_column(column, justify="left" if column == "attention" else "right")
+    for row in rows:
+        table.add_row(
+            row["case"],
+            f"{row['milliseconds']:g}",
+            ratio(row["relative_time"]),
+            f"{row['of_matmul_rate']:.2f}",
+            f"{row['working_bytes'] / 1e6:,.0f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(GpuConfig))

@@ -1,0 +1,210 @@
+r"""Attention by fused kernels of NVIDIA's GPUs: cuDNN's, and ours for an infinite prefix (`kernels.hopper`).
+
+The gradient of both is cuDNN's. Its kernel makes the weights anew from the log-sum-exp it is given, and takes
+$do \cdot o$ from the output it is given: with those of input and prefix together its gradients are those of the whole,
+
+$$ P = e^{\beta q k^T - l}, \quad dS = P \circ (do\, v^T - do \cdot o), \quad l = \log(\textstyle\sum e^{\beta q k^T} + den), $$
+
+and a prefix costs its own gradient alone, as in `kernels.blockwise`. A gradient of the log-sum-exp itself has no kernel
+there and is taken by blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ntkprefix.kernels import blockwise, cudnn
+from ntkprefix.kernels.masks import WHOLE_SIDE
+from ntkprefix.partial import Partial, add
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """An implementation as `kernels.dense` and `kernels.blockwise` are, of less than they.
+
+    Attributes:
+        name: of the kernel, "cudnn" or "pallas".
+        interpret: parameters with which Pallas plays its kernel on a CPU, and the gradient is taken by blocks.
+    """
+
+    name: Literal["cudnn", "pallas"]
+    interpret: Any = None
+
+    def unsupported(self, query: Any, key: Any, value: Any, *, scale: Any, prefix: Any, **options: Any) -> str | None:
+        """What keeps it from a call, in words: the machine, or something that was asked for; None if nothing does."""
+        if self.interpret is None and not cudnn.available():
+            return f"a {jax.default_backend().upper()} (an NVIDIA GPU with cuDNN alone)"
+        if isinstance(scale, jax.core.Tracer):
+            return "a scale that is traced"
+        options = _asked(**options)
+        if self.name == "cudnn":
+            return cudnn.unsupported(query, key, value, options)
+        if self.interpret is None and not cudnn.is_hopper():
+            return "a GPU that is no Hopper"
+        from ntkprefix.kernels import hopper
+
+        return hopper.unsupported(query, key, value, prefix, options)
+
+    def attend(
+        self,
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "B S K H"],
+        value: Float[Array, "B S K H"],
+        *,
+        scale: float | Float[Array, ""],
+        prefix: Any = None,
+        **options: Any,
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+        """Output and log-sum-exp of a prefix and the input; arguments as in `ntkprefix.attention`.
+
+        Raises:
+            ValueError: what is asked for has no kernel here.
+        """
+        if why := self.unsupported(query, key, value, scale=scale, prefix=prefix, **options):
+            raise ValueError(
+                f"attention: the implementation {self.name!r} has nothing for {why}; use 'blockwise' or 'xla', "
+                "or None for the best there is."
+            )
+        options, batch = _asked(**options), query.shape[0]
+        lengths = None
+        if any(options[f"{name}_seq_lengths"] is not None for name in ("query", "key_value")):
+            lengths = tuple(
+                jnp.full(batch, array.shape[1], jnp.int32) if given is None else given.astype(jnp.int32)
+                for array, given in (
+                    (query, options["query_seq_lengths"]),
+                    (key, options["key_value_seq_lengths"]),
+                )
+            )
+        window = options["local_window_size"]
+        call = _Call(self, float(scale), options["is_causal"], None if window is None else window[0])
+        out, sign, log_mass = _attend(call, query, key, value, lengths, prefix)
+        return out, jnp.where(sign < 0, jnp.nan, log_mass)
+
+
+def _asked(*, local_window_size=None, query_offset=0, **options):
+    """The options of `dense.partial_attention`, each None where it asks for nothing."""
+    if local_window_size is not None and min(local_window_size) >= WHOLE_SIDE:
+        local_window_size = None
+    elif local_window_size is not None and options.get("is_causal") and local_window_size[0] >= WHOLE_SIDE:
+        local_window_size = None
+    none = isinstance(query_offset, int) and query_offset == 0
+    names = ("bias", "mask", "query_seq_lengths", "key_value_seq_lengths")
+    return {
+        "is_causal": options.get("is_causal", False),
+        "local_window_size": local_window_size,
+        "query_offset": None if none else query_offset,
+        **{name: options.get(name) for name in names},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What is fixed when a call is traced."""
+
+    kernel: Fused
+    scale: float
+    is_causal: bool
+    window: int | None
+
+    @property
+    def of_cudnn(self) -> dict[str, Any]:
+        return {"scale": self.scale, "is_causal": self.is_causal, "window": self.window}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(call, query, key, value, lengths, prefix):
+    """Output; sign and logarithm of its denominator, 0 and -inf where nothing is seen."""
+    if call.kernel.name == "pallas":
+        from ntkprefix.kernels import hopper
+
+        played = {"interpret": call.kernel.interpret}
+        return hopper.forward(query, key, value, prefix, scale=call.scale, is_causal=call.is_causal, **played)
+    out, log_sum = cudnn.forward(query, key, value, lengths, **call.of_cudnn)
+    seen = _sees_something(call, query.shape[1], key.shape[1], lengths)
+    if seen is not None:
+        out, log_sum = jnp.where(seen[..., None], out, 0), jnp.where(seen, log_sum, -jnp.inf)
+    if prefix is None:
+        return out, jnp.where(jnp.isneginf(log_sum), 0.0, 1.0), log_sum
+    own = Partial(out.astype(log_sum.dtype), jnp.where(jnp.isneginf(log_sum), 0.0, 1.0), log_sum)
+    share = add(own, prefix.partial(query, call.scale))
+    return share.normalise().astype(out.dtype), jnp.sign(share.den), _log_size(share)
+
+
+def _attend_forward(call, query, key, value, lengths, prefix):
+    given = jax.tree.map(lambda leaf: leaf.value, (query, key, value, lengths, prefix), is_leaf=_is_primal)
+    found = _attend(call, *given)
+    return found, (given, found)
+
+
+def _attend_backward(call, saved, gradients):
+    (query, key, value, lengths, prefix), (out, sign, log_mass) = saved
+    d_out, _, d_log_mass = gradients
+    wide = log_mass.dtype
+    # Of a negative denominator the weights are negative: the gradient that comes carries their sign.
+    d_out = jnp.zeros(out.shape, wide) if _is_zero(d_out) else d_out.astype(wide) * sign[..., None]
+    no_log_mass = _is_zero(d_log_mass)
+    log_sum = jnp.where(sign == 0, 0.0, log_mass)
+    if no_log_mass and call.kernel.interpret is None:
+        d_out_small = d_out.astype(out.dtype)
+        d_input = cudnn.backward(query, key, value, lengths, out, log_sum, d_out_small, **call.of_cudnn)
+    else:
+        d_input = _by_blocks(call, query, key, value, lengths, out, sign, log_mass, gradients)
+    d_prefix = None
+    if prefix is not None:
+        delta = jnp.sum(d_out * out.astype(wide), axis=-1)
+        if not no_log_mass:
+            delta = delta - jnp.where(sign == 0, 0.0, d_log_mass) * sign
+        also, of_prefix = jax.vjp(lambda prefix, query: prefix.partial(query, call.scale), prefix, query)
+        d_also = blockwise.of_others(also, d_out, delta, jnp.where(sign == 0, jnp.inf, log_mass))
+        d_also = jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), d_also, also)
+        d_prefix, d_query = of_prefix(d_also)
+        d_input = (d_input[0] + d_query, *d_input[1:])
+    return (*d_input, None, d_prefix)
+
+
+_attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
+
+
+def _by_blocks(call, query, key, value, lengths, out, sign, log_mass, gradients):
+    """Gradients in query, key and value by blocks, of output and log-sum-exp."""
+    window = call.window if call.window is None else (call.window, WHOLE_SIDE)
+    options = {"is_causal": call.is_causal, "local_window_size": window}
+    if lengths is not None:
+        options |= {"query_seq_lengths": lengths[0], "key_value_seq_lengths": lengths[1]}
+    d_out, _, d_log_mass = (
+        jnp.zeros(gradient.shape, gradient.dtype) if _is_zero(gradient) else gradient for gradient in gradients
+    )
+    return blockwise.gradients(
+        query, key, value, out, sign, log_mass, d_out, d_log_mass, scale=call.scale, **options
+    )
+
+
+def _sees_something(
+    call: _Call, length: int, size: int, lengths: tuple[Int[Array, " B"], Int[Array, " B"]] | None
+) -> Any:
+    """Whether a query sees any key, [1 or B, T, 1]; None where every one does."""
+    if lengths is None and (call.window is None or length <= size + call.window):
+        return None
+    rows = jnp.arange(length)[None]
+    queries, keys = (length, size) if lengths is None else (each[:, None] for each in lengths)
+    first = jnp.zeros_like(rows) if call.window is None else jnp.maximum(rows - call.window, 0)
+    return ((rows < queries) & (first < keys))[..., None]
+
+
+def _log_size(share: Partial) -> Float[Array, "B T N"]:
+    nothing = share.den == 0
+    return jnp.where(nothing, -jnp.inf, jnp.log(jnp.where(nothing, 1.0, jnp.abs(share.den))) + share.log_scale)
+
+
+def _is_primal(leaf: Any) -> bool:
+    return isinstance(leaf, jax.custom_derivatives.CustomVJPPrimal)
+
+
+def _is_zero(gradient: Any) -> bool:
+    return isinstance(gradient, jax.custom_derivatives.SymbolicZero)

@@ -1,0 +1,341 @@
+r"""Attention with NTK-Attention's state in one kernel for NVIDIA's Hopper GPUs, written in Pallas.
+
+Two warpgroups attend, each for 64 queries, while a third fetches keys and values (the division of labour of arXiv
+2407.08608); the two take turns, so that one's matrix products run under the other's exponentials. When the keys are
+through, the queries are still in shared memory: the state's share is one more product, phi(q) [64, R] Z [R, Hv], and
+joins the sums before the one division. Query and output cross the memory once.
+
+Exponentials are powers of two here: logits come times log2(e).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float
+
+from ntkprefix._dtypes import accumulator
+from ntkprefix.feature_maps import Elu
+from ntkprefix.prefixes.features import FeaturePrefix
+
+_LOG2E = math.log2(math.e)
+_LARGEST_EXPONENT = 126.0
+# Warpgroups that compute; the queries of each are one tile of the matrix unit's instruction.
+_WORKERS, _ROWS = 2, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """How the work is cut.
+
+    Attributes:
+        columns: keys in a block, a multiple of the 128 queries that two warpgroups have.
+        stages: blocks of keys and values under way.
+    """
+
+    columns: int = 128
+    stages: int = 2
+
+
+def unsupported(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K Hv"],
+    prefix: Any,
+    options: dict[str, Any],
+    tiles: Tiles = Tiles(),  # noqa: B008 - a constant
+) -> str | None:
+    """What of a call this kernel has no code for, in words; None where it has all."""
+    width, queries = query.shape[-1], _WORKERS * _ROWS
+    if query.dtype not in (jnp.bfloat16, jnp.float16) or not query.dtype == key.dtype == value.dtype:
+        return f"query, key and value of {query.dtype}, {key.dtype} and {value.dtype} (bfloat16 or float16 alone)"
+    if width not in (64, 128) or value.shape[-1] != width:
+        return f"heads of width {width} with values of {value.shape[-1]} (64 or 128, both alike)"
+    if query.shape[1] % queries or key.shape[1] % tiles.columns or not query.shape[1] or not key.shape[1]:
+        return f"{query.shape[1]} queries and {key.shape[1]} keys (multiples of {queries} and {tiles.columns})"
+    if options["is_causal"] and query.shape[1] != key.shape[1]:
+        return f"causality with {query.shape[1]} queries and {key.shape[1]} keys (as many of both)"
+    if given := sorted(name for name, option in options.items() if name != "is_causal" and option is not None):
+        return ", ".join(given)
+    if prefix is None:
+        return None
+    if type(prefix) is not FeaturePrefix or not isinstance(prefix.feature_map, Elu):
+        return "a prefix other than a state of elu features"
+    return "a state for each row" if prefix.Z.ndim == 4 else None
+
+
+def forward(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    prefix: FeaturePrefix | None,
+    *,
+    scale: float,
+    is_causal: bool,
+    tiles: Tiles = Tiles(),  # noqa: B008 - a constant
+    interpret: Any = None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"], Float[Array, "B T N"]]:
+    """Output, and sign and natural logarithm of its denominator, of what `unsupported` has no complaint about.
+
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H].
+        value: [B, S, K, H].
+        prefix: None, or a state of elu features.
+        scale: beta.
+        is_causal: as in `ntkprefix.attention`.
+        tiles: how the work is cut.
+        interpret: parameters with which Pallas plays the kernel on a CPU; None on a GPU.
+    """
+    batch, length, heads, width = query.shape
+    kernel = partial(
+        _kernel,
+        _Sizes(length, key.shape[1], width, heads // key.shape[2], is_causal, tiles, _Ops(interpret is not None)),
+        float(scale),
+        0 if prefix is None else heads // prefix.Z.shape[-3],
+    )
+    rows = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
+    outputs = [jax.ShapeDtypeStruct(query.shape, query.dtype), rows, rows]
+    given = () if prefix is None else _of_state(prefix, float(scale), query.dtype)
+    played = {} if interpret is None else {"interpret": interpret}
+    out, sign, log_mass = plgpu.kernel(
+        kernel,
+        **{_OUTPUTS: outputs},
+        grid=(heads, length // (_WORKERS * _ROWS), batch),
+        grid_names=("head", "tile", "row"),
+        num_threads=_WORKERS + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        **played,
+    )(query, key, value, *given)
+    return out, jnp.swapaxes(sign, 1, 2), jnp.swapaxes(log_mass, 1, 2)
+
+
+def _of_state(prefix: FeaturePrefix, scale: float, dtype: Any) -> tuple[Array, Array]:
+    """Z, [A, R, Hv], and for each feature k, log2(e) sqrt(beta) c and log2(e) s, [A, 3, R]."""
+    wide = accumulator(prefix.Z.dtype)
+    k = prefix.k.astype(wide)
+    centre = jnp.zeros_like(k) if prefix.centre is None else prefix.centre.astype(wide)
+    log_scale = jnp.zeros(k.shape[:1], wide) if prefix.log_scale is None else prefix.log_scale.astype(wide)
+    shift = jnp.broadcast_to(log_scale[:, None], k.shape)
+    rows = jnp.stack([k, centre * (_LOG2E * math.sqrt(scale)), shift * _LOG2E], axis=1)
+    return prefix.Z.astype(dtype), rows.astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    length: int
+    size: int
+    width: int
+    group: int
+    causal: bool
+    tiles: Tiles
+    ops: _Ops
+
+
+def _kernel(sizes, scale, state_group, *refs):
+    tiles, ops, width = sizes.tiles, sizes.ops, sizes.width
+    has_state = bool(state_group)
+    inputs, (out_ref, sign_ref, log_mass_ref) = refs[:-3], refs[-3:]
+    dtype = out_ref.dtype
+    head, row, warpgroup = (jax.lax.axis_index(name) for name in ("head", "row", "warpgroup"))
+    # The last tiles have the most keys to see where causality holds: they start first.
+    tile = sizes.length // (_WORKERS * _ROWS) - 1 - jax.lax.axis_index("tile")
+    first_row = tile * (_WORKERS * _ROWS)
+    blocks = jnp.int32(sizes.size // tiles.columns)
+    whole = blocks
+    if sizes.causal:
+        whole = jax.lax.div(first_row, jnp.int32(tiles.columns))
+        blocks = whole + 1
+
+    def of_matrix(*shape):
+        # Rows of 64 numbers, 128 bytes, exchanged so that a column of a tile lies in all banks.
+        return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)))
+
+    def body(q_smem, k_smem, v_smem, rows_smem, z_smem, z_rows, q_here, k_here, v_here, z_here, k_free, v_free, turn):
+        query_ref, key_ref, value_ref, *of_state = inputs
+
+        @pl.when(warpgroup < _WORKERS)
+        def _():
+            plgpu.set_max_registers(232, action="increase")
+            own, top = q_smem.at[warpgroup], first_row + warpgroup * _ROWS
+            plgpu.copy_gmem_to_smem(query_ref.at[row, pl.ds(top, _ROWS), head], own, q_here.at[warpgroup])
+            plgpu.barrier_wait(q_here.at[warpgroup])
+
+            def take_turns():
+                plgpu.barrier_arrive(turn)
+                plgpu.barrier_wait(turn)
+
+            def step(masked, index, carry):
+                num, den, largest = carry
+                slot = jax.lax.rem(index, jnp.int32(tiles.stages))
+                plgpu.barrier_wait(k_here.at[slot])
+
+                logits = ops.products(own, k_smem.at[slot], take_turns)
+                plgpu.barrier_arrive(k_free.at[slot])
+                logits = logits * (scale * _LOG2E)
+                if masked:
+                    rows = ops.iota((_ROWS, tiles.columns), 0) + top
+                    columns = ops.iota((_ROWS, tiles.columns), 1) + index * tiles.columns
+                    logits = jnp.where(rows >= columns, logits, -jnp.inf)
+                larger = jnp.maximum(largest, jnp.max(logits, axis=1))
+                kept = jnp.exp2(largest - larger)
+                weights = jnp.exp2(logits - ops.rows(larger, logits.shape))
+                num, den = num * ops.rows(kept, num.shape), den * kept + jnp.sum(weights, axis=1)
+                small = weights.astype(dtype)
+                num, den, larger, small = jax.lax.optimization_barrier((num, den, larger, small))
+                plgpu.barrier_arrive(turn)
+                plgpu.barrier_wait(v_here.at[slot])
+                plgpu.barrier_wait(turn)
+                num = ops.add_product(num, small, v_smem.at[slot])
+                plgpu.barrier_arrive(v_free.at[slot])
+                return num, den, larger
+
+            # The second warpgroup lets the first begin, and the first lets the second end.
+            pl.when(warpgroup == 1)(take_turns)
+            carry = ops.zeros((_ROWS, width)), ops.per_row(0.0), ops.per_row(-jnp.inf)
+            carry = jax.lax.fori_loop(0, whole, partial(step, False), carry)
+            if sizes.causal:
+                carry = step(True, whole, carry)
+            num, den, largest = carry
+            pl.when(warpgroup == 0)(take_turns)
+            if has_state:
+                plgpu.barrier_wait(z_here)
+                num, den, largest = _join(ops, scale, own, z_smem, z_rows, num, den, largest)
+            nothing = den == 0
+            num = num * ops.rows(1 / jnp.where(nothing, 1.0, den), num.shape)
+            own[...] = jnp.where(ops.rows(nothing.astype(jnp.float32), num.shape) > 0, 0.0, num).astype(dtype)
+            signs, masses = rows_smem.at[0, warpgroup], rows_smem.at[1, warpgroup]
+            signs[...] = jnp.where(den < 0, -1.0, jnp.where(nothing, 0.0, 1.0))
+            log_mass = largest / _LOG2E + jnp.log(jnp.where(nothing, 1.0, jnp.abs(den)))
+            masses[...] = jnp.where(nothing, -jnp.inf, log_mass)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(own, out_ref.at[row, pl.ds(top, _ROWS), head])
+            plgpu.copy_smem_to_gmem(signs, sign_ref.at[row, head, pl.ds(top, _ROWS)])
+            plgpu.copy_smem_to_gmem(masses, log_mass_ref.at[row, head, pl.ds(top, _ROWS)])
+            plgpu.wait_smem_to_gmem(0)
+
+        @pl.when(warpgroup == _WORKERS)
+        def _():
+            plgpu.set_max_registers(40, action="decrease")
+            kv_head = jax.lax.div(head, jnp.int32(sizes.group))
+
+            def fetch(index, slot):
+                here = row, pl.ds(index * tiles.columns, tiles.columns), kv_head
+                plgpu.copy_gmem_to_smem(key_ref.at[here], k_smem.at[slot], k_here.at[slot])
+                plgpu.copy_gmem_to_smem(value_ref.at[here], v_smem.at[slot], v_here.at[slot])
+
+            for stage in range(tiles.stages):
+                pl.when(stage < blocks)(partial(fetch, jnp.int32(stage), jnp.int32(stage)))
+            if has_state:
+                z_ref, of_rows_ref = of_state
+                state = jax.lax.div(head, jnp.int32(state_group))
+                plgpu.copy_gmem_to_smem(z_ref.at[state], z_smem, z_here)
+                plgpu.copy_gmem_to_smem(of_rows_ref.at[state], z_rows, z_here)
+
+            @pl.loop(0, jnp.maximum(blocks - tiles.stages, 0))
+            def _(index):
+                slot = jax.lax.rem(index, jnp.int32(tiles.stages))
+                plgpu.barrier_wait(k_free.at[slot])
+                plgpu.barrier_wait(v_free.at[slot])
+                fetch(index + tiles.stages, slot)
+
+    pl.run_scoped(
+        body,
+        of_matrix(_WORKERS, _ROWS, width),
+        of_matrix(tiles.stages, tiles.columns, width),
+        of_matrix(tiles.stages, tiles.columns, width),
+        plgpu.SMEM((2, _WORKERS, _ROWS), jnp.float32),
+        of_matrix(width, width) if has_state else None,
+        plgpu.SMEM((3, width), jnp.float32) if has_state else None,
+        plgpu.Barrier(num_barriers=_WORKERS),
+        plgpu.Barrier(num_barriers=tiles.stages),
+        plgpu.Barrier(num_barriers=tiles.stages),
+        plgpu.Barrier(num_arrivals=2) if has_state else None,
+        plgpu.Barrier(num_arrivals=_WORKERS, num_barriers=tiles.stages),
+        plgpu.Barrier(num_arrivals=_WORKERS, num_barriers=tiles.stages),
+        plgpu.Barrier(num_arrivals=_WORKERS),
+        collective_axes="warpgroup",
+    )
+
+
+def _join(ops, scale, q_smem, z_smem, z_rows, num, den, largest):
+    """Sums of the input's keys with a state's, all over 2^largest; as `ntkprefix.partial.add`."""
+    q = ops.matrix(q_smem).astype(jnp.float32) * math.sqrt(scale)
+    phi = jnp.where(q > 0, q + 1, jnp.exp2(jnp.minimum(q, 0) * _LOG2E))
+    k, centre = (ops.columns(ops.per_column(z_rows, index), q.shape) for index in (0, 1))
+    of_state = jnp.sum(phi * k, axis=1)
+    shift = jnp.sum(q * centre, axis=1) + z_rows[2, 0]
+    more = ops.add_product(ops.zeros(num.shape), phi.astype(z_smem.dtype), z_smem)
+    none = of_state == 0
+    mass = shift + jnp.log2(jnp.where(none, 1.0, jnp.abs(of_state)))
+    together = jnp.maximum(largest, jnp.where(none, -jnp.inf, mass))
+    kept, added = jnp.exp2(largest - together), jnp.exp2(jnp.minimum(shift - together, _LARGEST_EXPONENT))
+    num = num * ops.rows(kept, num.shape) + more * ops.rows(added, num.shape)
+    return num, den * kept + of_state * added, together
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ops:
+    """What is said otherwise to the hardware and to Pallas's interpreter, which knows no layouts of registers."""
+
+    interpret: bool
+
+    def _laid(self, array, layout):
+        return array if self.interpret else plgpu.layout_cast(array, layout)
+
+    def zeros(self, shape):
+        return self._laid(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
+
+    def per_row(self, number):
+        return self._laid(jnp.full((_ROWS,), number, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
+
+    def iota(self, shape, axis):
+        if self.interpret:
+            return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+        return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+
+    def rows(self, array, shape):
+        return jax.lax.broadcast_in_dim(array, shape, [0])
+
+    def columns(self, array, shape):
+        return jax.lax.broadcast_in_dim(array, shape, [1])
+
+    def matrix(self, ref):
+        return ref[...] if self.interpret else _load(ref, layout=plgpu.Layout.WGMMA)
+
+    def per_column(self, ref, index):
+        return ref[index] if self.interpret else _load(ref.at[index], layout=plgpu.Layout.WGMMA.reduce(0))
+
+    def products(self, one_ref, other_ref, meanwhile):
+        """`one @ other^T`; `meanwhile` runs when the product is under way."""
+        if self.interpret:
+            meanwhile()
+            return jnp.dot(one_ref[...], other_ref[...].T, preferred_element_type=jnp.float32)
+
+        def into(sums):
+            plgpu.wgmma(sums, one_ref, other_ref.transpose((1, 0)))
+            meanwhile()
+            return sums[...]
+
+        return pl.run_scoped(into, plgpu.ACC((one_ref.shape[0], other_ref.shape[0]), jnp.float32))
+
+    def add_product(self, total, one, other_ref):
+        """`total + one @ other`, with `one` in registers."""
+        if self.interpret:
+            return total + jnp.dot(one, other_ref[...], preferred_element_type=jnp.float32)
+        return pl.run_state(lambda sums: plgpu.wgmma(sums, one, other_ref))(plgpu.ACC.init(total))
+
+
+# JAX renamed an argument in 0.10.2, and `load` lost one in 0.11.
+_OUTPUTS = "out_type" if "out_type" in inspect.signature(plgpu.kernel).parameters else "out_shape"
+_idx = inspect.signature(plgpu.load).parameters["idx"]
+_load = plgpu.load if _idx.default is not inspect.Parameter.empty else partial(plgpu.load, idx=())
