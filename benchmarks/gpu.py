@@ -1,13 +1,15 @@
 """Attention with a state on an NVIDIA GPU, against cuDNN's without a prefix: `python -m benchmarks.gpu`.
 
-As `benchmarks.attention`, in bfloat16, for inputs of equally many tokens in fewer and longer rows. A run is many calls in
-a row, of which the last is waited for: one call takes less time than it takes to start it.
+As `benchmarks.attention`, in bfloat16, for inputs of equally many tokens in fewer and longer rows. A run is many calls
+in a row, of which the last is waited for: one call takes less time than it takes to start it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import jax
@@ -23,8 +25,6 @@ from ntkprefix import FeaturePrefix, TokenPrefix, attention
 from ntkprefix.runs import environment, write_json
 
 CUDNN = "cuDNN by jax.nn, no prefix"
-# Of a head, in what holds all of them in memory.
-_MOST_AT_ONCE = 2**24
 _SIDE, _BYTES = 8192, 2**32
 
 
@@ -35,14 +35,16 @@ class GpuConfig:
     Attributes:
         queries: T = S, tokens of a row.
         tokens: of all rows together.
-        width: 64 heads' widths in all, H = Hv.
+        all_at: T at which everything else that computes the same is timed too.
+        width: H = Hv.
         model_width: N H.
         prefix_tokens: M of an exact prefix.
         rounds: how often each case is timed.
         calls: in a run.
     """
 
-    queries: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
+    queries: tuple[int, ...] = (4096, 16384, 1024)
+    all_at: int = 4096
     tokens: int = 32768
     width: tuple[int, ...] = (64, 128)
     model_width: int = 2048
@@ -57,25 +59,30 @@ def main(config: GpuConfig) -> dict[str, Any]:
     Returns:
         What is written to `benchmarks/results/gpu.json`.
     """
-    rows, console, rates = [], Console(width=130), limits()
+    console, rates = Console(width=130), limits()
+    results: dict[str, Any] = {"config": asdict(config), "environment": environment(), "limits": rates, "rows": []}
     console.print(rates)
-    for width in config.width:
-        for queries in config.queries:
-            for gradient in (False, True):
-                found = measured(config, queries, width, gradient, rates)
-                console.print(_table(queries, width, gradient, found))
-                rows += [{"queries": queries, "width": width, "gradient": gradient, **row} for row in found]
-    results = {"config": asdict(config), "environment": environment(), "limits": rates, "rows": rows}
-    write_json(RESULTS / "gpu.json", results)
+    for width, queries, gradient in product(config.width, config.queries, (False, True)):
+        found = measured(config, queries, width, gradient, rates)
+        console.print(_table(queries, width, gradient, found))
+        results["rows"] += [{"queries": queries, "width": width, "gradient": gradient, **row} for row in found]
+        write_json(RESULTS / "gpu.json", results)
     return results
 
 
 def measured(config, queries, width, gradient, rates) -> list[dict[str, Any]]:
     runs, bytes_of = {}, {}
-    for name, function, prefix, inputs in cases_of(config, queries, width):
-        program = jax.jit(_with_gradients(function) if gradient else function).lower(prefix, *inputs).compile()
-        bytes_of[name] = int(program.memory_analysis().temp_size_in_bytes)
-        runs[name] = finished(_many(program, config.calls), prefix, *inputs)
+
+    def compiled(case):
+        name, function, prefix, inputs = case
+        return name, jax.jit(_with_gradients(function) if gradient else function).lower(prefix, *inputs).compile()
+
+    cases = list(cases_of(config, queries, width))
+    with ThreadPoolExecutor() as pool:
+        programs = dict(pool.map(compiled, cases))
+    for name, _, prefix, inputs in cases:
+        bytes_of[name] = int(programs[name].memory_analysis().temp_size_in_bytes)
+        runs[name] = finished(_many(programs[name], config.calls), prefix, *inputs)
     seconds = in_rounds(list(runs.values()), config.rounds) / config.calls
     # Two matrix products forward and five backward, of T^2 / 2 logits with H columns.
     operations = config.tokens * queries / 2 * config.model_width * 2 * (7 if gradient else 2)
@@ -105,10 +112,14 @@ def cases_of(config: GpuConfig, queries: int, width: int) -> Iterator[tuple[str,
         return lambda prefix, *inputs: attention(*inputs, prefix=prefix, is_causal=True, implementation=implementation)
 
     yield CUDNN, stock, None, inputs
-    for name in ("cudnn", "pallas", "blockwise", *(["xla"] if queries**2 <= _MOST_AT_ONCE else [])):
-        yield f"{name}, no prefix", ours(name), None, inputs
+    yield "pallas, no prefix", ours("pallas"), None, inputs
+    for name in ("pallas", "cudnn"):
         yield f"{name}, a state", ours(name), state, inputs
-    yield f"cudnn, {config.prefix_tokens:,} tokens", ours("cudnn"), TokenPrefix(*tokens), inputs
+    if queries == config.all_at:
+        for name in ("blockwise", "xla"):
+            yield f"{name}, no prefix", ours(name), None, inputs
+            yield f"{name}, a state", ours(name), state, inputs
+        yield f"cudnn, {config.prefix_tokens:,} tokens", ours("cudnn"), TokenPrefix(*tokens), inputs
 
 
 def limits() -> dict[str, float]:

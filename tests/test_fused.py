@@ -117,7 +117,8 @@ def found_by(implementation, inputs, prefix, with_residual=False, **options):
             loss = loss + jnp.sum(jnp.where(jnp.isfinite(log_sum), jnp.cos(log_sum), 0.0))
         return loss, (out, log_sum)
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(*inputs, prefix)
+    # Not compiled as a whole: the interpreter calls back into Python, which waits for ever within a larger program.
+    return jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(*inputs, prefix)
 
 
 def assert_close(found, expected, tolerance=0.02):
@@ -130,8 +131,10 @@ def assert_close(found, expected, tolerance=0.02):
 
 
 @pytest.mark.usefixtures("played")
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    ("options", "prefix"),
+    [*(("all", prefix) for prefix in PREFIXES), *((options, "a state") for options in OPTIONS), ("lengths", "none")],
+)
 def test_cudnn_equals_the_dense_kernel(options, prefix):
     options, prefix = OPTIONS[options], PREFIXES[prefix]
     found = found_by("cudnn", INPUTS, prefix, **options)
@@ -242,7 +245,9 @@ def test_the_best_is_a_fused_one_where_it_has_everything(monkeypatch):
     monkeypatch.setattr(cudnn, "is_hopper", lambda: True)
     wide = tuple(normal(1, 128, 1, 64) for _ in range(3))
     assert best_for(*wide, **call | {"prefix": state(1, 64)}) == "pallas"
-    taylor = FeaturePrefix.from_tokens(*(normal(5, 1, 64) for _ in range(2)), feature_map=feature_map("taylor", degree=1))
+    taylor = FeaturePrefix.from_tokens(
+        *(normal(5, 1, 64) for _ in range(2)), feature_map=feature_map("taylor", degree=1)
+    )
     assert best_for(*wide, **call | {"prefix": taylor}) == "cudnn"
 
 

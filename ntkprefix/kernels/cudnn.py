@@ -1,8 +1,8 @@
 """NVIDIA's fused attention through JAX: the one place that calls JAX's private functions for it.
 
-`jax.nn.dot_product_attention` rounds the log-sum-exp to the query's type, in which bfloat16 leaves a weight of e^l off by
-several per cent, and takes no gradient of it. Its primitives give it in float32, and their gradient takes output and
-log-sum-exp as arguments: of more keys' than these, if a prefix has joined them.
+`jax.nn.dot_product_attention` rounds the log-sum-exp to the query's type, in which bfloat16 leaves a weight of e^l off
+by several per cent, and takes no gradient of it. Its primitives give it in float32, and their gradient takes output and
+log-sum-exp as arguments: of more keys than these, if a prefix has joined them.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@ r"""Attention by fused kernels of NVIDIA's GPUs: cuDNN's, and ours for an infini
 The gradient of both is cuDNN's. Its kernel makes the weights anew from the log-sum-exp it is given, and takes
 $do \cdot o$ from the output it is given: with those of input and prefix together its gradients are those of the whole,
 
-$$ P = e^{\beta q k^T - l}, \quad dS = P \circ (do\, v^T - do \cdot o), \quad l = \log(\textstyle\sum e^{\beta q k^T} + den), $$
+$$ P = e^{\beta q k^T - l}, \quad dS = P \circ (do\, v^T - do \cdot o), \quad
+   l = \log(\textstyle\sum e^{\beta q k^T} + den), $$
 
 and a prefix costs its own gradient alone, as in `kernels.blockwise`. A gradient of the log-sum-exp itself has no kernel
 there and is taken by blocks.
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from ntkprefix.kernels import blockwise, cudnn
 from ntkprefix.kernels.masks import WHOLE_SIDE
+from ntkprefix.kernels.state_gradient import state_gradient
 from ntkprefix.partial import Partial, add
 
 
@@ -47,6 +49,8 @@ class Fused:
             return cudnn.unsupported(query, key, value, options)
         if self.interpret is None and not cudnn.is_hopper():
             return "a GPU that is no Hopper"
+        if not scale > 0:
+            return "a scale that is not above 0"
         from ntkprefix.kernels import hopper
 
         return hopper.unsupported(query, key, value, prefix, options)
@@ -71,6 +75,9 @@ class Fused:
                 f"attention: the implementation {self.name!r} has nothing for {why}; use 'blockwise' or 'xla', "
                 "or None for the best there is."
             )
+        if prefix is not None:
+            # What it has to complain of.
+            jax.eval_shape(lambda query: prefix.partial(query, scale), query)
         options, batch = _asked(**options), query.shape[0]
         lengths = None
         if any(options[f"{name}_seq_lengths"] is not None for name in ("query", "key_value")):
@@ -89,10 +96,11 @@ class Fused:
 
 def _asked(*, local_window_size=None, query_offset=0, **options):
     """The options of `dense.partial_attention`, each None where it asks for nothing."""
-    if local_window_size is not None and min(local_window_size) >= WHOLE_SIDE:
-        local_window_size = None
-    elif local_window_size is not None and options.get("is_causal") and local_window_size[0] >= WHOLE_SIDE:
-        local_window_size = None
+    if local_window_size is not None:
+        left, right = local_window_size
+        # Causality hides what lies to the right.
+        if left >= WHOLE_SIDE and (right >= WHOLE_SIDE or options.get("is_causal")):
+            local_window_size = None
     none = isinstance(query_offset, int) and query_offset == 0
     names = ("bias", "mask", "query_seq_lengths", "key_value_seq_lengths")
     return {
@@ -157,18 +165,26 @@ def _attend_backward(call, saved, gradients):
         d_input = _by_blocks(call, query, key, value, lengths, out, sign, log_mass, gradients)
     d_prefix = None
     if prefix is not None:
-        delta = jnp.sum(d_out * out.astype(wide), axis=-1)
-        if not no_log_mass:
-            delta = delta - jnp.where(sign == 0, 0.0, d_log_mass) * sign
-        also, of_prefix = jax.vjp(lambda prefix, query: prefix.partial(query, call.scale), prefix, query)
-        d_also = blockwise.of_others(also, d_out, delta, jnp.where(sign == 0, jnp.inf, log_mass))
-        d_also = jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), d_also, also)
-        d_prefix, d_query = of_prefix(d_also)
+        d_log_mass = None if no_log_mass else jnp.where(sign == 0, 0.0, d_log_mass) * sign
+        log_mass = jnp.where(sign == 0, jnp.inf, log_mass)
+        d_prefix, d_query = _of_prefix(call, prefix, query, d_out, out, d_log_mass, log_mass)
         d_input = (d_input[0] + d_query, *d_input[1:])
     return (*d_input, None, d_prefix)
 
 
 _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
+
+
+def _of_prefix(call, prefix, query, d_out, out, d_log_mass, log_mass):
+    """Gradients in a prefix and in the query that reads it."""
+    if call.kernel.name == "pallas":
+        return state_gradient(prefix, query, d_out, out, d_log_mass, log_mass, call.scale)
+    delta = jnp.sum(d_out * out.astype(d_out.dtype), axis=-1)
+    if d_log_mass is not None:
+        delta = delta - d_log_mass
+    also, backward = jax.vjp(lambda prefix, query: prefix.partial(query, call.scale), prefix, query)
+    d_also = blockwise.of_others(also, d_out, delta, log_mass)
+    return backward(jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), d_also, also))
 
 
 def _by_blocks(call, query, key, value, lengths, out, sign, log_mass, gradients):
@@ -180,9 +196,7 @@ def _by_blocks(call, query, key, value, lengths, out, sign, log_mass, gradients)
     d_out, _, d_log_mass = (
         jnp.zeros(gradient.shape, gradient.dtype) if _is_zero(gradient) else gradient for gradient in gradients
     )
-    return blockwise.gradients(
-        query, key, value, out, sign, log_mass, d_out, d_log_mass, scale=call.scale, **options
-    )
+    return blockwise.gradients(query, key, value, out, sign, log_mass, d_out, d_log_mass, scale=call.scale, **options)
 
 
 def _sees_something(

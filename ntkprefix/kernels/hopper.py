@@ -27,7 +27,6 @@ from ntkprefix.feature_maps import Elu
 from ntkprefix.prefixes.features import FeaturePrefix
 
 _LOG2E = math.log2(math.e)
-_LARGEST_EXPONENT = 126.0
 # Warpgroups that compute; the queries of each are one tile of the matrix unit's instruction.
 _WORKERS, _ROWS = 2, 64
 
@@ -44,6 +43,11 @@ class Tiles:
     columns: int = 128
     stages: int = 2
 
+    @classmethod
+    def of(cls, width: int, size: int) -> Tiles:
+        """The fastest of those that were tried for a head's width and so many keys: `benchmarks/results/gpu.json`."""
+        return cls(columns=256 if width == 64 and size >= 2048 and size % 256 == 0 else 128)
+
 
 def unsupported(
     query: Float[Array, "B T N H"],
@@ -51,10 +55,10 @@ def unsupported(
     value: Float[Array, "B S K Hv"],
     prefix: Any,
     options: dict[str, Any],
-    tiles: Tiles = Tiles(),  # noqa: B008 - a constant
 ) -> str | None:
     """What of a call this kernel has no code for, in words; None where it has all."""
     width, queries = query.shape[-1], _WORKERS * _ROWS
+    tiles = Tiles.of(width, key.shape[1])
     if query.dtype not in (jnp.bfloat16, jnp.float16) or not query.dtype == key.dtype == value.dtype:
         return f"query, key and value of {query.dtype}, {key.dtype} and {value.dtype} (bfloat16 or float16 alone)"
     if width not in (64, 128) or value.shape[-1] != width:
@@ -80,7 +84,7 @@ def forward(
     *,
     scale: float,
     is_causal: bool,
-    tiles: Tiles = Tiles(),  # noqa: B008 - a constant
+    tiles: Tiles | None = None,
     interpret: Any = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"], Float[Array, "B T N"]]:
     """Output, and sign and natural logarithm of its denominator, of what `unsupported` has no complaint about.
@@ -92,10 +96,11 @@ def forward(
         prefix: None, or a state of elu features.
         scale: beta.
         is_causal: as in `ntkprefix.attention`.
-        tiles: how the work is cut.
+        tiles: how the work is cut; None for the best known.
         interpret: parameters with which Pallas plays the kernel on a CPU; None on a GPU.
     """
     batch, length, heads, width = query.shape
+    tiles = tiles or Tiles.of(width, key.shape[1])
     kernel = partial(
         _kernel,
         _Sizes(length, key.shape[1], width, heads // key.shape[2], is_causal, tiles, _Ops(interpret is not None)),
@@ -145,7 +150,7 @@ def _kernel(sizes, scale, state_group, *refs):
     tiles, ops, width = sizes.tiles, sizes.ops, sizes.width
     has_state = bool(state_group)
     inputs, (out_ref, sign_ref, log_mass_ref) = refs[:-3], refs[-3:]
-    dtype = out_ref.dtype
+    dtype, to_bits = out_ref.dtype, scale * _LOG2E
     head, row, warpgroup = (jax.lax.axis_index(name) for name in ("head", "row", "warpgroup"))
     # The last tiles have the most keys to see where causality holds: they start first.
     tile = sizes.length // (_WORKERS * _ROWS) - 1 - jax.lax.axis_index("tile")
@@ -181,14 +186,14 @@ def _kernel(sizes, scale, state_group, *refs):
 
                 logits = ops.products(own, k_smem.at[slot], take_turns)
                 plgpu.barrier_arrive(k_free.at[slot])
-                logits = logits * (scale * _LOG2E)
                 if masked:
                     rows = ops.iota((_ROWS, tiles.columns), 0) + top
                     columns = ops.iota((_ROWS, tiles.columns), 1) + index * tiles.columns
                     logits = jnp.where(rows >= columns, logits, -jnp.inf)
-                larger = jnp.maximum(largest, jnp.max(logits, axis=1))
+                larger = jnp.maximum(largest, jnp.max(logits, axis=1) * to_bits)
                 kept = jnp.exp2(largest - larger)
-                weights = jnp.exp2(logits - ops.rows(larger, logits.shape))
+                # One instruction before the exponential's, where scaling first would take two.
+                weights = jnp.exp2(logits * to_bits - ops.rows(larger, logits.shape))
                 num, den = num * ops.rows(kept, num.shape), den * kept + jnp.sum(weights, axis=1)
                 small = weights.astype(dtype)
                 num, den, larger, small = jax.lax.optimization_barrier((num, den, larger, small))
@@ -199,17 +204,17 @@ def _kernel(sizes, scale, state_group, *refs):
                 plgpu.barrier_arrive(v_free.at[slot])
                 return num, den, larger
 
+            carry = ops.zeros((_ROWS, width)), ops.per_row(0.0), ops.per_row(-jnp.inf)
+            if has_state:
+                plgpu.barrier_wait(z_here)
+                carry = _of_queries(ops, scale, own, z_smem, z_rows)
             # The second warpgroup lets the first begin, and the first lets the second end.
             pl.when(warpgroup == 1)(take_turns)
-            carry = ops.zeros((_ROWS, width)), ops.per_row(0.0), ops.per_row(-jnp.inf)
             carry = jax.lax.fori_loop(0, whole, partial(step, False), carry)
             if sizes.causal:
                 carry = step(True, whole, carry)
             num, den, largest = carry
             pl.when(warpgroup == 0)(take_turns)
-            if has_state:
-                plgpu.barrier_wait(z_here)
-                num, den, largest = _join(ops, scale, own, z_smem, z_rows, num, den, largest)
             nothing = den == 0
             num = num * ops.rows(1 / jnp.where(nothing, 1.0, den), num.shape)
             own[...] = jnp.where(ops.rows(nothing.astype(jnp.float32), num.shape) > 0, 0.0, num).astype(dtype)
@@ -228,25 +233,42 @@ def _kernel(sizes, scale, state_group, *refs):
             plgpu.set_max_registers(40, action="decrease")
             kv_head = jax.lax.div(head, jnp.int32(sizes.group))
 
-            def fetch(index, slot):
-                here = row, pl.ds(index * tiles.columns, tiles.columns), kv_head
-                plgpu.copy_gmem_to_smem(key_ref.at[here], k_smem.at[slot], k_here.at[slot])
-                plgpu.copy_gmem_to_smem(value_ref.at[here], v_smem.at[slot], v_here.at[slot])
+            def fetch(ref, smem, here, index, slot):
+                block = row, pl.ds(index * tiles.columns, tiles.columns), kv_head
+                plgpu.copy_gmem_to_smem(ref.at[block], smem.at[slot], here.at[slot])
 
-            for stage in range(tiles.stages):
-                pl.when(stage < blocks)(partial(fetch, jnp.int32(stage), jnp.int32(stage)))
+            fetch_keys = partial(fetch, key_ref, k_smem, k_here)
+            fetch_values = partial(fetch, value_ref, v_smem, v_here)
+
             if has_state:
                 z_ref, of_rows_ref = of_state
                 state = jax.lax.div(head, jnp.int32(state_group))
                 plgpu.copy_gmem_to_smem(z_ref.at[state], z_smem, z_here)
                 plgpu.copy_gmem_to_smem(of_rows_ref.at[state], z_rows, z_here)
 
+            def of_stages(do):
+                for stage in range(tiles.stages):
+                    pl.when(stage < blocks)(partial(do, jnp.int32(stage)))
+
+            def first(stage):
+                fetch_keys(stage, stage)
+                fetch_values(stage, stage)
+
+            def last(stage):
+                plgpu.barrier_wait(k_free.at[stage])
+                plgpu.barrier_wait(v_free.at[stage])
+
+            of_stages(first)
+
             @pl.loop(0, jnp.maximum(blocks - tiles.stages, 0))
             def _(index):
                 slot = jax.lax.rem(index, jnp.int32(tiles.stages))
                 plgpu.barrier_wait(k_free.at[slot])
+                fetch_keys(index + tiles.stages, slot)
                 plgpu.barrier_wait(v_free.at[slot])
-                fetch(index + tiles.stages, slot)
+                fetch_values(index + tiles.stages, slot)
+
+            of_stages(last)
 
     pl.run_scoped(
         body,
@@ -267,20 +289,22 @@ def _kernel(sizes, scale, state_group, *refs):
     )
 
 
-def _join(ops, scale, q_smem, z_smem, z_rows, num, den, largest):
-    """Sums of the input's keys with a state's, all over 2^largest; as `ntkprefix.partial.add`."""
+def _of_queries(ops, scale, q_smem, z_smem, z_rows):
+    """What a state has for each query: sums over 2^{their scale}, with which the sums over keys begin.
+
+    The scale is that of the denominator, and -inf where the state holds nothing, so that it sets none.
+    """
     q = ops.matrix(q_smem).astype(jnp.float32) * math.sqrt(scale)
     phi = jnp.where(q > 0, q + 1, jnp.exp2(jnp.minimum(q, 0) * _LOG2E))
     k, centre = (ops.columns(ops.per_column(z_rows, index), q.shape) for index in (0, 1))
-    of_state = jnp.sum(phi * k, axis=1)
+    den = jnp.sum(phi * k, axis=1)
     shift = jnp.sum(q * centre, axis=1) + z_rows[2, 0]
-    more = ops.add_product(ops.zeros(num.shape), phi.astype(z_smem.dtype), z_smem)
-    none = of_state == 0
-    mass = shift + jnp.log2(jnp.where(none, 1.0, jnp.abs(of_state)))
-    together = jnp.maximum(largest, jnp.where(none, -jnp.inf, mass))
-    kept, added = jnp.exp2(largest - together), jnp.exp2(jnp.minimum(shift - together, _LARGEST_EXPONENT))
-    num = num * ops.rows(kept, num.shape) + more * ops.rows(added, num.shape)
-    return num, den * kept + of_state * added, together
+    num = ops.add_product(ops.zeros(q.shape), phi.astype(z_smem.dtype), z_smem)
+    size, none = jnp.abs(den), den == 0
+    size = jnp.where(none, 1.0, size)
+    nothing = none & (jnp.max(jnp.abs(num), axis=1) == 0)
+    num = num * ops.rows(1 / size, num.shape)
+    return num, den / size, jnp.where(nothing, -jnp.inf, shift + jnp.log2(size))
 
 
 @dataclasses.dataclass(frozen=True)
