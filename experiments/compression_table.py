@@ -16,7 +16,7 @@ def compression() -> str:
     results = read_json(PATH)
     config, where, texts = results["config"], results["environment"], results["texts"]
     names = [str(Path(text["text"]).with_suffix("")) for text in texts]
-    head = ["method", "smaller", *names, "mean", "divergence", "error", "estimated", "coverage", "seconds"]
+    head = ["method", "smaller", *names, "mean", "divergence", "error", "estimated", "coverage", "seconds", "MB"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for budget in config["budgets"]:
         for method in config["methods"]:
@@ -27,6 +27,7 @@ def compression() -> str:
             cells += [
                 f"{np.mean([row['coverage'] for row in rows]):.2f}",
                 f"{np.median([row['seconds'] for row in rows]):.0f}",
+                f"{rows[0]['megabytes']:.1f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     gains = ", ".join(
@@ -42,9 +43,10 @@ def compression() -> str:
             f"does worse than without the prompt; the gain is {gains} nats a token. Divergence: from the distribution "
             f"behind the whole prompt, nats a token. Error: of attention outputs on these tokens, mean over layers, "
             f"heads and tokens; estimated: what the report says, from texts of the model's own that nothing was fitted "
-            f"to (of `distilled`, before it is); coverage: share of these errors within the report's interval for nine "
-            f"of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and texts are "
-            f"made, once for all methods ({where['processor']}, {where['cores']} cores, not idle). Remade by "
+            f"to (of ways that distil, before they do); coverage: share of these errors within the report's interval "
+            f"for nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and "
+            f"texts are made, once for all methods ({where['processor']}, {where['cores']} cores, beside other work). "
+            f"MB: of the prefix in memory, where the whole prompt takes {texts[0]['megabytes']:.0f}. Remade by "
             f"`python -m experiments.compression --data-root FOLDER`.",
         ]
     )

@@ -20,7 +20,7 @@ from experiments.compression import PATH
 from experiments.compression_table import compression
 from experiments.fields import FIELDS, OURS, PROBED
 from experiments.scale import FAINT
-from experiments.speed import attention_speed, cost, kernels_speed, models_speed
+from experiments.speed import attention_speed, cost, gpu_speed, kernels_speed, models_speed
 from ntkprefix.commands import plan
 from ntkprefix.records import seeds
 from ntkprefix.report import number
@@ -245,7 +245,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     README: (cost, vision, language, verify),
     PREFIXES: (scale,),
     THEORY: (real_kernels,),
-    SPEED: (attention_speed, models_speed, kernels_speed),
+    SPEED: (attention_speed, gpu_speed, models_speed, kernels_speed),
     COMPRESSION: (compression,),
     ALGEBRA: (algebra,),
     PARALLEL: (planned,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import RESULTS, attention, kernels
+from benchmarks import RESULTS, attention, gpu, kernels
 from benchmarks.limits import seconds_at_least
 from benchmarks.timing import ratio
 from ntkprefix.runs import read_json
@@ -93,6 +93,34 @@ def attention_speed() -> str:
             f"matrices and {rates['exponentials'] / 1e9:.2g} billion exponentials, one after the other, for the logits "
             f"that causality leaves.{memory} Empty: what holds all logits at once, above T = 4,096; prefixes with "
             "T M above 2^27; and gradients of prefixes above 2^18. Remade by `make bench`.",
+        ]
+    )
+
+
+def gpu_speed() -> str:
+    """Attention on a GPU, against cuDNN's without a prefix."""
+    results = read_json(RESULTS / "gpu.json")
+    config, where, rates = results["config"], results["environment"], results["limits"]
+    rows = {(row["queries"], row["gradient"], row["case"]): row for row in results["rows"] if row["width"] == 64}
+    lengths = sorted(config["queries"])
+    columns = [f"T = {length:,}{more}" for length in lengths for more in ("", ", gradient")]
+    lines = [f"| attention | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in dict.fromkeys(name for *_, name in rows):
+        cells = [rows[length, gradient, name]["relative_time"] for length in lengths for gradient in (False, True)]
+        lines.append(f"| {name} | {' | '.join(map(ratio, cells))} |")
+    first = [rows[length, gradient, gpu.CUDNN] for length in lengths for gradient in (False, True)]
+    milliseconds, reached = ([row[name] for row in first] for name in ("milliseconds", "of_matmul_rate"))
+    lines.append(f"| {gpu.CUDNN}, ms | {' | '.join(f'{each:g}' for each in milliseconds)} |")
+    lines.append(f"| {gpu.CUDNN}, of the limit | {' | '.join(f'{each:.0%}' for each in reached)} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Time relative to cuDNN's, median and quartiles of {config['rounds']} rounds: {config['tokens']:,} tokens "
+            f"in rows of T, causal, {config['model_width'] // 64} heads of 64, bfloat16, {where['device']}, JAX "
+            f"{where['packages']['jax']}. The limit is that of products of matrices in the same run, "
+            f"{rates['operations'] / 1e12:.0f} trillion operations a second. Remade by `python -m benchmarks.gpu` on "
+            "an NVIDIA GPU.",
         ]
     )
 
