@@ -41,6 +41,8 @@ def compression(results: dict[str, Any]) -> Figure:
     axes[0].set_xticks([_LOWEST, 0, 0.25, 0.5, 0.75, 1], [f"{_LOWEST} or less", "0", "0.25", "0.5", "0.75", "1"])
     axes[0].invert_yaxis()
     axes[1].set(xlabel="relative error of attention outputs", xscale="log")
+    axes[1].minorticks_off()
+    axes[1].set_xticks([0.05, 0.1, 0.2, 0.5], ["0.05", "0.1", "0.2", "0.5"])
     figure.legend(frameon=False, loc="outside upper center", ncols=len(texts))
     for each in axes:
         each.grid(alpha=0.3)
