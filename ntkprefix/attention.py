@@ -100,7 +100,9 @@ def attention(
         implementation: a name from `ntkprefix.kernels.IMPLEMENTATIONS`, or None for the best by shape and device.
             `"xla"` holds all [T, S] logits and differentiates in every way: ask for it where long inputs need forward
             mode (`jax.jvp`, `jax.linearize`) or second derivatives. `"blockwise"`, taken for long inputs, needs memory
-            O(T H), leaves out blocks that no query may see, and has gradients in reverse mode, once.
+            O(T H), leaves out blocks that no query may see, and has gradients in reverse mode, once. `"cudnn"` and
+            `"pallas"` are fused kernels of NVIDIA GPUs for bfloat16 and float16, taken there for what they have; their
+            gradients are like those by blocks.
         return_residual: return the log-sum-exp too, by which other keys' attention can be merged with this.
 
     Returns:
@@ -111,9 +113,9 @@ def attention(
     Raises:
         TypeError: dtypes that are not floating point or not one, a mask that is not boolean, options of another type,
             something that is no prefix.
-        ValueError: shapes that do not match, head counts that do not divide, unknown options, a scale that is not
-            finite or not the one that a feature prefix was built with; with JAX's `jax_debug_nans` switched on, NaN in
-            the prefix.
+        ValueError: shapes that do not match, head counts that do not divide, unknown options, something that the
+            named implementation has no kernel for, a scale that is not finite or not the one that a feature prefix was
+            built with; with JAX's `jax_debug_nans` switched on, NaN in the prefix.
 
     Example:
         >>> import jax

@@ -13,7 +13,7 @@ from ntkprefix.kernels import blockwise, dense
 from ntkprefix.kernels.fused import Fused
 
 FUSED = {name: Fused(name) for name in ("pallas", "cudnn")}
-IMPLEMENTATIONS = {"xla": dense, "blockwise": blockwise, **FUSED}
+IMPLEMENTATIONS: dict[str, Any] = {"xla": dense, "blockwise": blockwise, **FUSED}
 
 # Logits per head from which blocks are used: from 256 by 256 they are faster on a CPU in every shape of
 # `benchmarks/results/block_sizes.json`, below that they compile longer and gain little. Elsewhere nothing was measured,

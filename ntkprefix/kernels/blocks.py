@@ -177,14 +177,10 @@ class Cut(NamedTuple):
         """`total`, of the bias's shape, with one block's gradient, summed where the bias broadcasts."""
         summed = tuple(axis for axis, size in enumerate(total.shape) if size == 1)
         more = self.block(total, index, at) + jnp.sum(d_logits, axis=summed, keepdims=True)
-        start = (
-            0,
-            0,
-            0,
-            index * self.rows_of if total.shape[3] > 1 else 0,
-            at * self.columns_of if total.shape[4] > 1 else 0,
-        )
-        return jax.lax.dynamic_update_slice(total, more, start)
+        row, column = index * self.rows_of, at * self.columns_of
+        start = (0, 0, 0, row if total.shape[3] > 1 else 0, column if total.shape[4] > 1 else 0)
+        # Counters may be of 64 bits where 64-bit types are switched on, or not.
+        return jax.lax.dynamic_update_slice(total, more, [jnp.asarray(each, jnp.int32) for each in start])
 
     def logits(self, q, key, bias, scale, hidden, index, at):
         """Of one block; -inf where a key is hidden, if anything hides keys in it."""
@@ -193,8 +189,10 @@ class Cut(NamedTuple):
             logits = logits + self.block(bias, index, at).astype(logits.dtype)
         if hidden is None:
             return logits
-        rows = index * self.rows_of + jnp.arange(self.rows_of)[:, None]
-        columns = at * self.columns_of + jnp.arange(self.columns_of)[None]
+        # With 64-bit types switched on, counters may be of 64 bits; lengths and offsets are of 32.
+        index, at = (jnp.asarray(each, jnp.int32) for each in (index, at))
+        rows = index * self.rows_of + jnp.arange(self.rows_of, dtype=jnp.int32)[:, None]
+        columns = at * self.columns_of + jnp.arange(self.columns_of, dtype=jnp.int32)[None]
         ahead, rows, columns = (array[None, None, None] for array in (columns - rows, rows, columns))
         seen = [] if hidden.mask is None else [self.block(hidden.mask, index, at)]
         seen += [] if hidden.low is None else [ahead >= hidden.low]

@@ -29,6 +29,7 @@ from ntkprefix._dtypes import accumulator
 from ntkprefix.kernels.blocks import Blocks, Cut, Hidden, Ranges, blocks_for, dot, over_lanes
 from ntkprefix.kernels.dense import group_heads
 from ntkprefix.kernels.masks import band, over_batch
+from ntkprefix.kernels.state_gradient import state_gradient
 from ntkprefix.partial import Partial, add, bounded_exp
 
 
@@ -235,7 +236,7 @@ def _attend_forward(blocks, query, key, value, bias, scale, hidden, also, prefix
                 share = add(share, jax.tree.map(lambda array: cut.rows(array, index), also))
             return share.normalise(), share.den, share.log_scale
 
-        found = jax.tree.map(cut.joined, jax.lax.map(block, jnp.arange(cut.row_blocks)))
+        found = jax.tree.map(cut.joined, jax.lax.map(block, jnp.arange(cut.row_blocks, dtype=jnp.int32)))
         return jax.tree.map(lambda array: jnp.moveaxis(array, 3, 1), found)
 
     shape = query.shape[:-1]
@@ -253,9 +254,6 @@ def _attend_backward(blocks, saved, gradients):
 
     def lane(so_far, query, key, value, bias, hidden, also, prefix, out, den, log_scale, d_out, d_log_mass):
         *_, all_d_bias, all_d_scale, _, all_d_prefix = so_far
-        of_prefix = None
-        if prefix is not None:
-            also, of_prefix = jax.vjp(_of_prefix, prefix, query, scale)
         # Denominator and scale stay apart, as in the output: a sum of both rounds a logit of 1e4 to a thousandth.
         unseen = den == 0
         per_den = jnp.where(unseen, 0.0, 1 / jnp.where(unseen, 1.0, den))
@@ -264,6 +262,9 @@ def _attend_backward(blocks, saved, gradients):
         log_scale = jnp.where(unseen, jnp.inf, log_scale)
         d_out = d_out * per_den[..., None]
         d_also = None if also is None else of_others(also, d_out, delta, log_scale)
+        if prefix is not None:
+            q, do, of_row, largest = (array[:, :, 0] for array in (query, d_out, delta, log_scale))
+            of_prefix = state_gradient(_at_one_place(prefix), q, do, of_row, largest, scale, dtype)
         query, key, value, bias, hidden = cut.whole(*_heads_first(query, key, value, bias, hidden))
         d_out, delta, log_scale = (jnp.moveaxis(array, 1, 3) for array in (d_out, delta, log_scale))
         d_out, delta, log_scale = cut.pad(d_out.astype(work), 3), cut.pad(delta, 3), cut.pad(log_scale, 3, jnp.inf)
@@ -291,16 +292,18 @@ def _attend_backward(blocks, saved, gradients):
 
         # Widths before lengths: the products that sum over rows then read a block of weights as it lies.
         start = *(jnp.zeros(jnp.swapaxes(a, 2, 3).shape, dtype) for a in (key, value)), _whole_bias(cut, all_d_bias)
-        (d_key, d_value, d_bias), d_query = jax.lax.scan(block, start, jnp.arange(cut.row_blocks))
+        (d_key, d_value, d_bias), d_query = jax.lax.scan(block, start, jnp.arange(cut.row_blocks, dtype=jnp.int32))
         d_query = cut.joined(d_query)
         d_scale = jnp.sum(query[:, :, :, : cut.length].astype(dtype) * d_query)
         d_query = jnp.moveaxis(scale * d_query, 3, 1)
         d_key, d_value = (jnp.moveaxis(array[..., : cut.size], 3, 1) for array in (scale * d_key, d_value))
         d_prefix = None
-        if of_prefix is not None:
-            d_prefix, more, more_scale = of_prefix(d_also)
-            d_query, d_scale, d_also = d_query + more.astype(dtype), d_scale + more_scale, None
-            d_prefix = jax.tree.map(lambda total, more: total + more.astype(total.dtype), all_d_prefix, d_prefix)
+        if prefix is not None:
+            d_state, more, more_scale = of_prefix
+            d_query, d_scale = d_query + more[:, :, None].astype(dtype), d_scale + more_scale
+            d_prefix = jax.tree.map(
+                lambda total, more: total + more.astype(total.dtype).reshape(total.shape), all_d_prefix, d_state
+            )
         d_bias = None if d_bias is None else cut.without_padding(d_bias)[:, None]
         return d_query, d_key, d_value, d_bias, all_d_scale + d_scale, d_also, d_prefix
 
@@ -333,8 +336,17 @@ def of_others(also, d_out, delta, log_scale) -> Partial:
 
 def _of_prefix(prefix, query, scale) -> Partial:
     """A prefix's share, [1, T, 1, G], at one place of rows and kv heads."""
-    share = jax.tree.map(lambda array: array[0, 0, 0], prefix).partial(query[:, :, 0], scale)
+    share = _at_one_place(prefix).partial(query[:, :, 0], scale)
     return jax.tree.map(lambda array: array[:, :, None].astype(scale.dtype), share)
+
+
+def _at_one_place(prefix):
+    return jax.tree.map(lambda array: array[0, 0, 0], prefix)
+
+
+def is_state(prefix: Any) -> bool:
+    """Whether it is a `FeaturePrefix` that all rows share."""
+    return hasattr(prefix, "feature_map") and prefix.Z.ndim == 3
 
 
 def _heads_first(query, key, value, bias, hidden):

@@ -177,11 +177,13 @@ _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 def _of_prefix(call, prefix, query, d_out, out, d_log_mass, log_mass):
     """Gradients in a prefix and in the query that reads it."""
-    if call.kernel.name == "pallas":
-        return state_gradient(prefix, query, d_out, out, d_log_mass, log_mass, call.scale)
+    # In Pallas the state's part of the output was a product of rounded numbers: what cancels it must be of the same.
+    products = query.dtype if call.kernel.name == "pallas" else log_mass.dtype
     delta = jnp.sum(d_out * out.astype(d_out.dtype), axis=-1)
     if d_log_mass is not None:
         delta = delta - d_log_mass
+    if blockwise.is_state(prefix):
+        return state_gradient(prefix, query, d_out, delta, log_mass, call.scale, products)[:2]
     also, backward = jax.vjp(lambda prefix, query: prefix.partial(query, call.scale), prefix, query)
     d_also = blockwise.of_others(also, d_out, delta, log_mass)
     return backward(jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), d_also, also))
@@ -205,7 +207,7 @@ def _sees_something(
     """Whether a query sees any key, [1 or B, T, 1]; None where every one does."""
     if lengths is None and (call.window is None or length <= size + call.window):
         return None
-    rows = jnp.arange(length)[None]
+    rows = jnp.arange(length, dtype=jnp.int32)[None]
     queries, keys = (length, size) if lengths is None else (each[:, None] for each in lengths)
     first = jnp.zeros_like(rows) if call.window is None else jnp.maximum(rows - call.window, 0)
     return ((rows < queries) & (first < keys))[..., None]

@@ -22,8 +22,8 @@ def combined_mask(
 ) -> Bool[Array, "#B #K #G #T #S"] | None:
     """The conjunction of all that is asked for, broadcastable to [B, K, G, T, S]; None when every key is visible."""
     parts = [] if mask is None else [mask]
-    rows = jnp.arange(queries)[None, None, None, :, None]
-    columns = jnp.arange(keys)[None, None, None, None, :]
+    rows = jnp.arange(queries, dtype=jnp.int32)[None, None, None, :, None]
+    columns = jnp.arange(keys, dtype=jnp.int32)[None, None, None, None, :]
     low, high = band(is_causal, local_window_size, query_offset)
     if low is not None:
         parts.append(columns - rows >= over_batch(low))

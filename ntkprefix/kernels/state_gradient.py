@@ -1,81 +1,84 @@
-r"""The gradient that a state of elu features has where it joins attention, with the rounding of `kernels.hopper`.
+r"""The gradient that a state of features has where it joins attention, without its share of the output.
 
-With $w = e^{s + \beta q \cdot c - l}$, the state's features of a query weigh $w\,\phi(q)$ in a softmax whose
+With $w = e^{s + \beta q \cdot c + \log scale_\phi - l}$, a query's features weigh $w\,\phi$ in a softmax whose
 log-sum-exp is l, and
 
 $$ d\phi = w\, (Z\, do - (do \cdot o)\, k), \quad ds = \phi \cdot d\phi, \quad dZ = \sum_q w\,\phi\, do^T, \quad
-   dk = -\sum_q w\, (do \cdot o)\, \phi. $$
+   dk = -\sum_q w\, (do \cdot o)\, \phi : $$
 
-ds is small beside both its terms where the state has most of the weight. So both are of the same rounded numbers, those
-that matrix products take and that the output was made of; what the output's own rounding leaves of ds there, stays.
+two products of matrices, where the derivative of `FeaturePrefix.partial` has three. ds is small beside both its terms
+where the state has most of the weight, so both are of the same rounded numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntkprefix.kernels.blocks import dot
+from ntkprefix.partial import bounded_exp
 
 
 def state_gradient(
     prefix: Any,
     query: Float[Array, "B T N H"],
     d_out: Float[Array, "B T N Hv"],
-    out: Float[Array, "B T N Hv"],
-    d_log_mass: Float[Array, "B T N"] | None,
+    delta: Float[Array, "B T N"],
     log_mass: Float[Array, "B T N"],
-    scale: float,
-) -> tuple[Any, Float[Array, "B T N H"]]:
-    """Gradients in a state and in the query that reads it.
+    scale: float | Float[Array, ""],
+    products: Any,
+) -> tuple[Any, Float[Array, "B T N H"], Float[Array, ""]]:
+    """Gradients in a state, in the query that reads it and in beta.
 
     Args:
-        prefix: a state of elu features without an axis of rows, [A, R, Hv].
+        prefix: a `FeaturePrefix` without an axis of rows, [A, R, Hv].
         query: [B, T, N, H].
-        d_out: of the output, in float32.
-        out: the output.
-        d_log_mass: of the log-sum-exp; None where that has no gradient.
-        log_mass: l of all keys together; infinite where nothing is seen.
+        d_out: of the output.
+        delta: do . o, less the gradient of the log-sum-exp.
+        log_mass: l, of all keys together; infinite where nothing is seen.
         scale: beta.
+        products: type of what matrix products take.
     """
     batch, length, heads, _ = query.shape
-    states, small, wide = prefix.Z.shape[0], query.dtype, log_mass.dtype
+    states, wide = prefix.Z.shape[0], log_mass.dtype
 
     def grouped(array):
-        return array.reshape(batch, length, states, heads // states, *array.shape[3:])
+        return array.astype(wide).reshape(batch, length, states, heads // states, *array.shape[3:])
 
     def of_states(array):
-        return None if array is None else array.astype(wide)[None, None, :, None]
+        return array.astype(wide)[None, None, :, None]
 
-    q = grouped(query).astype(wide)
-    centre, log_scale = of_states(prefix.centre), of_states(prefix.log_scale)
-    shift = 0.0 if log_scale is None else log_scale
-    if centre is not None:
-        shift = shift + scale * jnp.sum(q * centre, axis=-1)
-    weight = jnp.exp(shift - grouped(log_mass))
-    x = q * math.sqrt(scale)
-    phi = jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
-    weighted = (grouped(d_out) * weight[..., None]).astype(small)
-    shared = jnp.sum(weighted.astype(wide) * grouped(out).astype(wide), axis=-1)
-    if d_log_mass is not None:
-        shared = shared - grouped(d_log_mass) * weight
-    small_phi, k = phi.astype(small), of_states(prefix.k)
-    along = dot("btagh,arh->btagr", weighted, prefix.Z.astype(small), wide)
-    d_phi = along - shared[..., None] * k
-    d_shift = jnp.sum(small_phi.astype(wide) * along, axis=-1) - jnp.sum(phi * k, axis=-1) * shared
-    d_query = d_phi * jnp.minimum(phi, 1) * math.sqrt(scale)
-    if centre is not None:
-        d_query = d_query + d_shift[..., None] * (scale * centre)
+    q, beta = grouped(query), jnp.asarray(scale, wide)
+    root = jnp.sqrt(beta)
+    (phi, shift), backward = jax.vjp(lambda feature_map, x: feature_map(x), prefix.feature_map, q * root)
+    if prefix.log_scale is not None:
+        shift = shift + of_states(prefix.log_scale)
+    if prefix.centre is not None:
+        along_centre = jnp.sum(q * of_states(prefix.centre), axis=-1)
+        shift = shift + beta * along_centre
+    weight = bounded_exp(shift - grouped(log_mass))
+    weighted = (grouped(d_out) * weight[..., None]).astype(products)
+    shared, small_phi = grouped(delta) * weight, phi.astype(products)
+    of_values = dot("btagh,arh->btagr", weighted, prefix.Z.astype(products), wide)
+    d_phi = of_values - shared[..., None] * of_states(prefix.k)
+    d_shift = jnp.sum(small_phi.astype(wide) * of_values, axis=-1)
+    d_shift = d_shift - jnp.sum(phi * of_states(prefix.k), axis=-1) * shared
+    d_map, d_x = backward((d_phi, d_shift))
+    d_query, d_beta = d_x * root, jnp.sum(d_x * q) / (2 * root)
     gradients = {
         "Z": dot("btagr,btagh->arh", small_phi, weighted, wide),
         "k": -jnp.sum(phi * shared[..., None], axis=(0, 1, 3)),
-        "log_scale": jnp.sum(d_shift, axis=(0, 1, 3)),
-        "centre": scale * jnp.sum(q * d_shift[..., None], axis=(0, 1, 3)),
     }
-    given = {name: getattr(prefix, name) for name in gradients}
-    of_prefix = {name: None if given[name] is None else gradients[name].astype(given[name].dtype) for name in gradients}
-    return dataclasses.replace(prefix, **of_prefix), d_query.reshape(query.shape).astype(small)
+    if prefix.log_scale is not None:
+        gradients["log_scale"] = jnp.sum(d_shift, axis=(0, 1, 3))
+    if prefix.centre is not None:
+        d_query = d_query + d_shift[..., None] * (beta * of_states(prefix.centre))
+        d_beta = d_beta + jnp.sum(d_shift * along_centre)
+        gradients["centre"] = beta * jnp.sum(q * d_shift[..., None], axis=(0, 1, 3))
+    of_prefix = {name: array.astype(getattr(prefix, name).dtype) for name, array in gradients.items()}
+    d_prefix = dataclasses.replace(prefix, feature_map=d_map, **of_prefix)
+    return d_prefix, d_query.reshape(query.shape).astype(query.dtype), d_beta
