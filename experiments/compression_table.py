@@ -34,6 +34,10 @@ def compression() -> str:
         f"{text['full'] - text['without']:.3f} for {name}" for name, text in zip(names, texts, strict=True)
     )
     seconds = np.median([text["seconds"] for text in texts])
+    matching, refined = (
+        np.mean([row["error"] for row in results["rows"] if row["method"] == method])
+        for method in ("matching", "refined by need")
+    )
     return "\n".join(
         [
             *lines,
@@ -42,7 +46,8 @@ def compression() -> str:
             f"log-likelihood of the {config['continuation']} tokens after it that is kept, below 0 where the model "
             f"does worse than without the prompt; the gain is {gains} nats a token. Divergence: from the distribution "
             f"behind the whole prompt, nats a token. Error: of attention outputs on these tokens, mean over layers, "
-            f"heads and tokens; estimated: what the report says, from texts of the model's own that nothing was fitted "
+            f"heads and tokens, of `refined by need` {refined / matching:.2f} of Attention Matching's; estimated: what "
+            f"the report says, from texts of the model's own that nothing was fitted "
             f"to (of ways that distil, before they do); coverage: share of these errors within the report's interval "
             f"for nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and "
             f"texts are made, once for all methods ({where['processor']}, {where['cores']} cores, beside other work). "

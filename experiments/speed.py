@@ -34,7 +34,7 @@ def cost() -> str:
             f"program for the longest T with gradients; of PyTorch the most that its process took ({torch}"
             f"{where['processor']}, {where['cores']} cores). {_of_longest(rows, max(lengths))} A state is compared "
             "with exact prefixes for its cost alone: how far its output is from the exact one is what "
-            "`taylor_error_bound` is about. Other lengths, real models and the theory's kernels are in "
+            f"`taylor_error_bound` is about. {_on_a_gpu()} Other lengths, real models and the theory's kernels are in "
             "`docs/speed.md`. Remade by `make bench`.",
         ]
     )
@@ -94,6 +94,22 @@ def attention_speed() -> str:
             f"that causality leaves.{memory} Empty: what holds all logits at once, above T = 4,096; prefixes with "
             "T M above 2^27; and gradients of prefixes above 2^18. Remade by `make bench`.",
         ]
+    )
+
+
+def _on_a_gpu() -> str:
+    """What a state costs for the longest rows that were measured."""
+    results = read_json(RESULTS / "gpu.json")
+    longest = max(results["config"]["queries"])
+    took = {
+        row["case"]: row["relative_time"][1]
+        for row in results["rows"]
+        if (row["queries"], row["gradient"], row["width"]) == (longest, False, 64)
+    }
+    return (
+        f"On an {results['environment']['device']} in bfloat16, with T = {longest:,}, our kernel takes "
+        f"{took['pallas, no prefix']:.2f} of cuDNN's time without a prefix and {took['pallas, a state']:.2f} of it "
+        "with a state."
     )
 
 
