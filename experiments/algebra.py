@@ -24,11 +24,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from experiments import RESULTS, commands
 from ntkprefix.compress import KeepFirst, Sums
-from ntkprefix.compress.problem import Problem, answer
-from ntkprefix.compress.report import relative_errors
+from ntkprefix.compress.problem import Problem
+from ntkprefix.compress.report import query_errors
 from ntkprefix.models import TextModel, load_text_model
 from ntkprefix.models.tokenizers import Tokenizer, load_tokenizer
-from ntkprefix.partial import merge
 from ntkprefix.prompts import (
     Calibration,
     JoinedPrompt,
@@ -442,9 +441,7 @@ def _errors(exact: Any, prefixes: Any, asked: Calibration) -> Float[Array, "L Q 
     def of_layer(layer):
         exact, prefix, asked = layer
         problem = Problem(exact.keys, exact.values, asked.queries, asked.beside, exact.keys.shape[-1] ** -0.5)
-        shares = problem.exact(), answer(prefix, problem.queries, problem.scale)
-        wanted, out = (merge(share, asked.beside).normalise() for share in shares)
-        return relative_errors(out, wanted)
+        return query_errors(problem, prefix)
 
     return jax.lax.map(of_layer, (exact, prefixes, asked))
 

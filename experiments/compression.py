@@ -24,11 +24,10 @@ from jaxtyping import Array, Float, Int
 
 from experiments import RESULTS, commands
 from ntkprefix.compress import METHODS, Report
-from ntkprefix.compress.problem import Problem, answer
-from ntkprefix.compress.report import relative_errors
+from ntkprefix.compress.problem import Problem
+from ntkprefix.compress.report import query_errors
 from ntkprefix.models import TextModel, generate, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
-from ntkprefix.partial import merge
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts import Calibration, calibrate, compress_layers, continued, distil, read_prompt
 from ntkprefix.runs import environment, progress, read_json, write_json
@@ -315,10 +314,7 @@ def _errors(prompt: Prompt, prefixes: Any) -> Float[Array, "L Q N"]:
 
 @jax.jit
 def _errors_of_layer(keys, values, asked, prefix):
-    problem = Problem(keys, values, asked.queries, asked.beside, keys.shape[-1] ** -0.5)
-    shares = problem.exact(), answer(prefix, problem.queries, problem.scale)
-    wanted, out = (merge(share, asked.beside).normalise() for share in shares)
-    return relative_errors(out, wanted)
+    return query_errors(Problem(keys, values, asked.queries, asked.beside, keys.shape[-1] ** -0.5), prefix)
 
 
 if __name__ == "__main__":
