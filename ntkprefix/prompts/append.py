@@ -117,8 +117,9 @@ def _exactly(tokens: TokenPrefix, like: Any) -> Any:
     if isinstance(like, MeasurePrefix):
         # Clouds without spread.
         rank = like.factor.shape[-1]
-        factor, cross = (jnp.zeros((*array.shape, rank)) for array in (tokens.keys, tokens.values))
-        return MeasurePrefix(jnp.zeros(tokens.keys.shape[:-1]), tokens.keys, factor, tokens.values, cross)
+        factor, cross = (jnp.zeros((*array.shape, rank), array.dtype) for array in (tokens.keys, tokens.values))
+        log_weight = jnp.zeros(tokens.keys.shape[:-1], tokens.keys.dtype)
+        return MeasurePrefix(log_weight, tokens.keys, factor, tokens.values, cross)
     options = {"feature_map": like.feature_map, "centre": like.centre, "scale": like.scale}
     return FeaturePrefix.from_tokens(tokens.keys, tokens.values, recentre=False, **options)
 
