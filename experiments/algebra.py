@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from experiments import RESULTS, commands
+from experiments.passages import passage
+from experiments.questions import Questions, answers, following, own_words
 from ntkprefix.compress import KeepFirst, Sums
-from ntkprefix.compress.problem import Problem, answer
-from ntkprefix.compress.report import relative_errors
+from ntkprefix.compress.problem import Problem
+from ntkprefix.compress.report import query_errors
 from ntkprefix.models import TextModel, load_text_model
 from ntkprefix.models.tokenizers import Tokenizer, load_tokenizer
-from ntkprefix.partial import merge
 from ntkprefix.prompts import (
     Calibration,
     JoinedPrompt,
@@ -47,8 +47,6 @@ from ntkprefix.runs import environment, progress, read_json, write_json
 from theory.pieces import Pieces
 
 PATH = RESULTS / "algebra.json"
-# Letters that a word has at least to be asked for.
-_LETTERS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,29 +86,22 @@ class AlgebraConfig:
     out: Path = Path("runs/algebra")
 
 
-class Questions(NamedTuple):
-    """Rows of tokens, [B, T], and which of them are asked for."""
-
-    tokens: Int[np.ndarray, "B T"]
-    asked: Bool[np.ndarray, "B T"]
-
-
 class Pair:
     """Two documents at one place, and what is made of them, each when it is first wanted and once.
 
     Args:
         model: causal.
         tokenizer: of the model.
-        texts: what the two files hold.
+        texts: paths of the two files.
         place: where documents begin.
         config: of the experiment.
     """
 
-    def __init__(self, model: TextModel, tokenizer: Tokenizer, texts: list[str], place: float, config: AlgebraConfig):
+    def __init__(self, model: TextModel, tokenizer: Tokenizer, texts: list[Path], place: float, config: AlgebraConfig):
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self._exact: dict[tuple[str, int], tuple[JoinedPrompt, Calibration]] = {}
         needed = config.tokens + config.continuation + 1
-        found = [_tokens(tokenizer, text, place, needed) for text in texts]
+        found = [passage(tokenizer, path, place, needed) for path in texts]
         self.documents = [jnp.asarray(tokens[None, : config.tokens]) for tokens in found]
         self.after = [tokens[config.tokens :] for tokens in found]
 
@@ -120,9 +111,9 @@ class Pair:
         texts = [self.tokenizer.decode(document[0]) for document in self.documents]
         found = []
         for own in (0, 1):
-            after = Questions(self.after[own][None], np.arange(len(self.after[own]))[None] > 0)
-            words = _own_words(self.tokenizer, np.asarray(self.documents[own][0]), texts[1 - own], self.config)
-            found.append((after, words))
+            sizes = {"questions": self.config.questions, "cue": self.config.cue}
+            words = own_words(self.tokenizer, np.asarray(self.documents[own][0]), texts[1 - own], **sizes)
+            found.append((following(self.after[own]), words))
         return found
 
     @cached_property
@@ -323,7 +314,7 @@ def main(config: AlgebraConfig) -> dict[str, Any]:
     pieces = Pieces(config.out, str(where["commit"]))
     settings = asdict(config) | {"data_root": None, "out": None, "places": None}
     model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
-    texts = [_text(config.data_root / name) for name in config.texts]
+    texts = [config.data_root / name for name in config.texts]
     rows = []
     with progress() as bar:
         task = bar.add_task("places", total=2 * len(config.places) * (len(WAYS) + 1))
@@ -350,47 +341,6 @@ def main(config: AlgebraConfig) -> dict[str, Any]:
     return read_json(PATH)
 
 
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a text here, found none.")
-    return path.read_text(encoding="utf-8")
-
-
-def _tokens(tokenizer: Tokenizer, text: str, place: float, needed: int) -> np.ndarray:
-    start = int(place * len(text))
-    # Eight letters a token are more than any of these texts has.
-    tokens = np.asarray(tokenizer.encode(text[start : start + 8 * needed]), np.int32)[:needed]
-    if len(tokens) < needed:
-        raise ValueError(f"algebra: expected {needed:,} tokens behind {place:.0%} of a text, got {len(tokens):,}.")
-    return tokens
-
-
-def _own_words(tokenizer: Tokenizer, document: np.ndarray, other: str, config: AlgebraConfig) -> Questions:
-    """Words that stand once in a document and never in the other one, behind what is in front of them."""
-    pieces = [tokenizer.decode([token]) for token in document]
-    text = "".join(pieces)
-    found = []
-    for first in range(config.cue, len(document)):
-        if not pieces[first].startswith(" "):
-            continue
-        last = first + 1
-        while last < len(document) and pieces[last][:1].isalpha():
-            last += 1
-        word = "".join(pieces[first:last]).strip()
-        if len(word) >= _LETTERS and word.isalpha() and text.count(word) == 1 and word not in other:
-            found.append((first, last))
-    if len(found) < config.questions:
-        raise ValueError(f"algebra: expected {config.questions} words of a document's own, got {len(found)}.")
-    chosen = [found[at] for at in np.round(np.linspace(0, len(found) - 1, config.questions)).astype(int)]
-    longest = config.cue + max(last - first for first, last in chosen)
-    tokens, asked = np.zeros((len(chosen), longest), np.int32), np.zeros((len(chosen), longest), bool)
-    for row, (first, last) in enumerate(chosen):
-        length = config.cue + last - first
-        tokens[row, :length] = document[first - config.cue : last]
-        asked[row, config.cue : length] = True
-    return Questions(tokens, asked)
-
-
 def _row(pair: Pair, own: int, name: str) -> dict[str, Any]:
     way = WAYS[name]
     made = way.made(pair, own)
@@ -406,33 +356,12 @@ def _row(pair: Pair, own: int, name: str) -> dict[str, Any]:
 
 def _answers(pair: Pair, own: int, prefixes: Any, start: int) -> dict[str, Any]:
     """Log-likelihoods of the text after a document, a token, and of words of its own; and which words are said."""
-    graph, weights = nnx.split(pair.model)
-    after, words = (
-        _said(graph, weights, jnp.asarray(each.tokens), jnp.asarray(each.asked), prefixes, jnp.asarray(start))
-        for each in pair.questions[own]
-    )
+    after, words = (answers(pair.model, each, prefixes, start) for each in pair.questions[own])
     return {
         "text": round(float(after[0][0]) / (len(pair.after[own]) - 1), 5),
         "words": round(float(words[0].mean()), 5),
         "right": round(float(words[1].mean()), 4),
     }
-
-
-@partial(jax.jit, static_argnames="graph")
-def _said(graph, weights, tokens, asked, prefixes, start):
-    """Of every row: the log-likelihood of what is asked for, and whether all of it is the likeliest there is."""
-    model = nnx.merge(graph, weights)
-    positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1] - 1)[None], (tokens.shape[0], tokens.shape[1] - 1))
-    hidden = model(tokens[:, :-1], prefixes=prefixes, positions=positions)
-
-    def of_row(row):
-        hidden, wanted, asked = row
-        logits = jax.nn.log_softmax(model.logits(hidden))
-        said = jnp.take_along_axis(logits, wanted[:, None], axis=1)[:, 0]
-        likeliest = jnp.argmax(logits, axis=1) == wanted
-        return jnp.sum(jnp.where(asked, said, 0.0)), jnp.all(likeliest | ~asked)
-
-    return jax.lax.map(of_row, (hidden, tokens[:, 1:], asked[:, 1:]))
 
 
 @jax.jit
@@ -442,9 +371,7 @@ def _errors(exact: Any, prefixes: Any, asked: Calibration) -> Float[Array, "L Q 
     def of_layer(layer):
         exact, prefix, asked = layer
         problem = Problem(exact.keys, exact.values, asked.queries, asked.beside, exact.keys.shape[-1] ** -0.5)
-        shares = problem.exact(), answer(prefix, problem.queries, problem.scale)
-        wanted, out = (merge(share, asked.beside).normalise() for share in shares)
-        return relative_errors(out, wanted)
+        return query_errors(problem, prefix)
 
     return jax.lax.map(of_layer, (exact, prefixes, asked))
 

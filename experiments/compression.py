@@ -23,12 +23,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from experiments import RESULTS, commands
+from experiments.passages import passage
 from ntkprefix.compress import METHODS, Report
-from ntkprefix.compress.problem import Problem, answer
-from ntkprefix.compress.report import relative_errors
+from ntkprefix.compress.problem import Problem
+from ntkprefix.compress.report import query_errors
 from ntkprefix.models import TextModel, generate, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
-from ntkprefix.partial import merge
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts import Calibration, calibrate, compress_layers, continued, distil, read_prompt
 from ntkprefix.runs import environment, progress, read_json, write_json
@@ -154,7 +154,8 @@ def main(config: CompressionConfig) -> dict[str, Any]:
     with progress() as bar:
         task = bar.add_task("prompts", total=len(config.texts) * len(config.methods) * len(config.budgets))
         for text in config.texts:
-            tokens = _tokens(config, text, tokenizer)
+            needed = config.tokens + config.continuation + 1
+            tokens = passage(tokenizer, config.data_root / text, config.skip, needed)
             # Read where something is not measured yet, and once.
             ready = cache(partial(_prompt, model, tokens, config))
             about = settings | {"text": text}
@@ -171,20 +172,6 @@ def main(config: CompressionConfig) -> dict[str, Any]:
     results = {"config": config_of_file, "environment": where, "texts": texts, "rows": rows}
     write_json(PATH, results)
     return read_json(PATH)
-
-
-def _tokens(config: CompressionConfig, text: str, tokenizer: Any) -> np.ndarray:
-    path = config.data_root / text
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a text here, found none.")
-    content = path.read_text(encoding="utf-8")
-    needed = config.tokens + config.continuation + 1
-    # Eight letters a token are more than any of these texts has.
-    start = int(config.skip * len(content))
-    tokens = np.asarray(tokenizer.encode(content[start : start + 8 * needed]), np.int32)[:needed]
-    if len(tokens) < needed:
-        raise ValueError(f"{path}: expected {needed:,} tokens after the first {config.skip:.0%}, got {len(tokens):,}.")
-    return tokens
 
 
 def _prompt(model: TextModel, tokens: np.ndarray, config: CompressionConfig) -> Prompt:
@@ -315,10 +302,7 @@ def _errors(prompt: Prompt, prefixes: Any) -> Float[Array, "L Q N"]:
 
 @jax.jit
 def _errors_of_layer(keys, values, asked, prefix):
-    problem = Problem(keys, values, asked.queries, asked.beside, keys.shape[-1] ** -0.5)
-    shares = problem.exact(), answer(prefix, problem.queries, problem.scale)
-    wanted, out = (merge(share, asked.beside).normalise() for share in shares)
-    return relative_errors(out, wanted)
+    return query_errors(Problem(keys, values, asked.queries, asked.beside, keys.shape[-1] ** -0.5), prefix)
 
 
 if __name__ == "__main__":

@@ -144,13 +144,13 @@ def _measure(config: KernelsConfig, setting: Setting, M: int, seed: int) -> dict
     outputs, start = with_prefix(setting, M, seed)
     kernel = model_ntk(outputs, start, setting.train, memory=config.memory)
     cross = model_ntk(outputs, start, setting.test, setting.train, memory=config.memory)
-    at_start = {name: outputs(start, getattr(setting, name)) for name in ("train", "test")}
+    at_start = {name: _at(outputs, start, getattr(setting, name)) for name in ("train", "test")}
     residual = setting.targets - at_start["train"]
     step_size = config.step_size / float(np.linalg.eigvalsh(np.asarray(as_matrix(kernel), np.float64))[-1])
     linear = predict_linearised(kernel, residual, cross, steps=config.steps, step_size=step_size)
     trained, losses = descend(outputs, start, setting, config.steps, step_size)
     after = model_ntk(outputs, trained, setting.train, memory=config.memory)
-    moved = {name: outputs(trained, getattr(setting, name)) - before for name, before in at_start.items()}
+    moved = {name: _at(outputs, trained, getattr(setting, name)) - before for name, before in at_start.items()}
     predicted = {"train": linear.train[-1], "test": jnp.asarray(linear.test)[-1]}
     squares = jnp.sum((linear.train - residual[None]) ** 2, axis=(1, 2)) / 2
     return {
@@ -163,6 +163,12 @@ def _measure(config: KernelsConfig, setting: Setting, M: int, seed: int) -> dict
             name: float(jnp.linalg.norm(moved[name] - predicted[name]) / jnp.linalg.norm(moved[name])) for name in moved
         },
     }
+
+
+@jax.jit
+def _at(outputs, params, x):
+    """Outputs, by one program for all draws: without it, the scan over layers is compiled again at every call."""
+    return outputs(params, x)
 
 
 def descend(

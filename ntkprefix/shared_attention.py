@@ -20,18 +20,8 @@ from ntkprefix.partial import Partial, over_devices
 from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
 from ntkprefix.prefixes.base import PrefixShape
 
-# Axes of the arrays of every kind of prefix that can be shared out; A is N or K.
-_PREFIXES: dict[type, dict[str, str]] = {
-    TokenPrefix: {"keys": "M K H", "values": "M K Hv", "log_weights": "M K"},
-    FeaturePrefix: {"Z": "A R Hv", "k": "A R", "log_scale": "A", "centre": "A H"},
-    MeasurePrefix: {
-        "log_weight": "C K",
-        "mean": "C K H",
-        "factor": "C K H rank",
-        "value": "C K Hv",
-        "cross": "C K Hv rank",
-    },
-}
+# The kinds of prefix whose arrays can be shared out.
+_KINDS = (TokenPrefix, FeaturePrefix, MeasurePrefix)
 
 
 @pytree
@@ -102,7 +92,7 @@ def shared_attention(
 def _known(prefix: Any) -> bool:
     if isinstance(prefix, JoinedPrefix):
         return all(map(_known, prefix.parts))
-    return prefix is None or type(prefix) in _PREFIXES
+    return prefix is None or type(prefix) in _KINDS
 
 
 def _shared_out(prefix: Any, devices: int) -> Any:
@@ -128,7 +118,7 @@ def _of_kind(prefix: Any, letters: dict[str, str | None], rows: str | None) -> A
         return None
     whole = jax.tree.map(lambda _: PartitionSpec(), prefix)
     cut = {}
-    for name, axes in _PREFIXES[type(prefix)].items():
+    for name, axes in prefix.axes.items():
         array, names = getattr(prefix, name), [letters.get(letter) for letter in axes.split()]
         if array is not None:
             cut[name] = PartitionSpec(*[rows] * (array.ndim - len(names)), *names)

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import algebra, algebra_table, plots
 from experiments.algebra import ALONE, AlgebraConfig, main
+from experiments.questions import own_words
 from ntkprefix.runs import read_json
 
 # A letter, or a letter behind a space.
@@ -76,18 +77,16 @@ def test_rows_say_what_is_kept(measure, tmp_path, loaded):
     assert [label.get_text() for label in labels] == [ALONE, *ways]
 
 
-def test_words_are_a_document_s_own(measure):
-    tokenizer, config = Letters(), AlgebraConfig(data_root=None, questions=2, cue=3)
+def test_words_are_a_document_s_own():
+    tokenizer = Letters()
     document = "abc shared elephant giraffe twice. twice kangaroo"
     tokens = np.array(tokenizer.encode(document))
-    found = algebra._own_words(tokenizer, tokens, "never shared giraffes", config)
+    found = own_words(tokenizer, tokens, "never shared giraffes", questions=2, cue=3)
     words = [tokenizer.decode(row[asked]) for row, asked in zip(found.tokens, found.asked, strict=True)]
     assert words == [" elephant", " kangaroo"]  # giraffe begins a word of the other, twice is there twice and short
     assert tokenizer.decode(found.tokens[0][:3]) == "red"
     with pytest.raises(ValueError, match="expected 9 words of a document's own, got 2"):
-        algebra._own_words(
-            tokenizer, tokens, "never shared giraffes", AlgebraConfig(data_root=None, questions=9, cue=3)
-        )
+        own_words(tokenizer, tokens, "never shared giraffes", questions=9, cue=3)
 
 
 def test_what_is_measured_is_not_measured_again(measure, monkeypatch):
@@ -99,5 +98,5 @@ def test_what_is_measured_is_not_measured_again(measure, monkeypatch):
 def test_what_cannot_be_measured(measure):
     with pytest.raises(FileNotFoundError, match=r"none\.txt: expected a text here"):
         measure(texts=("one.txt", "none.txt"))
-    with pytest.raises(ValueError, match="expected 1,013 tokens behind 0% of a text"):
+    with pytest.raises(ValueError, match=r"one\.txt: expected 1,013 tokens after the first 0%"):
         measure(tokens=1000)

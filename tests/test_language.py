@@ -29,24 +29,37 @@ def model():
 
 
 @pytest.fixture(scope="module")
+def logits_of(model):
+    """Logits at every token of a row that is alone, by one program for each length."""
+    graph, weights = nnx.split(model)
+
+    @jax.jit
+    def run(weights, tokens):
+        model = nnx.merge(graph, weights)
+        return model.logits(model(tokens))[0]
+
+    return lambda tokens: np.asarray(run(weights, jnp.asarray(tokens)[None]))
+
+
+@pytest.fixture(scope="module")
 def plain(model):
     task = LanguageTask(model, HeadAdapter(), longest=3)
     return task, task.init(jax.random.key(0), ROWS)
 
 
-def expected(model):
+def expected(logits_of):
     """Log-likelihood of every answer's tokens, from logits of each row alone, in float64."""
     rows = []
     for tokens, start, length in zip(*ROWS, strict=True):
-        logits = np.asarray(model.logits(model(jnp.asarray(tokens[None, :length]))), np.float64)[0]
+        logits = logits_of(tokens[:length]).astype(float)
         log_softmax = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
         rows.append([log_softmax[place - 1, tokens[place]] for place in range(start, length)])
     return rows
 
 
-def test_likelihoods_are_those_of_the_answers_tokens_alone(model, plain):
+def test_likelihoods_are_those_of_the_answers_tokens_alone(logits_of, plain):
     task, params = plain
-    wanted = expected(model)
+    wanted = expected(logits_of)
     done = []
     found = task.log_likelihoods(params, ROWS, on_batch=done.append)
     np.testing.assert_allclose(found, [sum(row) for row in wanted], rtol=1e-5)
@@ -70,25 +83,24 @@ def test_a_no_op_starts_at_the_models_own_likelihoods(model, plain):
     np.testing.assert_array_equal(task.log_likelihoods(params, ROWS), plain[0].log_likelihoods(plain[1], ROWS))
 
 
-def test_choices_are_the_likeliest_first_tokens(model, plain):
+def test_choices_are_the_likeliest_first_tokens(logits_of, plain):
     task, params = plain
     choices = np.array([3, 11, 7])
     wanted = []
     for tokens, start, _ in zip(*ROWS, strict=True):
-        logits = np.asarray(model.logits(model(jnp.asarray(tokens[None, :start]))))[0, -1]
-        wanted.append(np.argmax(logits[choices]))
+        wanted.append(np.argmax(logits_of(tokens[:start])[-1, choices]))
     np.testing.assert_array_equal(task.choose(params, ROWS, choices), wanted)
     with pytest.raises(ValueError, match=r"start with different tokens, got \[3, 3\]"):
         task.choose(params, ROWS, np.array([3, 3]))
 
 
-def test_generation_is_the_greedy_continuation_of_the_question(model, plain):
+def test_generation_is_the_greedy_continuation_of_the_question(logits_of, plain):
     task, params = plain
     made = task.generate(params, ROWS, 3)
     for row, tokens, start in zip(made, ROWS.tokens, ROWS.starts, strict=True):
         text = tokens[:start].tolist()
         for _ in range(3):
-            text.append(int(np.argmax(np.asarray(model.logits(model(jnp.asarray([text]))))[0, -1])))
+            text.append(int(np.argmax(logits_of(text)[-1])))
         assert row == text[start:]
     stop = made[0][1]
     cut = task.generate(params, ROWS, 3, stop=stop)

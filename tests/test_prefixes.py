@@ -1,12 +1,14 @@
 """Feature states and tokens: built, added, subtracted, batched."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from prefix_outputs import QUERY, normal, out
 
-from ntkprefix import FeaturePrefix, MeasurePrefix, attention, feature_map
+from ntkprefix import FeaturePrefix, MeasurePrefix, TokenPrefix, attention, feature_map
 
 MAPS = {
     "elu": feature_map("elu"),
@@ -173,3 +175,9 @@ def test_states_of_two_dtypes_add_in_the_wider():
     both = rounded + state
     assert both.Z.dtype == both.k.dtype == both.log_scale.dtype == jnp.float32
     np.testing.assert_allclose(out(both), out(state), atol=0.05)
+
+
+@pytest.mark.parametrize("kind", [TokenPrefix, FeaturePrefix, MeasurePrefix])
+def test_the_table_of_axes_has_every_array_and_is_no_field(kind):
+    fields = [field.name for field in dataclasses.fields(kind) if not field.metadata.get("static")]
+    assert list(kind.axes) == [name for name in fields if name != "feature_map"]

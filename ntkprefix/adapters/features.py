@@ -124,7 +124,9 @@ class FeatureAdapter:
         else:
             params |= {"Z": jnp.broadcast_to(self.share * value[:, :, None], (layers, heads, features, values))}
         return params | (
-            {"k": self._trained(jnp.full((layers, heads, features), self.share))} if self.normalised else {}
+            {"k": self._trained(jnp.full((layers, heads, features), self.share, own_scale.dtype))}
+            if self.normalised
+            else {}
         )
 
     def init_from(

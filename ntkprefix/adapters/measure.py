@@ -50,13 +50,7 @@ class MeasureAdapter:
 
     def axes(self) -> dict[str, str]:
         """Axis letters of every parameter, by its name."""
-        return {
-            "log_weight": "L C K",
-            "mean": "L C K H",
-            "factor": "L C K H rank",
-            "value": "L C K Hv",
-            "cross": "L C K Hv rank",
-        }
+        return {name: f"L {letters}" for name, letters in MeasurePrefix.axes.items()}
 
     def sizes(self) -> dict[str, int]:
         """The letters whose sizes the options tell."""

@@ -53,7 +53,8 @@ class KeepFirst:
         first = min(self.first, tokens_within(numbers, problem, weighted=True) - 1)
         if first < 1:
             return self.method(problem, numbers, key)
-        kept = TokenPrefix(problem.keys[:first], problem.values[:first], jnp.zeros((first, problem.heads)))
+        weights = jnp.zeros((first, problem.heads), problem.keys.dtype)
+        kept = TokenPrefix(problem.keys[:first], problem.values[:first], weights)
         share = answer(kept, problem.queries, problem.scale)
         beside = share if problem.beside is None else merge(share, problem.beside)
         others = Problem(problem.keys[first:], problem.values[first:], problem.queries, beside, problem.scale)
@@ -62,5 +63,5 @@ class KeepFirst:
         if not isinstance(made, TokenPrefix):
             return JoinedPrefix((kept, made))
         if made.log_weights is None:
-            made = dataclasses.replace(made, log_weights=jnp.zeros(made.keys.shape[:2]))
+            made = dataclasses.replace(made, log_weights=jnp.zeros(made.keys.shape[:2], made.keys.dtype))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), kept, made)

@@ -14,7 +14,7 @@ from ntkprefix._pytree import Leaf, pytree, static_field
 from ntkprefix.bounds import taylor_error_bound
 from ntkprefix.compress.problem import Problem, answer, by_kv_head
 from ntkprefix.feature_maps import Taylor
-from ntkprefix.partial import merge
+from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes import FeaturePrefix
 
 
@@ -89,9 +89,7 @@ def measured(problem: Problem, prefix: Any) -> Report:
         unknown = jnp.full(query_heads, jnp.nan, problem.keys.dtype)
         return Report(unknown, unknown, unknown, unknown, unknown, value_bound, **static)
     exact, share = problem.exact(), answer(prefix, problem.queries, problem.scale)
-    both = [each if problem.beside is None else merge(each, problem.beside) for each in (exact, share)]
-    wanted, out = (each.normalise() for each in both)
-    errors = relative_errors(out, wanted)
+    errors = _errors(problem, exact, share)
     positive = share.den > 0
     log_den = jnp.where(positive, jnp.log(jnp.where(positive, share.den, 1.0)) + share.log_scale, -jnp.inf)
     low, high = jnp.quantile(errors, jnp.array([0.05, 0.95], errors.dtype), axis=0)
@@ -106,8 +104,39 @@ def measured(problem: Problem, prefix: Any) -> Report:
     )
 
 
-def relative_errors(out: Float[Array, "Q N Hv"], wanted: Float[Array, "Q N Hv"]) -> Float[Array, "Q N"]:
-    """The length of the difference over the length of what is wanted."""
+def query_errors(problem: Problem, prefix: Any) -> Float[Array, "Q N"]:
+    r"""How wrong a prefix answers each of the problem's queries: what `Report.error` is the mean of.
+
+    $$ \|\tilde{out}(q) - out(q)\| / \|out(q)\| $$
+
+    Args:
+        problem: one layer's prompt, and queries with all else that they see beside it.
+        prefix: of the same layer.
+
+    Returns:
+        Relative errors of attention outputs, [Q, N].
+
+    Raises:
+        TypeError: as for the prefix.
+        ValueError: as for the prefix.
+
+    Example:
+        >>> import jax
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.compress.problem import Problem
+        >>> from ntkprefix.compress.report import query_errors
+        >>> keys, values, queries = jax.random.normal(jax.random.key(0), (3, 64, 2, 16))
+        >>> problem = Problem(keys, values, queries, beside=None, scale=0.25)
+        >>> float(query_errors(problem, TokenPrefix(keys, values)).max())
+        0.0
+    """
+    return _errors(problem, problem.exact(), answer(prefix, problem.queries, problem.scale))
+
+
+def _errors(problem: Problem, exact: Partial, share: Partial) -> Float[Array, "Q N"]:
+    """`query_errors` of shares that are known."""
+    both = [each if problem.beside is None else merge(each, problem.beside) for each in (exact, share)]
+    wanted, out = (each.normalise() for each in both)
     size = jnp.linalg.norm(wanted, axis=-1)
     return jnp.linalg.norm(out - wanted, axis=-1) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial as bind
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,7 @@ class FeaturePrefix:
         centre: c, [K or N, H] or None for 0: the point the keys were recentred on.
         scale: the logit scale beta that the state was built with, which is then the only one it answers for; None where
             there is none (a trained state) or it was not known when building (a traced one). Not a leaf.
+        axes: letters of every array's axes, of the class; A is K or N.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -64,6 +67,7 @@ class FeaturePrefix:
     log_scale: Leaf | None = None
     centre: Leaf | None = None
     scale: float | None = static_field(default=None)
+    axes: ClassVar[Mapping[str, str]] = {"Z": "A R Hv", "k": "A R", "log_scale": "A", "centre": "A H"}
 
     @classmethod
     def from_tokens(
@@ -176,12 +180,8 @@ class FeaturePrefix:
             TypeError: one of them is not an array of floating-point numbers.
             ValueError: the arrays do not fit each other.
         """
-        checks.fit_together(
-            "FeaturePrefix",
-            {"Z": "A R Hv", "k": "A R", "log_scale": "A", "centre": "A H"},
-            {"Z": self.Z, "k": self.k, "log_scale": self.log_scale, "centre": self.centre},
-            optional=("log_scale", "centre"),
-        )
+        arrays = {name: getattr(self, name) for name in self.axes}
+        checks.fit_together("FeaturePrefix", self.axes, arrays, optional=("log_scale", "centre"))
         rows = self.Z.shape[0] if self.Z.ndim == 4 else None
         width = None if self.centre is None else self.centre.shape[-1]
         return PrefixShape(rows, self.Z.shape[-3], width, self.Z.shape[-1], per_query_head=True)
@@ -240,7 +240,7 @@ class FeaturePrefix:
             return array.reshape(rows, 1, kv_heads, heads // kv_heads, *rest)
 
         own = self.Z.ndim == 4
-        given = {name: getattr(self, name) for name in ("Z", "k", "log_scale", "centre")}
+        given = {name: getattr(self, name) for name in self.axes}
         return dataclasses.replace(
             self,
             feature_map=jax.tree.map(lambda array: array[None, None, None], self.feature_map),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial as bind
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,7 @@ class MeasurePrefix:
         factor: L, [C, K, H, rho]; the rank rho may be 0.
         value: nu, [C, K, Hv].
         cross: A, [C, K, Hv, rho].
+        axes: letters of every array's axes, of the class.
 
     Example:
         >>> import jax
@@ -61,6 +64,13 @@ class MeasurePrefix:
     factor: Leaf
     value: Leaf
     cross: Leaf
+    axes: ClassVar[Mapping[str, str]] = {
+        "log_weight": "C K",
+        "mean": "C K H",
+        "factor": "C K H rank",
+        "value": "C K Hv",
+        "cross": "C K Hv rank",
+    }
 
     @classmethod
     def from_tokens(
@@ -133,14 +143,7 @@ class MeasurePrefix:
             TypeError: one of them is not an array of floating-point numbers.
             ValueError: the arrays do not fit each other.
         """
-        axes = {
-            "log_weight": "C K",
-            "mean": "C K H",
-            "factor": "C K H rank",
-            "value": "C K Hv",
-            "cross": "C K Hv rank",
-        }
-        checks.fit_together("MeasurePrefix", axes, {name: getattr(self, name) for name in axes})
+        checks.fit_together("MeasurePrefix", self.axes, {name: getattr(self, name) for name in self.axes})
         rows = self.mean.shape[0] if self.mean.ndim == 4 else None
         return PrefixShape(rows, self.mean.shape[-2], self.mean.shape[-1], self.value.shape[-1])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,7 @@ class TokenPrefix:
         keys: p, [M, K, H]; a leading B axis on every array gives each row of a batch its own prefix.
         values: u, [M, K, Hv].
         log_weights: b, [M, K], natural logarithms; None means 0 for all.
+        axes: letters of every array's axes, of the class.
 
     Example:
         >>> import jax.numpy as jnp
@@ -42,6 +45,7 @@ class TokenPrefix:
     keys: Leaf
     values: Leaf
     log_weights: Leaf | None = None
+    axes: ClassVar[Mapping[str, str]] = {"keys": "M K H", "values": "M K Hv", "log_weights": "M K"}
 
     def __add__(self, other: TokenPrefix) -> TokenPrefix:
         """The tokens of both, behind one another: their shares of attention add.
@@ -70,12 +74,8 @@ class TokenPrefix:
             TypeError: one of them is not an array of floating-point numbers.
             ValueError: keys, values and log-weights do not fit each other.
         """
-        checks.fit_together(
-            "TokenPrefix",
-            {"keys": "M K H", "values": "M K Hv", "log_weights": "M K"},
-            {"keys": self.keys, "values": self.values, "log_weights": self.log_weights},
-            optional=("log_weights",),
-        )
+        arrays = {name: getattr(self, name) for name in self.axes}
+        checks.fit_together("TokenPrefix", self.axes, arrays, optional=("log_weights",))
         rows = self.keys.shape[0] if self.keys.ndim == 4 else None
         return PrefixShape(rows, self.keys.shape[-2], self.keys.shape[-1], self.values.shape[-1])
 

@@ -8,17 +8,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int
 
 from ntkprefix import checks
 from ntkprefix.compress import Clouds, Method
 from ntkprefix.compress.problem import answer
-from ntkprefix.models import TextModel, generate
+from ntkprefix.models import TextModel
 from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
 from ntkprefix.prompts.algebra import checked
-from ntkprefix.prompts.calibration import LENGTH, ROWS, Calibration, calibrate, repeated
+from ntkprefix.prompts.calibration import Calibration, calibrate, texts_behind, without_last
 from ntkprefix.prompts.compress import CompressedPrompt
 from ntkprefix.prompts.layers import compress_layers, judge_layers
 from ntkprefix.prompts.read import read_prompt
@@ -99,9 +98,8 @@ def append_document(
     exact = _exactly(whole, last)
     seen, start = before + _placed(exact, before), prompt.start + length
     if isinstance(texts, str):
-        # All but the last token, from which the first new one is drawn: it is read once more.
-        others = _exactly(TokenPrefix(whole.keys[:, :-1], whole.values[:, :-1]), last)
-        texts = _texts(texts, model, tokens, before + _placed(others, before), start - 1, seed)
+        others = before + _placed(_exactly(without_last(whole), last), before)
+        texts = texts_behind(model, texts, tokens, others, start=start - 1, seed=seed)
     asked = calibrate(model, texts, seen, start=start)
     asked = Calibration(asked.queries, _beside(before, asked))
     if budget is None:
@@ -112,14 +110,6 @@ def append_document(
     return CompressedPrompt(before + _placed(part, before), start, report)
 
 
-def _texts(kind: str, model: TextModel, tokens: Array, others: Any, start: int, seed: int) -> Array:
-    if kind == "repeat":
-        return jnp.asarray(repeated(np.asarray(tokens[0]), rows=ROWS, length=LENGTH, seed=seed))
-    last = jnp.full((ROWS, 1), tokens[0, -1], jnp.int32)
-    drawn: dict[str, Any] = {"temperature": 1.0, "key": jax.random.key(seed)}
-    return generate(model, last, LENGTH, prefixes=others, start=start, **drawn).tokens
-
-
 def _exactly(tokens: TokenPrefix, like: Any) -> Any:
     """Tokens as prefixes of another one's kind: exact but for a state, which is as near as its feature map is."""
     if isinstance(like, TokenPrefix):
@@ -127,8 +117,9 @@ def _exactly(tokens: TokenPrefix, like: Any) -> Any:
     if isinstance(like, MeasurePrefix):
         # Clouds without spread.
         rank = like.factor.shape[-1]
-        factor, cross = (jnp.zeros((*array.shape, rank)) for array in (tokens.keys, tokens.values))
-        return MeasurePrefix(jnp.zeros(tokens.keys.shape[:-1]), tokens.keys, factor, tokens.values, cross)
+        factor, cross = (jnp.zeros((*array.shape, rank), array.dtype) for array in (tokens.keys, tokens.values))
+        log_weight = jnp.zeros(tokens.keys.shape[:-1], tokens.keys.dtype)
+        return MeasurePrefix(log_weight, tokens.keys, factor, tokens.values, cross)
     options = {"feature_map": like.feature_map, "centre": like.centre, "scale": like.scale}
     return FeaturePrefix.from_tokens(tokens.keys, tokens.values, recentre=False, **options)
 

@@ -92,13 +92,23 @@ def continued(
     Source: queries from the model's own continuations (Attention Matching, arXiv 2602.16284, "self-study"; Cartridges,
     arXiv 2506.06266).
     """
-    tokens = whole.keys.shape[1]
-    checks.at_least(2, "continued", tokens=tokens)
-    # The last token is read once more, behind the others, since that is what the first one is drawn from.
-    before = TokenPrefix(whole.keys[:, :-1], whole.values[:, :-1])
+    start = whole.keys.shape[1] - 1
+    return _drawn(model, without_last(whole), last, start=start, rows=rows, length=length, seed=seed)
+
+
+def _drawn(
+    model: TextModel, before: Any, last: int, *, start: int, rows: int, length: int, seed: int
+) -> Int[Array, "B T"]:
+    """What is said behind a last token, which is at `start`, and behind everything before it."""
+    checks.at_least(2, "continued", tokens=start + 1)
     first = jnp.full((rows, 1), last, jnp.int32)
-    options = {"prefixes": before, "start": tokens - 1, "temperature": 1.0, "key": jax.random.key(seed)}
+    options = {"prefixes": before, "start": start, "temperature": 1.0, "key": jax.random.key(seed)}
     return generate(model, first, length, **options).tokens
+
+
+def without_last(whole: TokenPrefix) -> TokenPrefix:
+    """All but the last token, which is read once more behind these, since the first new one is drawn from it."""
+    return TokenPrefix(whole.keys[:, :-1], whole.values[:, :-1])
 
 
 def repeated(tokens: Int[np.ndarray, " M"], *, rows: int, length: int, seed: int = 0) -> Int[np.ndarray, "B T"]:
@@ -127,3 +137,35 @@ def repeated(tokens: Int[np.ndarray, " M"], *, rows: int, length: int, seed: int
     firsts = np.round(np.linspace(0, len(tokens) - length, rows)).astype(int)
     order = np.random.default_rng(seed).permutation(rows)
     return np.stack([tokens[first : first + length] for first in firsts[order]])
+
+
+def texts_behind(
+    model: TextModel,
+    kind: str,
+    tokens: Int[Array, "1 M"],
+    before: Any,
+    *,
+    start: int,
+    seed: int,
+) -> Int[Array, "B T"]:
+    """Texts behind a document, of the library's own number and length.
+
+    Args:
+        model: causal, with a head.
+        kind: `"continue"` for what the model says next; `"repeat"` for pieces of the document.
+        tokens: the document, [1, M].
+        before: all that the texts see, without the document's last token (`without_last`).
+        start: position of that token.
+        seed: of what is random.
+
+    Returns:
+        Texts, [B, T].
+
+    Raises:
+        TypeError: as for `generate`.
+        ValueError: as for `generate`, or nothing in front of the last token.
+    """
+    sizes = {"rows": ROWS, "length": LENGTH, "seed": seed}
+    if kind == "repeat":
+        return jnp.asarray(repeated(np.asarray(tokens[0]), **sizes))
+    return _drawn(model, before, int(tokens[0, -1]), start=start, **sizes)

@@ -6,16 +6,13 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int
 
 from ntkprefix import checks
 from ntkprefix.compress import Method, Report
 from ntkprefix.compress.compress import fitted_to
 from ntkprefix.models import TextModel
-from ntkprefix.prefixes import TokenPrefix
-from ntkprefix.prompts.calibration import LENGTH, ROWS, calibrate, continued, repeated
+from ntkprefix.prompts.calibration import calibrate, texts_behind, without_last
 from ntkprefix.prompts.distil import distil as distilled
 from ntkprefix.prompts.layers import compress_layers, judge_layers
 from ntkprefix.prompts.read import read_prompt
@@ -101,11 +98,13 @@ def compress_prompt(
         (1, 3)
     """
     tell = on_step or (lambda *_: None)
+    if isinstance(texts, str):
+        checks.one_of("compress_prompt", "kind of texts", texts, ("continue", "repeat"))
     length = tokens.shape[1]
     whole = read_prompt(model, tokens, chunk=chunk, on_chunk=lambda done: tell("reading", done, length))
     tell("asking", 0, 1)
     if isinstance(texts, str):
-        texts = _texts(texts, model, tokens, whole, seed)
+        texts = texts_behind(model, texts, tokens, without_last(whole), start=length - 1, seed=seed)
     asked = calibrate(model, texts, whole, start=length)
     prefixes, report = compress_layers(
         whole, asked, method=method, budget=budget, share=share, error=error, seed=seed, on_step=tell
@@ -119,10 +118,3 @@ def compress_prompt(
         held = jax.tree.map(lambda leaf: leaf[:, fitted_to(leaf.shape[1]) :], asked)
         report = judge_layers(prefixes, whole, held)
     return CompressedPrompt(prefixes, length, report)
-
-
-def _texts(kind: str, model: TextModel, tokens: Array, whole: TokenPrefix, seed: int) -> Array:
-    checks.one_of("compress_prompt", "kind of texts", kind, ("continue", "repeat"))
-    if kind == "repeat":
-        return jnp.asarray(repeated(np.asarray(tokens[0]), rows=ROWS, length=LENGTH, seed=seed))
-    return continued(model, whole, int(tokens[0, -1]), rows=ROWS, length=LENGTH, seed=seed)

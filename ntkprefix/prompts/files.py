@@ -20,25 +20,13 @@ from ntkprefix.runs import write_bytes
 
 _FORMAT = "ntkprefix prompt 2"
 _KINDS: dict[str, Any] = {"tokens": TokenPrefix, "measure": MeasurePrefix, "features": FeaturePrefix}
-_AXES = {
-    "tokens": {"keys": "L C K H", "values": "L C K Hv", "log_weights": "L C K"},
-    "measure": {
-        "log_weight": "L C K",
-        "mean": "L C K H",
-        "factor": "L C K H rank",
-        "value": "L C K Hv",
-        "cross": "L C K Hv rank",
-    },
-    # A state may be one of the N query heads, so that its axis A need not be K.
-    "features": {"Z": "L A R Hv", "k": "L A R", "log_scale": "L A", "centre": "L A H"},
-}
 # Tokens some of which weigh nothing: those are left out, so that heads have as many as they have.
 _RAGGED = "ragged tokens"
 _AXES_OF_RAGGED = {"keys": "S H", "values": "S Hv", "log_weights": "S"}
 _OPTIONAL = ("log_weights", "log_scale", "centre")
 # Those whose entries may be minus infinity, as an empty cluster's is.
 _LOG_WEIGHTS = ("log_weights", "log_weight", "log_scale")
-# Axes of one size in all parts of a prefix.
+# Axes of one size in all parts of a prefix. A state may be one of the N query heads, so that its axis A need not be K.
 _SHARED = ("L", "K", "H", "Hv")
 
 
@@ -99,7 +87,7 @@ def save_prompt(path: str | Path, prefixes: Any, start: int, notes: dict[str, An
         about: dict[str, Any] = {"kind": kind}
         if kind == "features":
             about |= {"feature_map": as_json(part.feature_map), "scale": part.scale}
-        found = {name: getattr(part, name) for name in _AXES[kind] if getattr(part, name) is not None}
+        found = {name: getattr(part, name) for name in part.axes if getattr(part, name) is not None}
         found = {name: np.ascontiguousarray(np.asarray(array, np.float32)) for name, array in found.items()}
         if kind == "tokens" and np.isneginf(found.get("log_weights", 0)).any():
             about, found = {"kind": _RAGGED}, flat(part)
@@ -165,7 +153,9 @@ def _part(about: Any, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> A
     kind = about["kind"]
     if kind == _RAGGED:
         return _ragged(arrays, sizes)
-    axes = {name: letters for name, letters in _AXES[kind].items() if name in arrays or name not in _OPTIONAL}
+    axes = {
+        name: f"L {letters}" for name, letters in _KINDS[kind].axes.items() if name in arrays or name not in _OPTIONAL
+    }
     checks.stored_arrays(kind, axes, sizes, _finite(arrays))
     for name, letters in axes.items():
         found = dict(zip(letters.split(), arrays[name].shape, strict=True))

@@ -40,9 +40,11 @@ def filled(prefix: Any, length: int) -> TokenPrefix:
             "Share the budget evenly, and ask for no error."
         )
     missing = length - prefix.keys.shape[0]
-    weights = jnp.zeros(prefix.keys.shape[:2]) if prefix.log_weights is None else prefix.log_weights
+    weights = prefix.log_weights
+    if weights is None:
+        weights = jnp.zeros(prefix.keys.shape[:2], prefix.keys.dtype)
     copies = [jnp.repeat(array[:1], missing, axis=0) for array in (prefix.keys, prefix.values)]
-    nothing = jnp.full((missing, weights.shape[1]), -jnp.inf)
+    nothing = jnp.full((missing, weights.shape[1]), -jnp.inf, weights.dtype)
     pairs = zip((prefix.keys, prefix.values, weights), (*copies, nothing), strict=True)
     return TokenPrefix(*(jnp.concatenate(pair) for pair in pairs))
 

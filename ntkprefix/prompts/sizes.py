@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from ntkprefix.compress import Matching, compress, judge
+from ntkprefix._dtypes import accumulator
+from ntkprefix.compress import Matching
 from ntkprefix.compress.compress import fitted_to
+from ntkprefix.compress.problem import Problem
+from ntkprefix.compress.report import query_errors
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration
 
 # Sizes that a head may get, as parts of what it would get if all got the same.
 _PARTS = (0.25, 0.5, 1, 2, 4)
 _EVEN = _PARTS.index(1)
+_METHOD = Matching(in_context=True)
 
 
 class Needs(NamedTuple):
@@ -56,14 +62,22 @@ def needs(
     errors = np.zeros((len(numbers), layers, heads))
     for layer in range(layers):
         tokens, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (whole, asked))
-        queries, beside = jax.tree.map(lambda leaf: leaf[:fitted], (of_layer.queries, of_layer.beside))
+        of_fitted = jax.tree.map(lambda leaf: leaf[:fitted], of_layer)
         for index, count in enumerate(numbers):
-            options = {"queries": of_layer.queries, "beside": of_layer.beside, "budget": f"{count * heads} numbers"}
-            made, _ = compress(**vars(tokens), method=Matching(in_context=True), **options)
-            error = judge(made, **vars(tokens), queries=queries, beside=beside).error
+            error = _error(tokens, of_fitted, numbers=int(count))
             errors[index, layer] = np.asarray(error).reshape(heads, -1).mean(axis=1)
         on_layer(layer + 1)
     return Needs(numbers, errors)
+
+
+@partial(jax.jit, static_argnames="numbers")
+def _error(tokens, asked, *, numbers):
+    """Of each query head, [N]: the mean over the queries that Attention Matching is fitted to."""
+    dtype = accumulator(tokens.keys.dtype, tokens.values.dtype)
+    tokens, asked = jax.tree.map(lambda leaf: leaf.astype(dtype), (tokens, asked))
+    scale = tokens.keys.shape[-1] ** -0.5
+    problem = Problem(tokens.keys, tokens.values, asked.queries, asked.beside, scale, tokens.log_weights)
+    return jnp.mean(query_errors(problem, _METHOD(problem, numbers, jax.random.key(0))), axis=0)
 
 
 def shared_out(found: Needs, total: int) -> Int[np.ndarray, "L K"]:

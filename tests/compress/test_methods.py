@@ -229,3 +229,10 @@ def test_few_tokens_leave_one_to_the_method():
     np.testing.assert_allclose(made.log_weights[2], np.log(M - 2), rtol=1e-5)
     one = KeepFirst(Means())(PROBLEM, H + HV + 1, jax.random.key(0))
     np.testing.assert_allclose(one.log_weights, np.log(M), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [KeepEnds(), UniformSample()])
+def test_the_first_tokens_have_the_type_of_the_others(method):
+    arrays = (jnp.asarray(array, jnp.bfloat16) for array in (KEYS, VALUES, QUERIES))
+    made = KeepFirst(method)(Problem(*arrays, None, BETA), 10 * (H + HV + 1), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype(jnp.bfloat16)}

@@ -118,7 +118,7 @@ STRANGE = {
     "one more": (ARRAYS | {"0.more": ARRAYS["0.keys"]}, HEADER, "arrays of tokens"),
     "of no part": (ARRAYS | {"1.keys": ARRAYS["0.keys"]}, HEADER, "array '1.keys' of no part"),
     "of no number": (ARRAYS | {"keys": ARRAYS["0.keys"]}, HEADER, "array 'keys' of no part"),
-    "other heads": (values(np.ones((L, C, K + 1, HV))), HEADER, r"expected values \[L, C, K, Hv\]"),
+    "other heads": (values(np.ones((L, C, K + 1, HV))), HEADER, r"expected values \[L, M, K, Hv\]"),
     "integers": (ARRAYS | {"0.values": np.ones((L, C, K, HV), np.int32)}, HEADER, "floating-point numbers as values"),
     "not a number": (values(np.full((L, C, K, HV), np.nan)), HEADER, "finite numbers as values"),
     "parts of two sizes": (

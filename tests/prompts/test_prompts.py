@@ -25,16 +25,16 @@ def text_of(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("chunk", [3, 7, 512])
-def test_chunks_read_what_the_whole_forward_computes(name, chunk, loaded):
+def test_chunks_read_what_the_whole_forward_computes(name, loaded):
     model, tokens = loaded(name), text_of(name)[:, :7]
-    seen = []
-    read = read_prompt(model, tokens, chunk=chunk, on_chunk=seen.append)
     whole = own_tokens(model, tokens)
-    np.testing.assert_allclose(read.keys, whole.keys, atol=2e-5)
-    np.testing.assert_allclose(read.values, whole.values, atol=2e-5)
-    assert seen[-1] == 7
-    assert len(seen) == -(-7 // chunk)
+    for chunk in (3, 7, 512):
+        seen = []
+        read = read_prompt(model, tokens, chunk=chunk, on_chunk=seen.append)
+        np.testing.assert_allclose(read.keys, whole.keys, atol=2e-5, err_msg=f"{chunk} at a time")
+        np.testing.assert_allclose(read.values, whole.values, atol=2e-5, err_msg=f"{chunk} at a time")
+        assert seen[-1] == 7
+        assert len(seen) == -(-7 // chunk)
 
 
 @pytest.mark.parametrize("name", MODELS)

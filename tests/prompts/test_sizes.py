@@ -12,6 +12,7 @@ import pytest
 from ntkprefix import Partial, TokenPrefix
 from ntkprefix.compress import compress
 from ntkprefix.prompts import Calibration, compress_layers
+from ntkprefix.prompts.ragged import filled
 from ntkprefix.prompts.sizes import Needs, meeting, needs, shared_out
 
 L, K, G, M, Q, H, HV = 2, 2, 2, 64, 48, 6, 4
@@ -120,6 +121,14 @@ def test_heads_that_miss_an_error_keep_more_and_are_named():
     assert errors == sorted(errors, reverse=True)
     assert min(errors) > wanted
     assert len(errors) == (np.asarray(report.error) > wanted).sum()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_filled_up_keeps_its_type(weighted):
+    keys, values = jnp.ones((2, 3, K, H), jnp.bfloat16)
+    found = filled(TokenPrefix(keys, values, keys[..., 0] if weighted else None), 5)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
+    assert found.log_weights[:, 0].tolist() == 3 * [float(weighted)] + 2 * [-np.inf]
 
 
 @pytest.mark.parametrize("method", ["measure", "favor"])

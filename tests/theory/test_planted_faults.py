@@ -16,7 +16,7 @@ MODEST = {
     "steps": 200,
     "lengths": (2**8, 2**10, 2**12),
     "kernel_lengths": (2**10, 2**12, 2**14),
-    "scaling_lengths": (2, 4, 8, 12, 16, 24, 32, 64, 256),
+    "scaling_lengths": (2, 4, 8, 12, 16, 64),
     "scaling_max_steps": 8192,
     "scaling_seeds": 10,
     "scaling_n": (2, 4, 8),
