@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -100,6 +101,24 @@ def scan(
         carry, output = jax.lax.scan(body, carry, (part[0], prefix, part[1]))
         outputs.append(output)
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+
+@partial(jax.jit, static_argnames=("graph", "name"))
+def _method(graph: Any, weights: Any, name: str, *inputs: Any) -> Any:
+    return getattr(nnx.merge(graph, weights), name)(*inputs)
+
+
+def compiled(model: nnx.Module, name: str, *inputs: Any) -> Any:
+    """What a model's method returns, compiled as a whole, and once for inputs of the same shapes.
+
+    Called by itself, a `scan` would compile its body again at every call of the model: it is a new function each time.
+
+    Args:
+        model: any.
+        name: of a method that takes and returns pytrees of arrays.
+        inputs: its arguments.
+    """
+    return _method(*nnx.split(model), name, *inputs)
 
 
 def _runs(prefixes: Any, layers: int) -> Iterator[_Run]:

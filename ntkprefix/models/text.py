@@ -128,7 +128,8 @@ class TextModel(nnx.Module):
             ValueError: shapes that do not match, more tokens than the model has positions, another number of prefixes
                 than layers, or prefixes given twice.
         """
-        return self._run(tokens, prefixes, adapter, mask, token_types, positions, None)[0]
+        checks.tokens(tokens, mask, self.config)
+        return depth.compiled(self, "_run", tokens, prefixes, adapter, mask, token_types, positions)[0]
 
     def observe(
         self,
@@ -234,7 +235,7 @@ class TextModel(nnx.Module):
         )
         return self._finish(x)[:, before:], dataclasses.replace(cache, lengths=cache.lengths + added)
 
-    def _run(self, tokens, prefixes, adapter, mask, token_types, positions, observe):
+    def _run(self, tokens, prefixes, adapter, mask, token_types, positions, observe=None):
         checks.tokens(tokens, mask, self.config)
         prefixes, low_rank, prompt = checks.adaptation(prefixes, adapter)
         if prompt is not None:

@@ -107,7 +107,7 @@ class ViT(nnx.Module):
             ValueError: images of another shape, sides that patches do not tile, another number of prefixes than
                 layers.
         """
-        return self._run(images, prefixes, adapter, None)[0]
+        return depth.compiled(self, "_run", images, prefixes, adapter)[0]
 
     def observe(
         self,
@@ -150,7 +150,7 @@ class ViT(nnx.Module):
         """
         return self.observe(images, observe_statistics)
 
-    def _run(self, images, prefixes, adapter, observe):
+    def _run(self, images, prefixes, adapter, observe=None):
         prefixes, low_rank, prompt = checks.adaptation(prefixes, adapter)
         x = self._embed(images)
         if prompt is not None:
