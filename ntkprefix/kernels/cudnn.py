@@ -7,6 +7,7 @@ log-sum-exp as arguments: of more keys than these, if a prefix has joined them.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
@@ -18,6 +19,18 @@ try:
 except ImportError:  # another release of JAX may keep it elsewhere: then there is no such implementation
     _cudnn = None
 
+_NEEDED = (
+    "_dot_product_attention_fwd_p_wrapper",
+    "_dot_product_attention_bwd_p_wrapper",
+    "MaskType",
+    "AttentionLayout",
+)
+if not all(hasattr(_cudnn, name) for name in _NEEDED):
+    _cudnn = None
+# JAX 0.12 has a modification of the logits, and asks for it here.
+_MORE: dict[str, None] = {}
+if _cudnn is not None and "score_mod" in inspect.signature(_cudnn._dot_product_attention_fwd).parameters:
+    _MORE["score_mod"] = None
 _WIDEST = 128
 
 
@@ -116,4 +129,5 @@ def _parameters(lengths, *, scale, is_causal, window):
         "mask_type": kind,
         "layout": _cudnn.AttentionLayout.BTNH.value,
         "sliding_window_length": None if window is None else window + 1,
+        **_MORE,
     }

@@ -51,8 +51,10 @@ class Fused:
             return "a GPU that is no Hopper"
         if not scale > 0:
             return "a scale that is not above 0"
-        from ntkprefix.kernels import hopper
-
+        try:
+            from ntkprefix.kernels import hopper
+        except (ImportError, AttributeError):
+            return "this release of JAX, whose Pallas is another"
         return hopper.unsupported(query, key, value, prefix, options)
 
     def attend(

@@ -359,7 +359,7 @@ class _Ops:
         return pl.run_state(lambda sums: plgpu.wgmma(sums, one, other_ref))(plgpu.ACC.init(total))
 
 
-# JAX renamed an argument in 0.10.2, and `load` lost one in 0.11.
+# JAX renamed an argument in 0.10.2, and `load` lost one by and by.
 _OUTPUTS = "out_type" if "out_type" in inspect.signature(plgpu.kernel).parameters else "out_shape"
-_idx = inspect.signature(plgpu.load).parameters["idx"]
-_load = plgpu.load if _idx.default is not inspect.Parameter.empty else partial(plgpu.load, idx=())
+_idx = inspect.signature(plgpu.load).parameters.get("idx")
+_load = partial(plgpu.load, idx=()) if _idx and _idx.default is inspect.Parameter.empty else plgpu.load
