@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,22 @@ class Checkpoints:
         }
         with self._manager() as manager:
             arguments = {"arrays": ocp.args.StandardSave(saved.arrays), "history": ocp.args.JsonSave(told)}
-            manager.save(len(saved.losses), args=ocp.args.Composite(**arguments), force=True)
+            try:
+                manager.save(len(saved.losses), args=ocp.args.Composite(**arguments), force=True)
+            except Exception as error:  # orbax passes on what tensorstore raises, a ValueError on a full disk
+                where = Path(self.folder) / str(len(saved.losses))
+                raise OSError(
+                    f"{where}: cannot be written ({_first_line(error)}). Make room: the same call then goes on from "
+                    "the checkpoint before."
+                ) from error
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint, None where there is none."""
+        if not Path(self.folder).is_dir():
+            return None
+        with self._manager() as manager:
+            step = manager.latest_step()
+        return None if step is None else Path(self.folder) / str(step)
 
     def restore(self, like: Saved, config: TrainConfig, rows: int) -> Saved | None:
         """The newest checkpoint, or None where there is none.
@@ -99,6 +115,9 @@ class Checkpoints:
         """
         if not Path(self.folder).is_dir():
             return None
+        # Of a run that was killed as it wrote. Orbax would remove them too, but later, in the midst of a save.
+        for left in Path(self.folder).glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
         with self._manager() as manager:
             newest = manager.latest_step()
             if newest is None:
@@ -130,9 +149,14 @@ class Checkpoints:
             return manager.restore(step, args=ocp.args.Composite(**arguments))
         except Exception as error:  # orbax, tensorstore and json each have errors of their own
             raise ValueError(
-                f"{where}: cannot be read as a checkpoint ({type(error).__name__}: {str(error)[:200]}). Delete it to "
-                f"go on from the one before."
+                f"{where}: cannot be read as a checkpoint ({_first_line(error)}). Delete it to go on from the one "
+                "before."
             ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in a few words."""
+    return f"{type(error).__name__}: {str(error)[:200]}".splitlines()[0]
 
 
 def _run(saved: Saved, config: TrainConfig, rows: int) -> dict[str, Any]:
