@@ -106,3 +106,14 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path):
     # what a run that was killed while writing leaves
     (tmp_path / "10.orbax-checkpoint-tmp-0").mkdir()
     same(run(tmp_path), train(loss, START, None, (X,), CONFIG))
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "15"}
+
+
+def test_a_diverging_loss_names_the_last_good_checkpoint(tmp_path):
+    def explosive(params, _, x):
+        return jnp.where(params["w"][0] > -0.2, jnp.sum(params["w"]), jnp.nan) + 0 * jnp.sum(x)
+
+    kept = tmp_path / "run" / "5"
+    message = rf"is nan at step 6\. .* in another folder: the last good checkpoint here is {kept}\."
+    with pytest.raises(FloatingPointError, match=message):
+        train(explosive, START, None, (X,), CONFIG, checkpoints=Checkpoints(tmp_path / "run", 3))
