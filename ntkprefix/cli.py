@@ -15,6 +15,7 @@ import tyro
 
 from ntkprefix._version import __version__
 from ntkprefix.checks.describe import printable
+from ntkprefix.memory import out_of_memory
 from ntkprefix.runs import read_json
 
 
@@ -27,12 +28,14 @@ class Command(NamedTuple):
         summary: what the command does.
         needs: packages beyond ntkprefix's own dependencies, by the names they are imported under.
         install: the shell command that installs them.
+        less_memory: what makes it take less.
     """
 
     module: str
     summary: str
     needs: tuple[str, ...]
     install: str
+    less_memory: str
 
 
 _MODELS = ("flax", "gguf", "onnx", "optax", "orbax", "PIL", "safetensors", "tokenizers")
@@ -42,36 +45,42 @@ COMMANDS = {
         summary="adapt a pretrained model to images or texts",
         needs=_MODELS,
         install='pip install ".[models]"',
+        less_memory="--micro-batches, --remat, --dtype bfloat16, a smaller --size or --length",
     ),
     "compress": Command(
         module="ntkprefix.commands.compress",
         summary="turn a long prompt into a small file that stands for it",
         needs=_MODELS,
         install='pip install ".[models]"',
+        less_memory="a smaller --chunk, or fewer --tokens",
     ),
     "generate": Command(
         module="ntkprefix.commands.generate",
         summary="continue a text, behind a compressed prompt",
         needs=_MODELS,
         install='pip install ".[models]"',
+        less_memory="fewer --new tokens, or a shorter text",
     ),
     "plan": Command(
         module="ntkprefix.commands.plan",
         summary="count what a training step costs on many devices, without them",
         needs=_MODELS,
         install='pip install ".[models]"',
+        less_memory="fewer --tokens",
     ),
     "verify": Command(
         module="theory.verify",
         summary="check the convergence theorem over a ladder of prefix lengths",
         needs=("frozendict", "matplotlib", "neural_tangents", "optax", "scipy"),
         install='pip install ".[theory]" && pip install --no-deps neural-tangents',
+        less_memory="shorter --lengths and --kernel-lengths, or fewer --seeds",
     ),
     "report": Command(
         module="ntkprefix.commands.report",
         summary="show runs and result files on one HTML page",
         needs=("optax", "plotly", "scipy"),
         install='pip install ".[report]"',
+        less_memory="fewer runs at a time",
     ),
 }
 
@@ -166,7 +175,13 @@ def _run(name: str, options: list[str]) -> int:
     module = importlib.import_module(command.module)
     options = with_file(options)
     config = tyro.cli(module.Config, args=options, prog=f"ntkprefix {name}", description=command.summary)
-    return module.main(config)
+    try:
+        return module.main(config)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        said = f"{error}".partition("\n")[0].rstrip(".") or "out of memory"
+        raise MemoryError(f"{said}. What takes less: {command.less_memory}.") from error
 
 
 def with_file(options: Sequence[str]) -> list[str]:
