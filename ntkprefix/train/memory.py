@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ntkprefix.memory import device_bytes
+from ntkprefix.memory import device_bytes, out_of_memory
 from ntkprefix.train.config import TrainConfig
 from ntkprefix.train.step import Loss, optimiser, step
 
@@ -70,22 +71,32 @@ def what_would_fit(loss: Loss, params: PyTree, frozen: PyTree, data: Sequence[np
     parts = [n for n in range(config.micro_batches, config.batch_size + 1) if config.batch_size % n == 0]
 
     @cache
-    def working(index: int) -> int:
-        return step_memory(loss, shapes, frozen, data, dataclasses.replace(config, micro_batches=parts[index]))
+    def working(index: int) -> float:
+        try:
+            return step_memory(loss, shapes, frozen, data, dataclasses.replace(config, micro_batches=parts[index]))
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return math.inf  # compilers for GPUs try parts of a program out
 
     # Adam keeps two numbers for each that trains, and the gradient is a third.
     kept = 4 * _bytes(params) + _bytes(frozen) + sum(config.batch_size * _bytes(array[:1]) for array in data)
     there = device_bytes()
+    rows, device = f"{config.batch_size} rows", f"; the device has {_gb(there)}" if there else ""
     told = (
-        f"A step of {config.batch_size} rows in {_counted(parts[0])} works in {_gb(working(0))} beside {_gb(kept)} of "
-        f"weights, what trains and data{f'; the device has {_gb(there)}' if there else ''}."
+        f"A step of {rows} in {_counted(parts[0])} {_works(working(0))} beside {_gb(kept)} of weights, what trains and "
+        f"data{device}."
     )
     # It did not fit, whatever the device has in all: other programs may have a part of it.
-    room = min(there - kept if there else working(0) // 2, working(0) - 1)
+    room = min(there - kept if there else working(0) / 2, working(0) - 1)
     fits = bisect.bisect_left(range(len(parts)), True, key=lambda index: working(index) <= room)
     if fits == len(parts):
         return f"{told} Not even {_counted(parts[-1])} would fit: take a smaller model, shorter inputs, or remat=True."
-    return f"{told} In {_counted(parts[fits])} it works in {_gb(working(fits))}: set micro_batches={parts[fits]}."
+    return f"{told} In {_counted(parts[fits])} it {_works(working(fits))}: set micro_batches={parts[fits]}."
+
+
+def _works(bytes_: float) -> str:
+    return f"works in {_gb(bytes_)}" if math.isfinite(bytes_) else "is too large to be compiled"
 
 
 def _counted(parts: int) -> str:
@@ -96,5 +107,5 @@ def _bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
 
 
-def _gb(count: int) -> str:
+def _gb(count: float) -> str:
     return f"{count / 1e9:,.3g} GB"

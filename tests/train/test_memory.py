@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ntkprefix.train import TrainConfig, step_memory, train
+from ntkprefix.train import memory as memory_module
 
 WIDTH = 2000
 
@@ -57,6 +58,22 @@ def test_a_step_that_does_not_fit_says_what_would():
         for n in (parts, parts // 2)
     )
     assert fits < there < one_fewer
+
+
+def test_a_step_that_is_too_large_to_be_compiled_does_not_fit(monkeypatch):
+    """As a GPU's compiler ends that tries parts of the program out."""
+
+    def step_memory(*arguments):
+        if arguments[-1].micro_batches < 8:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Failed to get configs")
+        return 2 * 10**9 // arguments[-1].micro_batches
+
+    monkeypatch.setattr(memory_module, "step_memory", step_memory)
+    told = memory_module.what_would_fit(loss, jnp.ones(10), None, (np.ones(64, np.float32),), TrainConfig())
+    assert told.startswith(
+        "A step of 16 rows in 1 micro-batch is too large to be compiled beside 2.24e-07 GB of weights"
+    )
+    assert told.endswith("In 8 micro-batches it works in 0.25 GB: set micro_batches=8.")
 
 
 def test_where_not_even_a_row_fits_it_says_so():
