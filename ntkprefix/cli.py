@@ -154,8 +154,10 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"ntkprefix {__version__}")
         return 0
     name, *options = arguments
+    if name == "--completion":
+        return _complete(options)
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
+        near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version", "--completion"], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         print(f"ntkprefix: no command {name!r}.{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
@@ -163,10 +165,22 @@ def _dispatch(arguments: list[str]) -> int:
     return guard(f"ntkprefix {name}", lambda: _run(name, options))
 
 
+def _missing(command: Command) -> list[str]:
+    return [package for package in command.needs if importlib.util.find_spec(package) is None]
+
+
+def _complete(shell: list[str]) -> int:
+    from ntkprefix.completion import print_script
+
+    # Commands whose packages are not there cannot say their options; they would not run either.
+    print_script(" ".join(shell), {name: each.module for name, each in COMMANDS.items() if not _missing(each)})
+    return 0
+
+
 def _run(name: str, options: list[str]) -> int:
     command = COMMANDS[name]
     # Looked for before anything runs: plots are drawn last, after what may be an hour of computing.
-    missing = [package for package in command.needs if importlib.util.find_spec(package) is None]
+    missing = _missing(command)
     if missing:
         raise ImportError(
             f"needs {', '.join(missing)}, not installed. Install what is missing, in the project's folder: "
@@ -233,6 +247,7 @@ def _usage() -> str:
             "",
             "ntkprefix <command> --help  lists a command's options",
             "ntkprefix <command> --config FILE  takes options from a JSON object, below those of the command line",
+            "ntkprefix --completion SHELL  prints a script by which bash, zsh or fish completes these",
             "ntkprefix --version         shows the version",
         ]
     )

@@ -36,8 +36,8 @@ class Config:
         out: file to write.
         model: "smollm2", whose weights a package carries; a model folder, a GGUF file, or the name of a model on the
             Hugging Face hub. Causal.
-        budget: "32x" for a 32nd of the bytes that the prompt's keys and values take, "128 tokens" for each head, or
-            "64 KiB" in all.
+        budget: "32x" for a 32nd of the bytes that the prompt's keys and values take, "128 tokens" for each
+            head, or "64 KiB" in all.
         method: one of ends, uniform, importance, attention, snapkv, expected, knorm, keydiff, kmeans, wildcat,
             matching, matching-in-context, matching-pursuit, elu, taylor, favor, fitted-elu, fitted-favor, measure,
             refined.

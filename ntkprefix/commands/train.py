@@ -47,8 +47,8 @@ class Config:
     Attributes:
         model: "dinov2", "minilm" or "smollm2", whose weights packages carry; a model folder, a GGUF file, or the name
             of a model on the Hugging Face hub.
-        adapter: what trains: head, full, lora, tokens, reparametrised, prompt, features or measure, with options
-            (lora:rank=8,targets=query/value) and stacked (lora:rank=4+features).
+        adapter: what trains: head, full, lora, tokens, reparametrised, prompt, features or measure, with
+            options (lora:rank=8,targets=query/value) and stacked (lora:rank=4+features).
         task: "images", or a text task: text, pair or prompt for rows of your own, or the name of a known set (sst2,
             boolq, svamp, ...; see `ntkprefix.texts.TEMPLATES`).
         data_dir: where the task's data are: images as a folder or `.npz` file (scikit-learn's digits if absent), texts
