@@ -92,7 +92,9 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out whether a file can be written, before the work whose result it is; its folder is made when absent.
+    """Find out whether a file can be written, before the work whose result it is.
+
+    Its folder is made when absent; what a process that was killed left half-written of it is removed.
 
     Raises:
         OSError: it cannot; the message names it.
@@ -109,6 +111,9 @@ def check_writable(path: str | Path) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        for left in path.parent.iterdir():
+            if left.name.startswith(_start(path)) and left.name.endswith(PARTIAL):
+                left.unlink(missing_ok=True)
     except OSError as error:
         raise _unwritten(path, error) from error
 
@@ -119,9 +124,14 @@ def _unwritten(path: Path, error: OSError) -> OSError:
     return OSError(f"{path}: cannot be written ({reason}). Make room, or choose another place.")
 
 
+def _start(path: Path) -> str:
+    """Of the name that a file has while it is written; names have at most 255 letters."""
+    return f".{path.name[:100]}."
+
+
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=PARTIAL)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_start(path), suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
