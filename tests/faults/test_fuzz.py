@@ -187,5 +187,6 @@ def test_some_damage(format_):
 @forgotten
 @pytest.mark.slow
 def test_much_damage(format_):
-    """Thousands of ways in all."""
-    assert sum(fuzz(format_, 500)) > 50
+    """Thousands of ways in all; fewer of large files."""
+    count = 500 if format_[1].stat().st_size < 10**5 else 100
+    assert sum(fuzz(format_, count)) > count / 10
