@@ -29,6 +29,7 @@ from ntkprefix.images import ImageData, load_images
 from ntkprefix.models import ViT, ViTConfig, load_dinov2
 from ntkprefix.records import comparison, verify
 from ntkprefix.report import Section, Table, write_report
+from ntkprefix.run_folder import prepare_folder
 from ntkprefix.runs import write_json
 from theory import neural_tangents_compat
 from theory.verify import table as verdict_table
@@ -132,10 +133,7 @@ def prepare(config: DemoConfig, out: Path) -> tuple[ImageData, ViT]:
     except TypeError as error:  # arrays of another dtype: the file is not what it should be
         raise ValueError(str(error)) from error
     _check_enough(data, config)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{out}: cannot be made a run folder ({error.strerror}). Choose another with --out.") from error
+    prepare_folder(out)
     return data, model
 
 

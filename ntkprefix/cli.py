@@ -15,6 +15,7 @@ import tyro
 
 from ntkprefix._version import __version__
 from ntkprefix.checks.describe import printable
+from ntkprefix.memory import out_of_memory
 from ntkprefix.runs import read_json
 
 
@@ -27,12 +28,14 @@ class Command(NamedTuple):
         summary: what the command does.
         needs: packages beyond ntkprefix's own dependencies, by the names they are imported under.
         install: the shell command that installs them.
+        less_memory: what makes it take less.
     """
 
     module: str
     summary: str
     needs: tuple[str, ...]
     install: str
+    less_memory: str
 
 
 _MODELS = ("flax", "gguf", "onnx", "optax", "orbax", "PIL", "safetensors", "tokenizers")
@@ -42,36 +45,42 @@ COMMANDS = {
         summary="adapt a pretrained model to images or texts",
         needs=_MODELS,
         install='pip install ".[models]"',
+        less_memory="--micro-batches, --remat, --dtype bfloat16, a smaller --size or --length",
     ),
     "compress": Command(
         module="ntkprefix.commands.compress",
         summary="turn a long prompt into a small file that stands for it",
         needs=_MODELS,
         install='pip install ".[models]"',
+        less_memory="a smaller --chunk, or fewer --tokens",
     ),
     "generate": Command(
         module="ntkprefix.commands.generate",
         summary="continue a text, behind a compressed prompt",
         needs=_MODELS,
         install='pip install ".[models]"',
+        less_memory="fewer --new tokens, or a shorter text",
     ),
     "plan": Command(
         module="ntkprefix.commands.plan",
         summary="count what a training step costs on many devices, without them",
         needs=_MODELS,
         install='pip install ".[models]"',
+        less_memory="fewer --tokens",
     ),
     "verify": Command(
         module="theory.verify",
         summary="check the convergence theorem over a ladder of prefix lengths",
         needs=("frozendict", "matplotlib", "neural_tangents", "optax", "scipy"),
         install='pip install ".[theory]" && pip install --no-deps neural-tangents',
+        less_memory="shorter --lengths and --kernel-lengths, or fewer --seeds",
     ),
     "report": Command(
         module="ntkprefix.commands.report",
         summary="show runs and result files on one HTML page",
         needs=("optax", "plotly", "scipy"),
         install='pip install ".[report]"',
+        less_memory="fewer runs at a time",
     ),
 }
 
@@ -145,8 +154,10 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"ntkprefix {__version__}")
         return 0
     name, *options = arguments
+    if name == "--completion":
+        return _complete(options)
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
+        near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version", "--completion"], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         print(f"ntkprefix: no command {name!r}.{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
@@ -154,10 +165,22 @@ def _dispatch(arguments: list[str]) -> int:
     return guard(f"ntkprefix {name}", lambda: _run(name, options))
 
 
+def _missing(command: Command) -> list[str]:
+    return [package for package in command.needs if importlib.util.find_spec(package) is None]
+
+
+def _complete(shell: list[str]) -> int:
+    from ntkprefix.completion import print_script
+
+    # Commands whose packages are not there cannot say their options; they would not run either.
+    print_script(" ".join(shell), {name: each.module for name, each in COMMANDS.items() if not _missing(each)})
+    return 0
+
+
 def _run(name: str, options: list[str]) -> int:
     command = COMMANDS[name]
     # Looked for before anything runs: plots are drawn last, after what may be an hour of computing.
-    missing = [package for package in command.needs if importlib.util.find_spec(package) is None]
+    missing = _missing(command)
     if missing:
         raise ImportError(
             f"needs {', '.join(missing)}, not installed. Install what is missing, in the project's folder: "
@@ -166,7 +189,13 @@ def _run(name: str, options: list[str]) -> int:
     module = importlib.import_module(command.module)
     options = with_file(options)
     config = tyro.cli(module.Config, args=options, prog=f"ntkprefix {name}", description=command.summary)
-    return module.main(config)
+    try:
+        return module.main(config)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        said = f"{error}".partition("\n")[0].rstrip(".") or "out of memory"
+        raise MemoryError(f"{said}. What takes less: {command.less_memory}.") from error
 
 
 def with_file(options: Sequence[str]) -> list[str]:
@@ -218,6 +247,7 @@ def _usage() -> str:
             "",
             "ntkprefix <command> --help  lists a command's options",
             "ntkprefix <command> --config FILE  takes options from a JSON object, below those of the command line",
+            "ntkprefix --completion SHELL  prints a script by which bash, zsh or fish completes these",
             "ntkprefix --version         shows the version",
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -27,6 +28,9 @@ from rich.progress import (
 from rich.text import Text
 
 from ntkprefix._version import __version__
+
+# How the names of files end that are being written.
+PARTIAL = ".ntkprefix-partial"
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "neural-tangents", "numpy")
 
@@ -65,6 +69,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
         The path written.
 
     Raises:
+        OSError: as for `write_bytes`.
         ValueError: `content` holds NaN or an infinity.
     """
     path = Path(path)
@@ -77,11 +82,56 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file whole or not at all (see `write_json`).
 
     Raises:
-        OSError: the file cannot be written; what was there before is untouched.
+        OSError: the file cannot be written; the message names it. What was there before is untouched.
     """
     path = Path(path)
+    try:
+        _replace(path, content)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out whether a file can be written, before the work whose result it is.
+
+    Its folder is made when absent; what a process that was killed left half-written of it is removed.
+
+    Raises:
+        OSError: it cannot; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> from ntkprefix.runs import check_writable
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_writable(f"{folder}/new/manual.safetensors")
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        for left in path.parent.iterdir():
+            if left.name.startswith(_start(path)) and left.name.endswith(PARTIAL):
+                left.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> OSError:
+    """What the system says of a file in the midst of writing does not name it."""
+    reason = error.strerror or str(error)
+    return OSError(f"{path}: cannot be written ({reason}). Make room, or choose another place.")
+
+
+def _start(path: Path) -> str:
+    """Of the name that a file has while it is written; names have at most 255 letters."""
+    return f".{path.name[:100]}."
+
+
+def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_start(path), suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -174,8 +224,12 @@ class JsonLines:
             OSError: the file cannot be written.
             ValueError: NaN or an infinity.
         """
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(content, allow_nan=False) + "\n")
+        line = json.dumps(content, allow_nan=False) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise _unwritten(self.path, error) from error
 
 
 class _Rate(ProgressColumn):

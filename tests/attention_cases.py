@@ -64,22 +64,22 @@ def state(heads=K):
     return FeaturePrefix(normal(heads, H, HV), jnp.abs(normal(heads, H)), log_scale=normal(heads))
 
 
-def as_oracle(prefix):
+def as_oracle(prefix, heads=N, kv_heads=K):
     """The same prefix as explicit float64 formulas."""
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), prefix)
     match prefix:
         case JoinedPrefix():
-            return oracle.together(*map(as_oracle, prefix.parts))
+            return oracle.together(*(as_oracle(part, heads, kv_heads) for part in prefix.parts))
         case TokenPrefix():
-            return oracle.per_kv_head(oracle.tokens(double.keys, double.values, double.log_weights), N // K)
+            return oracle.per_kv_head(oracle.tokens(double.keys, double.values, double.log_weights), heads // kv_heads)
         case MeasurePrefix():
             covariance = np.einsum("ckhr,ckgr->ckhg", double.factor, double.factor)
             cross = np.einsum("ckvr,ckhr->ckvh", double.cross, double.factor)
             share = oracle.measure(double.log_weight, double.mean, covariance, double.value, cross)
-            return oracle.per_kv_head(share, N // K)
+            return oracle.per_kv_head(share, heads // kv_heads)
         case FeaturePrefix():
             share = oracle.elu_features(double.Z, double.k, double.log_scale)
-            return oracle.per_kv_head(share, N // len(double.Z))
+            return oracle.per_kv_head(share, heads // len(double.Z))
     return None
 
 

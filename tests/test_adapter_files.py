@@ -114,6 +114,7 @@ HOSTILE = {
     "a degree in words": ("features", {"feature_map": {"name": "taylor", "degree": "x"}}, {}, "integer degree"),
     "alpha in words": ("lora", {"alpha": "x"}, {}, "a number as alpha"),
     "alpha NaN": ("lora", {"alpha": float("nan")}, {}, "finite number as alpha"),
+    "alpha beyond every float": ("lora", {"alpha": 10**400}, {}, "finite number as alpha, got 1000"),
     "deviation in words": ("tokens", {"deviation": "x"}, {}, "a number as deviation"),
     "deviation below 0": ("prompt", {"deviation": -1.0}, {}, "of at least 0 as deviation"),
     "no for False": ("features", {"train_scale": "no"}, {}, "True or False as train_scale"),

@@ -1,5 +1,7 @@
 """The command line: help, the version, and errors of one line without a traceback."""
 
+import dataclasses
+import importlib
 import os
 import re
 import subprocess
@@ -124,9 +126,42 @@ def test_our_own_mistakes_keep_their_traceback():
 
 def test_interrupt_is_quiet(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "stopped", SimpleNamespace(Config=dict, main=raises_interrupt))
-    monkeypatch.setitem(cli.COMMANDS, "stop", Command("stopped", "stop", (), ""))
+    monkeypatch.setitem(cli.COMMANDS, "stop", Command("stopped", "stop", (), "", ""))
     assert main(["stop"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "out of memory"),
+        (MemoryError("train: it takes 3 GB. Take less."), "train: it takes 3 GB. Take less"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmuch\nmore"),
+            "RESOURCE_EXHAUSTED: Out of memory",
+        ),
+    ],
+)
+def test_memory_that_is_not_enough_is_told_with_what_takes_less(error, told, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "greedy", SimpleNamespace(Config=dict, main=lambda _: raises(error)()))
+    monkeypatch.setitem(cli.COMMANDS, "greedy", Command("greedy", "", (), "", "fewer --things"))
+    assert main(["greedy"]) == 2
+    assert capsys.readouterr().err == f"ntkprefix greedy: {told}. What takes less: fewer --things.\n"
+
+
+def test_other_errors_of_the_device_stay_as_they_are(capsys, monkeypatch):
+    error = jax.errors.JaxRuntimeError("INTERNAL: what")
+    monkeypatch.setitem(sys.modules, "broken", SimpleNamespace(Config=dict, main=lambda _: raises(error)()))
+    monkeypatch.setitem(cli.COMMANDS, "broken", Command("broken", "", (), "", "fewer --things"))
+    assert main(["broken"]) == 2
+    assert capsys.readouterr().err == "ntkprefix broken: INTERNAL: what\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_what_takes_less_memory_are_options_that_the_command_has(name):
+    command = cli.COMMANDS[name]
+    fields = {field.name for field in dataclasses.fields(importlib.import_module(command.module).Config)}
+    assert {option.replace("-", "_") for option in re.findall(r"--([\w-]+)", command.less_memory)} <= fields
 
 
 def raises_interrupt(_):

@@ -85,8 +85,7 @@ class Config:
     batch_size: int = 0
     """Inputs per step for sgd; half of them when 0. Where the search has fewer inputs, all of them."""
     seed: int = 0
-    """Seed of data and targets, and from which those of the prefixes derive.
-    The quick run has too few prefixes per length to decide verdict 7 on most data but that of seed 0."""
+    """Seed of data, targets and prefixes. The quick run has too few prefixes for verdict 7 on most seeds but 0."""
     steps: int = 0
     """Training steps."""
     seeds: int = 0
@@ -97,9 +96,9 @@ class Config:
     """Prefix lengths to train, at least 3."""
     kernel_lengths: tuple[int, ...] = ()
     """Prefix lengths for the kernel at the start, at least 3."""
+    # Where the first of the ladder is enough, the smallest one is not known.
     scaling_lengths: tuple[int, ...] = ()
-    """Prefix lengths among which the smallest one that keeps the guarantee is sought.
-    Start at 2, the shortest there is: where the first of the ladder is enough, the smallest one is not known."""
+    """Prefix lengths among which the smallest that keeps the guarantee is sought, from 2 on, the shortest there is."""
     scaling_max_steps: int = 0
     """Longest training in that search. A case counts when the bound by then demands a tenth of the loss."""
     scaling_seeds: int = 0

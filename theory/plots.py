@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
 
+from ntkprefix.runs import write_bytes
 from theory import intervals
 from theory.bound import within_bound
 from theory.curves import centre, fitted_power, spread_out
@@ -62,7 +64,9 @@ def draw_all(results: dict[str, Any], folder: str | Path) -> list[Path]:
                 path = Path(folder) / f"{name}.{suffix}"
                 # Without the date, the same results give the same file.
                 metadata = {"CreationDate": None} if suffix == "pdf" else None
-                figure.savefig(path, dpi=160, metadata=metadata)
+                picture = io.BytesIO()
+                figure.savefig(picture, format=suffix, dpi=160, metadata=metadata)
+                write_bytes(path, picture.getvalue())
                 written.append(path)
     return written
 

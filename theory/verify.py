@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from ntkprefix.checks import yes_or_no
 from ntkprefix.parallel import mesh_of, on_mesh
+from ntkprefix.run_folder import prepare_folder, run_folder
 from ntkprefix.runs import environment, progress, write_json
 from theory import measure, verdicts
 from theory.bound import LAX, allowed_share
@@ -58,7 +58,8 @@ def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -
 
     Raises:
         ImportError: neural_tangents, scikit-learn for digits, or matplotlib with `plots`, is not installed.
-        OSError: the run folder cannot be made or written; of this it makes sure before it measures anything.
+        OSError: the run folder cannot be made or written, or another run has it; of this it makes sure before it
+            measures anything.
         TypeError: `config` is not a Config, or an option is not a bool.
         ValueError: a piece of an earlier run is damaged, the infinite-prefix kernel is singular, too large or
             overflows, there are not enough digits, or not the devices of the mesh.
@@ -69,9 +70,15 @@ def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -
         raise TypeError(f"verify: expected a Config, got {type(config).__name__}. Use Config(quick=True), for example.")
     yes_or_no("verify", plots=plots, show_progress=show_progress)
     mesh = mesh_of(config.mesh) if config.mesh else None
-    _prepare(config.out)
-    with on_mesh(mesh), progress(disable=not show_progress, transient=True) as bar:
-        measured = _measure(config, bar)
+    with run_folder(config.out):
+        prepare_folder(_pieces_folder(config.out))
+        with on_mesh(mesh), progress(disable=not show_progress, transient=True) as bar:
+            measured = _measure(config, bar)
+        return _told(measured, config, plots)
+
+
+def _told(measured: dict[str, Any], config: Config, plots: bool) -> Report:
+    """Judge what was measured, and write it."""
     judged = judge(measured, config)
     results = {
         "config": _plain_config(config),
@@ -86,20 +93,6 @@ def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -
 
         draw_all(results, config.out)
     return Report(judged, results, config.out)
-
-
-def _prepare(out: Path) -> None:
-    """Make the run folder, and find out whether files can be written there.
-
-    Raises:
-        OSError: it cannot be made, or nothing can be written there.
-    """
-    try:
-        _pieces_folder(out).mkdir(parents=True, exist_ok=True)
-        for folder in (out, _pieces_folder(out)):
-            tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise OSError(f"{out}: cannot be made a run folder ({error.strerror}). Choose another with --out.") from error
 
 
 def _pieces_folder(out: Path) -> Path:

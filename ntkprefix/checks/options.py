@@ -37,9 +37,16 @@ def finite(kind: str, *, least: float = -math.inf, **numbers: Any) -> None:
     for name, number in numbers.items():
         if not is_real(number) or jnp.ndim(number):
             raise TypeError(f"{kind}: expected a number as {name}, got {described(number)}.")
-        if not (math.isfinite(number) and number >= least):
+        if not (_is_finite(number) and number >= least):
             wanted = "a finite number" if least == -math.inf else f"a finite number of at least {least:g}"
             raise ValueError(f"{kind}: expected {wanted} as {name}, got {number}.")
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer that no float is as large as
+        return False
 
 
 def yes_or_no(kind: str, **flags: Any) -> None:

@@ -20,7 +20,7 @@ from ntkprefix.models import load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import mesh_of, on_mesh, put_model, sizes_of
 from ntkprefix.prompts import compress_prompt, save_prompt
-from ntkprefix.runs import environment, progress
+from ntkprefix.runs import check_writable, environment, progress
 from ntkprefix.train import TrainConfig
 
 # Heads that are named at the end.
@@ -36,8 +36,8 @@ class Config:
         out: file to write.
         model: "smollm2", whose weights a package carries; a model folder, a GGUF file, or the name of a model on the
             Hugging Face hub. Causal.
-        budget: "32x" for a 32nd of the bytes that the prompt's keys and values take, "128 tokens" for each head, or
-            "64 KiB" in all.
+        budget: "32x" for a 32nd of the bytes that the prompt's keys and values take, "128 tokens" for each
+            head, or "64 KiB" in all.
         method: one of ends, uniform, importance, attention, snapkv, expected, knorm, keydiff, kmeans, wildcat,
             matching, matching-in-context, matching-pursuit, elu, taylor, favor, fitted-elu, fitted-favor, measure,
             refined.
@@ -91,9 +91,11 @@ def main(config: Config) -> int:
 
     Raises:
         FileNotFoundError: no such prompt or model.
+        OSError: the file cannot be written; of this it makes sure before it computes anything.
         ValueError: a text that is not UTF-8 or empty, or as for `compress_prompt`.
     """
     text = read_text(config.prompt)
+    check_writable(config.out)
     mesh = mesh_of(config.mesh) if config.mesh else None
     model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
     if mesh is not None:

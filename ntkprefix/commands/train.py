@@ -20,6 +20,7 @@ from ntkprefix import checks
 from ntkprefix.adapters import Adapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
+from ntkprefix.run_folder import run_folder
 from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 
@@ -46,8 +47,8 @@ class Config:
     Attributes:
         model: "dinov2", "minilm" or "smollm2", whose weights packages carry; a model folder, a GGUF file, or the name
             of a model on the Hugging Face hub.
-        adapter: what trains: head, full, lora, tokens, reparametrised, prompt, features or measure, with options
-            (lora:rank=8,targets=query/value) and stacked (lora:rank=4+features).
+        adapter: what trains: head, full, lora, tokens, reparametrised, prompt, features or measure, with
+            options (lora:rank=8,targets=query/value) and stacked (lora:rank=4+features).
         task: "images", or a text task: text, pair or prompt for rows of your own, or the name of a known set (sst2,
             boolq, svamp, ...; see `ntkprefix.texts.TEMPLATES`).
         data_dir: where the task's data are: images as a folder or `.npz` file (scikit-learn's digits if absent), texts
@@ -63,6 +64,8 @@ class Config:
         warmup: share of the steps in which the step size rises.
         schedule: what follows.
         weight_decay: of AdamW.
+        checkpoint_every: steps between checkpoints within a pass; 0 for the ends of passes alone. A run that was
+            stopped goes on from the last.
         patience: epochs without a better loss on held-back training rows after which training stops; 0 for never.
         held_back: share of the training rows that is held back for that.
         train_rows: at most so many training rows, drawn at random; 0 for all.
@@ -92,6 +95,7 @@ class Config:
     warmup: float = 0.1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 1e-4
+    checkpoint_every: int = 0
     patience: int = 0
     held_back: float = 0.1
     train_rows: int = 0
@@ -108,6 +112,7 @@ class Config:
         if self.learning_rate == 0:
             object.__setattr__(self, "learning_rate", usual_step_size(self.adapter))
         checks.at_least(0, "train", train_rows=self.train_rows, test_rows=self.test_rows)
+        checks.at_least(0, "train", checkpoint_every=self.checkpoint_every)
         checks.at_least(1, "train", head_epochs=self.head_epochs, size=self.size, length=self.length)
         if not 0 < self.held_back < 1:
             raise ValueError(f"train: expected held_back between 0 and 1, got {self.held_back}.")
@@ -128,7 +133,7 @@ def main(config: Config) -> int:
         0.
 
     Raises:
-        OSError: data, weights or the run folder cannot be read or written.
+        OSError: data, weights or the run folder cannot be read or written, or another run has it.
         ValueError: data or weights are not what they should be, or checkpoints are those of another run.
         FloatingPointError: training diverged.
     """
@@ -136,7 +141,7 @@ def main(config: Config) -> int:
     out = config.out or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
     adapter = spelt(config.adapter)
     mesh = mesh_of(config.mesh) if config.mesh else None
-    with on_mesh(mesh):
+    with run_folder(out), on_mesh(mesh):
         with console.status("Loading model and data"):
             job = job_of(config, adapter, mesh)
         console.print(Text(f"{config.model}, {config.adapter}, {job.about}"))
@@ -186,7 +191,8 @@ def run(
     if isinstance(adapter, HeadAdapter):
         result = _probe(config, job, out, watch)
     else:
-        result = _train(config, job, out, watch, Checkpoints(out / "checkpoints") if resumable else None, mesh)
+        checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every) if resumable else None
+        result = _train(config, job, out, watch, checkpoints, mesh)
     seconds, params = time.perf_counter() - began, result.params
     found = job.test(params, watch)
     results = {

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ntkprefix.faults import faulty_rows, noting
+
 
 class _Run(NamedTuple):
     """Consecutive layers whose prefixes have one structure, so that one scan serves them."""
@@ -85,10 +87,12 @@ def scan(
         (12,)
     """
     graph, weights = nnx.split(blocks)
+    noted = noting() if isinstance(carry, jax.Array) else None
 
     def body(carry: Any, layer: Any) -> tuple[Any, Any]:
         block_weights, prefix, more = layer
-        return step(nnx.merge(graph, block_weights), carry, prefix, more)
+        carry, output = step(nnx.merge(graph, block_weights), carry, prefix, more)
+        return carry, (output, None if noted is None else faulty_rows(carry))
 
     if remat:
         # A scan's body is not merged with its gradient, so nothing needs to keep XLA from undoing it.
@@ -100,7 +104,10 @@ def scan(
             part = jax.tree.map(lambda leaf: leaf[start:stop], part)  # noqa: B023
         carry, output = jax.lax.scan(body, carry, (part[0], prefix, part[1]))
         outputs.append(output)
-    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+    output, faults = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+    if noted is not None:
+        noted.append(faults)
+    return carry, output
 
 
 @partial(jax.jit, static_argnames=("graph", "name"))

@@ -53,6 +53,10 @@ def _parse(path: Path) -> Any:
         raise ValueError(f"{path}: not a whole ONNX file ({error}). Is the download complete?") from error
     if not model.graph.node:
         raise ValueError(f"{path}: expected an ONNX model, found no graph in it. Is the download complete?")
+    names = [tensor.name for tensor in model.graph.initializer]
+    names += [name for node in model.graph.node for name in (node.name, *node.input)]
+    if not all(isinstance(name, str) for name in names):  # the parser leaves what is no UTF-8 as it is
+        raise ValueError(f"{path}: not a whole ONNX file (a name is no text). Is the download complete?")
     return model
 
 

@@ -25,7 +25,7 @@ _SHAPE = {
 }
 _LINE = {"step": float, "loss?": float, "validation?": float}
 # Settings that say where a run is or what it is compared on, not how it was trained.
-_APART = ("seed", "out", "adapter", "model", "task", "data_dir", "learning_rate")
+_APART = ("seed", "out", "adapter", "model", "task", "data_dir", "learning_rate", "checkpoint_every")
 # Letters of a text from a file that is shown as one.
 _PARAGRAPH = 300
 _MEASURES = {"accuracy": "accuracy", "exact_match": "exact match"}

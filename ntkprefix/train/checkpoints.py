@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from ntkprefix import checks
+from ntkprefix.digests import check_digests, write_digests
+from ntkprefix.runs import PARTIAL
 from ntkprefix.train.config import TrainConfig
 
 
@@ -81,9 +88,37 @@ class Checkpoints:
             "validation": saved.validation,
             "seconds": saved.seconds,
         }
+        self._check_room(saved)
         with self._manager() as manager:
             arguments = {"arrays": ocp.args.StandardSave(saved.arrays), "history": ocp.args.JsonSave(told)}
-            manager.save(len(saved.losses), args=ocp.args.Composite(**arguments), force=True)
+            try:
+                with _quiet():
+                    manager.save(len(saved.losses), args=ocp.args.Composite(**arguments), force=True)
+            except Exception as error:  # orbax passes on what tensorstore raises, a ValueError on a full disk
+                raise self._unwritten(saved, _first_line(error)) from error
+        write_digests(Path(self.folder) / str(len(saved.losses)))
+
+    def _check_room(self, saved: Saved) -> None:
+        """Where orbax meets the disk's end, what it had not yet done goes on to fail on the screen."""
+        takes = sum(leaf.nbytes for leaf in jax.tree.leaves(saved.arrays))
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if takes > free:
+            raise self._unwritten(saved, f"it takes {takes / 1e6:,.3g} MB, and there is room for {free / 1e6:,.3g} MB")
+
+    def _unwritten(self, saved: Saved, why: str) -> OSError:
+        where = Path(self.folder) / str(len(saved.losses))
+        return OSError(
+            f"{where}: cannot be written ({why}). Make room: the same call then goes on from the checkpoint before."
+        )
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint, None where there is none."""
+        if not Path(self.folder).is_dir():
+            return None
+        with self._manager() as manager:
+            step = manager.latest_step()
+        return None if step is None else Path(self.folder) / str(step)
 
     def restore(self, like: Saved, config: TrainConfig, rows: int) -> Saved | None:
         """The newest checkpoint, or None where there is none.
@@ -99,16 +134,28 @@ class Checkpoints:
         """
         if not Path(self.folder).is_dir():
             return None
+        # Of a run that was killed as it wrote. Orbax would remove them too, but later, in the midst of a save.
+        for left in Path(self.folder).glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
+        for left in Path(self.folder).glob(f"*/.*{PARTIAL}"):
+            left.unlink(missing_ok=True)
         with self._manager() as manager:
             newest = manager.latest_step()
             if newest is None:
                 return None
             where = Path(self.folder) / str(newest)
+            _check(where)
             told = self._read(manager, newest, where, history=ocp.args.JsonRestore())["history"]
             wanted = _run(like, config, rows)
             found = told.get("run") if isinstance(told, dict) else None
             if not isinstance(found, dict):
                 raise ValueError(f"{where}: expected a training checkpoint, got something else. Choose another folder.")
+            kept = (told.get("losses"), told.get("validation"), [told.get("seconds")])
+            if not all(map(_numbers, kept)) or len(told["losses"]) != newest:
+                raise ValueError(
+                    f"{where}: expected the losses of {newest} steps, validation losses and seconds, got something "
+                    "else. Delete it to go on from the one before."
+                )
             if found != wanted:
                 differing = [name for name in wanted if found.get(name) != wanted[name]]
                 name = differing[0] if differing else "the description"
@@ -127,12 +174,44 @@ class Checkpoints:
 
     def _read(self, manager: Any, step: int, where: Path, **arguments: Any) -> Any:
         try:
-            return manager.restore(step, args=ocp.args.Composite(**arguments))
+            with _quiet():
+                return manager.restore(step, args=ocp.args.Composite(**arguments))
         except Exception as error:  # orbax, tensorstore and json each have errors of their own
             raise ValueError(
-                f"{where}: cannot be read as a checkpoint ({type(error).__name__}: {str(error)[:200]}). Delete it to "
-                f"go on from the one before."
+                f"{where}: cannot be read as a checkpoint ({_first_line(error)}). Delete it to go on from the one "
+                "before."
             ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's own account of what it then raises."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check(where: Path) -> None:
+    """Orbax reads all arrays at once, and where one cannot be, others go on to fail on the screen."""
+    try:
+        check_digests(where)
+    except ValueError as error:
+        raise ValueError(f"{error} Delete {where} to go on from the checkpoint before.") from error
+
+
+def _numbers(content: Any) -> bool:
+    """Whether it is a list of numbers that float32 has."""
+    largest = float(np.finfo(np.float32).max)
+    return isinstance(content, list) and all(type(each) in (int, float) and abs(each) <= largest for each in content)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in a few words."""
+    return f"{type(error).__name__}: {str(error)[:200]}".splitlines()[0]
 
 
 def _run(saved: Saved, config: TrainConfig, rows: int) -> dict[str, Any]:

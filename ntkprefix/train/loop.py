@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from ntkprefix.memory import out_of_memory
 from ntkprefix.parallel import even_rows, on_mesh, put_rest, put_rows
 from ntkprefix.runs import JsonLines
 from ntkprefix.train.checkpoints import Checkpoints, Saved
 from ntkprefix.train.config import TrainConfig
-from ntkprefix.train.step import Loss, optimiser, own, step, step_on_mesh
+from ntkprefix.train.memory import what_would_fit
+from ntkprefix.train.step import Loss, Told, optimiser, own, step, step_on_mesh
 
 
 class TrainResult(NamedTuple):
@@ -83,7 +86,9 @@ def train(
     Raises:
         ValueError: fewer rows than a batch, arrays of different lengths, patience without a validation loss, batches
             or micro-batches that the mesh cannot share out evenly, or checkpoints of another run.
-        FloatingPointError: the loss is not finite; the message has the step.
+        FloatingPointError: the loss or its gradient is not finite; the message has the step, the layer of the model
+            (counted from 0) that the first such numbers left, and the last checkpoint.
+        MemoryError: memory is not enough; the message has what a step takes, and what would fit.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -97,7 +102,7 @@ def train(
     rows = check_data(data)
     if config.patience and validate is None:
         raise ValueError("train: expected a validation loss where there is patience, got none. Pass `validate`.")
-    run = _Run(loss, params, frozen, config, factors, project, mesh)
+    run = _Run(loss, params, frozen, config, factors, project, checkpoints, mesh)
     step_sizes, of_epoch = config.step_sizes(rows), config.steps_per_epoch(rows)
     if checkpoints is not None:
         run.restore(checkpoints.restore(run.saved(), config, rows))
@@ -140,14 +145,30 @@ def check_data(data: Sequence[np.ndarray]) -> int:
     return rows
 
 
+def _diverged(step: int, told: Told) -> str:
+    """What is not finite, and in which layer of the model it began."""
+    loss = float(told.loss)
+    if math.isfinite(loss):
+        return f"the gradient is not finite at step {step}, where the loss is {loss:.4g}"
+    what = f"the loss is {loss} at step {step}"
+    if not all(faults.is_fully_addressable for faults in told.faults):
+        return what  # other processes have the rows
+    for faults in map(np.asarray, told.faults):
+        layers = np.flatnonzero(faults.any(axis=1))
+        if layers.size:
+            rows = int(faults[layers[0]].sum())  # over micro-batches too
+            return f"{what}; the first numbers that are not finite leave layer {layers[0]}, in {rows} rows of the batch"
+    return f"{what}; all that leaves the model's layers is finite" if told.faults else what
+
+
 class _Run:
     """The state of one run between steps."""
 
-    def __init__(self, loss, params, frozen, config, factors, project, mesh):
+    def __init__(self, loss, params, frozen, config, factors, project, checkpoints, mesh):
         self._transformation = optimiser(config.weight_decay, config.clip)
         self._static = (loss, self._transformation, project, config.micro_batches)
-        self._frozen, self._factors, self._learning_rate = frozen, factors, config.learning_rate
-        self._mesh = mesh
+        self._frozen, self._factors = frozen, factors
+        self._config, self._checkpoints, self._mesh = config, checkpoints, mesh
         self.params = jax.tree.map(own, params)
         if mesh is not None:
             even_rows(config.batch_size // config.micro_batches, mesh.shape["data"])
@@ -167,37 +188,57 @@ class _Run:
         first = self._began == 0
         if self._mesh is not None:
             batch = put_rows(batch, self._mesh)
-        with on_mesh(self._mesh):
-            self.params, self.state, value = self._step(
+        self._batch = batch
+        with self._explained(), on_mesh(self._mesh):
+            self.params, self.state, told = self._step(
                 *self._static, self.params, self.state, self._frozen, step_size, self._factors, batch
             )
         self.steps += 1
-        self._unread.append((self.steps, value))
+        self._unread.append((self.steps, told))
         if first:
-            jax.block_until_ready(value)  # compiling is not counted
+            with self._explained():
+                jax.block_until_ready(told)  # compiling is not counted
             self._began = time.perf_counter() - self.seconds
 
     def read(self, *, everything):
         """Losses that are due: all but the last step's, which the device may still be computing."""
         while len(self._unread) > (0 if everything else 1):
-            number, value = self._unread.pop(0)
-            value = float(value)
+            number, told = self._unread.pop(0)
+            with self._explained():
+                value, norm = float(told.loss), float(told.norm)
             self.seconds = time.perf_counter() - self._began
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"train: the loss is {value} at step {number}. Try a smaller learning_rate than "
-                    f"{self._learning_rate}."
-                )
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                raise FloatingPointError(f"train: {_diverged(number, told)}. {self._advice()}")
             self.losses.append(value)
             yield number, value
 
     def judge(self, validation):
         value = float(validation)
         if not math.isfinite(value):
-            raise FloatingPointError(f"train: the validation loss is {value} after {self.steps} steps.")
+            raise FloatingPointError(
+                f"train: the validation loss is {value} after {self.steps} steps. {self._advice()}"
+            )
         if not any(value >= before for before in self.validation):
             self.best = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self.params)
         self.validation.append(value)
+
+    @contextmanager
+    def _explained(self):
+        """Says what would fit where memory is not enough."""
+        try:
+            yield
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            fits = "Take more micro_batches."  # what a step takes is told of one device
+            if self._mesh is None:
+                fits = what_would_fit(self._static[0], self.params, self._frozen, self._batch, self._config)
+            raise MemoryError(f"train: out of memory at step {self.steps or 1}. {fits}") from error
+
+    def _advice(self):
+        advice = f"Try a smaller learning_rate than {self._config.learning_rate}"
+        kept = None if self._checkpoints is None else self._checkpoints.newest()
+        return f"{advice}, in another folder: the last good checkpoint here is {kept}." if kept else f"{advice}."
 
     def stopped(self, patience):
         if not patience or not self.validation or self._unread:

@@ -99,7 +99,7 @@ def train_population(
     orders = zip(*(each.batches(data) for each in configs), strict=True)
     for number, batches in enumerate(orders, start=1):
         batch = tuple(np.stack(arrays) for arrays in zip(*batches, strict=True))
-        members, states, values = population_step(
+        members, states, told = population_step(
             loss,
             transformation,
             project,
@@ -111,7 +111,7 @@ def train_population(
             _stacked(factors),
             batch,
         )
-        losses.append(np.asarray(values))
+        losses.append(np.asarray(told.loss))
         if number == 1:
             began = time.perf_counter()
         if on_step is not None:

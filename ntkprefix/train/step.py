@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from ntkprefix.faults import watched
 from ntkprefix.parallel import rows_over_data
 
 # (params, frozen, *batch) -> the mean loss of the batch; or (sum, weight), whose quotient is the mean over all that
 # counts in the batch however it is cut into micro-batches: the tokens that are labelled, for example.
 Loss = Callable[..., Float[Array, ""] | tuple[Float[Array, ""], Float[Array, ""]]]
+
+
+class Told(NamedTuple):
+    """What a step tells.
+
+    Attributes:
+        loss: before the step.
+        norm: of the gradient.
+        faults: of the models that the loss runs, as of `ntkprefix.faults.watched`.
+    """
+
+    loss: Float[Array, ""]
+    norm: Float[Array, ""]
+    faults: list[Float[Array, "layers rows"]]
 
 
 @lru_cache
@@ -38,14 +53,15 @@ def update(
     step_size: Float[Array, ""],
     factors: PyTree,
     batch: tuple[Array, ...],
-) -> tuple[PyTree, PyTree, Float[Array, ""]]:
-    """One step: parameters and optimiser state after it, and the loss before it."""
-    value, gradient = _value_and_gradient(loss, micro_batches, params, frozen, batch)
+) -> tuple[PyTree, PyTree, Told]:
+    """One step: parameters and optimiser state after it, and what it tells."""
+    value, gradient, faults = _value_and_gradient(loss, micro_batches, params, frozen, batch)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers, which strict rules forbid
+        norm = optax.tree.norm(gradient)  # the clip computes it too, so that it costs nothing
         updates, state = transformation.update(gradient, state, params)
     scaled = jax.tree.map(lambda factor, branch: _times(step_size * factor, branch), factors, updates)
     params = optax.apply_updates(params, scaled)
-    return params if project is None else project(params), state, value
+    return params if project is None else project(params), state, Told(value, norm, faults)
 
 
 def own(leaf: Any) -> jax.Array:
@@ -80,13 +96,14 @@ def population_step(loss, transformation, project, micro_batches, params, state,
 
 def _value_and_gradient(loss, micro_batches, params, frozen, batch):
     def weighted(params, *rows):
-        found = loss(params, frozen, *rows)
+        with watched() as faults:
+            found = loss(params, frozen, *rows)
         total, weight = found if isinstance(found, tuple) else (found, jnp.ones_like(found))
-        return total, weight
+        return total, (weight, faults)
 
     of_part = jax.value_and_grad(weighted, has_aux=True)
     if micro_batches == 1:
-        (total, weight), gradient = of_part(params, *batch)
+        (total, (weight, faults)), gradient = of_part(params, *batch)
     else:
         parts = jax.tree.map(
             lambda array: rows_over_data(array.reshape(micro_batches, -1, *array.shape[1:]), axis=1), batch
@@ -97,10 +114,10 @@ def _value_and_gradient(loss, micro_batches, params, frozen, batch):
 
         shapes = jax.eval_shape(of_part, params, *jax.tree.map(lambda array: array[0], parts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        ((total, weight), gradient), _ = jax.lax.scan(add, zeros, parts)
+        ((total, (weight, faults)), gradient), _ = jax.lax.scan(add, zeros, parts)
     # A batch without anything that counts changes nothing, rather than everything to NaN.
     share = 1 / jnp.where(weight == 0, 1, weight)
-    return total * share, _times(share, gradient)
+    return total * share, _times(share, gradient), faults
 
 
 def _times(factor, branch):

@@ -301,6 +301,13 @@ def test_cut_off_onnx(tmp_path):
         load_dinov2(path)
 
 
+def test_onnx_names_that_are_no_text(tmp_path):
+    path = onnx_file(tmp_path / "m.onnx", numpy_helper.from_array(np.zeros((2, 3), np.float32), "weight"))
+    path.write_bytes(path.read_bytes().replace(b"weight", b"wei\x80ht"))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: not a whole ONNX file (a name is no text)")):
+        load_dinov2(path)
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="found nothing"):
         load_dinov2(tmp_path / "absent")

@@ -2,7 +2,7 @@
 
 import gguf
 import numpy as np
-from tiny_text import config, weights
+from models.tiny_text import config, weights
 
 ENDS = {
     "model.embed_tokens.weight": "token_embd.weight",

@@ -1,6 +1,8 @@
 """A run that was stopped goes on to the same last bit; what cannot be gone on with is refused."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -91,12 +93,41 @@ def test_another_run_is_refused(tmp_path):
         run(tmp_path, start={**START, "w": jnp.zeros(4)})
 
 
-@pytest.mark.parametrize("what", ["history/metadata", "arrays/_METADATA", "arrays/manifest.ocdbt"])
+FILES = ["history/metadata", "arrays/_METADATA", "arrays/manifest.ocdbt", "arrays/d/*", "digests.json"]
+
+
+@pytest.mark.parametrize("what", FILES)
 def test_a_damaged_checkpoint_is_named(tmp_path, what):
+    run(tmp_path)
+    (path, *_) = (tmp_path / "15").glob(what)
+    path.write_bytes(path.read_bytes()[:1])
+    with pytest.raises(ValueError, match=rf"{path}: expected .*Delete {tmp_path / '15'} to go on from the checkpoint"):
+        run(tmp_path)
+    path.unlink()
+    if path.name != "digests.json":
+        with pytest.raises(ValueError, match=f"{path}: expected the file that was written, found none. Delete"):
+            run(tmp_path)
+
+
+@pytest.mark.parametrize("what", FILES[:3])
+def test_so_is_one_without_digests(tmp_path, what):
+    """As it is left by a run that was killed before it wrote them."""
+    run(tmp_path)
+    (tmp_path / "15" / "digests.json").unlink()
     run(tmp_path)
     path = tmp_path / "15" / what
     path.write_bytes(path.read_bytes()[:1])
     with pytest.raises(ValueError, match=r"15: (cannot be read as a checkpoint|expected a training checkpoint)"):
+        run(tmp_path)
+
+
+def test_one_bit_of_the_numbers_is_noticed(tmp_path):
+    run(tmp_path)
+    path = max((tmp_path / "15" / "arrays").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path}: expected the file that was written, got another"):
         run(tmp_path)
 
 
@@ -105,4 +136,27 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path):
         run(tmp_path, on_step=stop_at(7))
     # what a run that was killed while writing leaves
     (tmp_path / "10.orbax-checkpoint-tmp-0").mkdir()
+    same(run(tmp_path), train(loss, START, None, (X,), CONFIG))
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "15"}
+
+
+def test_a_diverging_loss_names_the_last_good_checkpoint(tmp_path):
+    def explosive(params, _, x):
+        return jnp.where(params["w"][0] > -0.2, jnp.sum(params["w"]), jnp.nan) + 0 * jnp.sum(x)
+
+    kept = tmp_path / "run" / "5"
+    message = rf"is nan at step 6\. .* in another folder: the last good checkpoint here is {kept}\."
+    with pytest.raises(FloatingPointError, match=message):
+        train(explosive, START, None, (X,), CONFIG, checkpoints=Checkpoints(tmp_path / "run", 3))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50))
+        # three and one parameters, and twice as many of Adam's with a count, and the best parameters: 4 bytes each
+        with pytest.raises(
+            OSError, match=r"5: cannot be written \(it takes 6.8e-05 MB, and there is room for 5e-05 MB"
+        ):
+            run(tmp_path)
+    assert not list(tmp_path.iterdir())
     same(run(tmp_path), train(loss, START, None, (X,), CONFIG))

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from ntkprefix.models import depth
 from ntkprefix.train import TrainConfig, train
 from ntkprefix.train import step as step_module
 
@@ -74,6 +76,59 @@ def test_a_diverging_loss_stops_with_its_step():
 
     with pytest.raises(FloatingPointError, match="loss is nan at step 2"):
         train(explosive, {"w": jnp.zeros(())}, None, (X,), TrainConfig(epochs=1, batch_size=8))
+
+
+LAYERS = nnx.jit(lambda: depth.stack(lambda rngs: nnx.Linear(4, 4, rngs=rngs), 5, rngs=nnx.Rngs(0)))()
+
+
+def deep(params, frozen, x):
+    """Five layers, each of which adds what trains to the rows of sixteen."""
+
+    def layer(block, x, shift, _):
+        return block(x) + shift * x, None
+
+    out, _ = depth.scan(LAYERS, layer, x[:, None] + jnp.zeros((1, 4)), layers=5, prefixes=params["shift"])
+    return jnp.mean(out) / params["scale"]
+
+
+def layers(**changes):
+    return {"shift": jnp.zeros(5), "scale": jnp.ones(())} | changes
+
+
+DIVERGED = {
+    "a layer": (layers(shift=jnp.zeros(5).at[3].set(jnp.nan)), "leave layer 3, in 8 rows of the batch. Try a smaller"),
+    "the first": (layers(shift=jnp.full(5, jnp.inf)), "leave layer 0, in 8 rows of the batch. Try a smaller learning"),
+    "behind them": (layers(scale=jnp.full((), jnp.nan)), "; all that leaves the model's layers is finite. Try a small"),
+}
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("case", DIVERGED)
+def test_a_diverging_loss_names_the_layer(case, micro_batches):
+    start, message = DIVERGED[case]
+    with pytest.raises(FloatingPointError, match=f"the loss is (nan|-?inf) at step 1.*{message}"):
+        train(deep, start, None, (X + 2,), TrainConfig(epochs=1, batch_size=8, micro_batches=micro_batches))
+
+
+def test_rows_whose_numbers_overflow_are_counted():
+    rows = X.copy()
+    rows[[3, 30]] = np.nan
+    with pytest.raises(FloatingPointError, match="leave layer 0, in 2 rows of the batch"):
+        train(deep, layers(), None, (rows,), TrainConfig(epochs=1, batch_size=40))
+
+
+def test_layers_that_another_transformation_runs_are_not_named():
+    start, _ = DIVERGED["a layer"]
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1\. Try"):
+        train(jax.checkpoint(deep, static_argnums=1), start, None, (X,), TrainConfig(epochs=1, batch_size=8))
+
+
+def test_a_gradient_that_is_not_finite_stops_also_at_the_last_step():
+    def rooted(params, _, x):
+        return jnp.sqrt(jnp.abs(params["w"] * jnp.mean(x)))
+
+    with pytest.raises(FloatingPointError, match=r"not finite at step 1, where the loss is 0\. Try"):
+        train(rooted, {"w": jnp.zeros(())}, None, (X + 2,), TrainConfig(epochs=1, batch_size=40))
 
 
 def _within_one(params):

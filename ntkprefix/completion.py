@@ -1,0 +1,40 @@
+"""A script that teaches a shell to complete commands and options."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated, Any, Union
+
+import tyro
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def print_script(shell: str, modules: Mapping[str, str]) -> None:
+    """Print the script.
+
+    Args:
+        shell: among `SHELLS`.
+        modules: of commands by their names; each offers `Config`.
+
+    Raises:
+        ImportError: fewer than two modules, which are no choice.
+        ValueError: another shell.
+
+    Source: the completion of the package tyro, which knows the options.
+    """
+    if shell not in SHELLS:
+        raise ValueError(f"--completion: expected one of {', '.join(SHELLS)}, got {shell!r}.")
+    if len(modules) < 2:
+        raise ImportError(
+            "--completion: expected at least two commands whose packages are installed, got fewer. Install those of "
+            'all, in the project\'s folder: pip install ".[models,report,theory]"'
+        )
+    kinds: tuple[Any, ...] = tuple(
+        Annotated[importlib.import_module(module).Config, tyro.conf.subcommand(name, prefix_name=False)]
+        for name, module in modules.items()
+    )
+    with suppress(SystemExit):  # which is how it ends, having printed
+        tyro.cli(Union[kinds], prog="ntkprefix", args=["--tyro-write-completion", shell, "-"])  # type: ignore[call-overload] # noqa: UP007

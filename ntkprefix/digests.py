@@ -1,0 +1,60 @@
+"""Whether files are still what was written: digests of all files of a folder, in one more."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ntkprefix.runs import PARTIAL, read_json, write_json
+
+_NAME = "digests.json"
+
+
+def write_digests(folder: Path) -> None:
+    """Write down the digests of all files below a folder.
+
+    Raises:
+        OSError: they cannot be read, or the file not written.
+    """
+    write_json(folder / _NAME, {name: _digest(folder / name) for name in _files(folder)})
+
+
+def check_digests(folder: Path) -> None:
+    """Compare all files below a folder with what was written down; nothing if nothing was.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is missing, or another than it was; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ntkprefix.digests import check_digests, write_digests
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     file = Path(place) / "numbers"
+        ...     _ = file.write_text("1 2 3")
+        ...     write_digests(file.parent)
+        ...     check_digests(file.parent)
+        ...     _ = file.write_text("1 2 4")
+        ...     check_digests(file.parent)
+        Traceback (most recent call last):
+        ValueError: .../numbers: expected the file that was written, got another: it is damaged.
+    """
+    if not (folder / _NAME).exists():
+        return
+    there = _files(folder)
+    for name, digest in read_json(folder / _NAME).items():
+        if name not in there:  # nor is a file read that lies elsewhere
+            raise ValueError(f"{folder / name}: expected the file that was written, found none.")
+        if _digest(folder / name) != digest:
+            raise ValueError(f"{folder / name}: expected the file that was written, got another: it is damaged.")
+
+
+def _files(folder: Path) -> list[str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(PARTIAL)]
+    return sorted(path.relative_to(folder).as_posix() for path in files if path.name != _NAME)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
