@@ -125,6 +125,9 @@ def compiled(model: nnx.Module, name: str, *inputs: Any) -> Any:
         name: of a method that takes and returns pytrees of arrays.
         inputs: its arguments.
     """
+    if noting() is not None:
+        # What is noted inside must not leave a program of its own.
+        return getattr(model, name)(*inputs)
     return _method(*nnx.split(model), name, *inputs)
 
 
