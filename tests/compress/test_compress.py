@@ -66,15 +66,16 @@ def test_the_report_is_of_the_queries_that_were_held_out(beside):
         errors = np.sqrt(((out - wanted) ** 2).sum(axis=1) / (wanted**2).sum(axis=1)).reshape(HELD, G)
         mine = slice(head * G, (head + 1) * G)
         np.testing.assert_allclose(report.error[mine], errors.mean(axis=0), rtol=1e-3)
-        np.testing.assert_allclose(report.low[mine], np.quantile(errors, 0.05, axis=0), rtol=2e-3)
-        np.testing.assert_allclose(report.high[mine], np.quantile(errors, 0.95, axis=0), rtol=1e-3)
+        np.testing.assert_allclose(report.low[mine], np.quantile(errors, 0.025, axis=0), rtol=2e-3)
+        np.testing.assert_allclose(report.high[mine], np.quantile(errors, 0.975, axis=0), rtol=1e-3)
         np.testing.assert_allclose(report.mass_error[mine], mass_error, rtol=1e-3)
         reach = np.abs(BETA * queries @ (KEYS[:, head] - KEYS[:, head].mean(axis=0)).T).max(axis=1)
         np.testing.assert_allclose(report.radius[mine], reach.reshape(HELD, G).max(axis=0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["snapkv", "matching"])
-def test_nine_of_ten_new_queries_lie_within_the_stated_interval(method):
+def test_new_queries_of_the_same_kind_lie_within_the_stated_interval(method):
+    """19 of 20 do; of a text that somebody wrote nine of ten, which `experiments.compression` measures."""
     queries = 1.5 * normal(11, 1200, K * G, H)
     prefix, report = compressed(KEYS, VALUES, method=method, budget=12, queries=queries[:600])
     inside = []
@@ -88,7 +89,7 @@ def test_nine_of_ten_new_queries_lie_within_the_stated_interval(method):
         wanted, out = num / den[:, None], near_num / near_den[:, None]
         errors = np.sqrt(((out - wanted) ** 2).sum(axis=1) / (wanted**2).sum(axis=1))
         inside.append((errors >= report.low[head]) & (errors <= report.high[head]))
-    assert 0.85 < np.mean(inside) < 0.95
+    assert 0.92 < np.mean(inside) < 0.98
 
 
 def test_nothing_is_fitted_to_held_out_queries():
