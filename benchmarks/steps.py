@@ -32,10 +32,10 @@ def training_step(
     arrays, step_size = tuple(map(jnp.asarray, batch)), jnp.float32(config.learning_rate)
 
     def run() -> None:
-        *after, loss = step(
+        *after, told = step(
             task.loss, transformation, task.project, 1, *latest[0], task.frozen, step_size, factors, arrays
         )
         latest[0] = tuple(after)
-        loss.block_until_ready()
+        told.loss.block_until_ready()
 
     return run

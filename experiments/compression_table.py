@@ -34,10 +34,6 @@ def compression() -> str:
         f"{text['full'] - text['without']:.3f} for {name}" for name, text in zip(names, texts, strict=True)
     )
     seconds = np.median([text["seconds"] for text in texts])
-    matching, refined = (
-        np.mean([row["error"] for row in results["rows"] if row["method"] == method])
-        for method in ("matching", "refined by need")
-    )
     return "\n".join(
         [
             *lines,
@@ -46,15 +42,24 @@ def compression() -> str:
             f"log-likelihood of the {config['continuation']} tokens after it that is kept, below 0 where the model "
             f"does worse than without the prompt; the gain is {gains} nats a token. Divergence: from the distribution "
             f"behind the whole prompt, nats a token. Error: of attention outputs on these tokens, mean over layers, "
-            f"heads and tokens, of `refined by need` {refined / matching:.2f} of Attention Matching's; estimated: what "
-            f"the report says, from texts of the model's own that nothing was fitted "
-            f"to (of ways that distil, before they do); coverage: share of these errors within the report's interval "
-            f"for nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and "
-            f"texts are made, once for all methods ({where['processor']}, {where['cores']} cores, beside other work). "
+            f"heads and tokens{_against_matching(results['rows'])}; estimated: what the report says, from texts "
+            f"of the model's own that nothing was fitted to (of ways that distil, before they do); coverage: share of "
+            f"these errors within the report's interval for nine of ten. Seconds: to compress, behind {seconds:.0f} "
+            f"seconds in which the prompt is read and texts are made, once for all methods ({where['processor']}, "
+            f"{where['cores']} cores, beside other work). "
             f"MB: of the prefix in memory, where the whole prompt takes {texts[0]['megabytes']:.0f}. Remade by "
             f"`python -m experiments.compression --data-root FOLDER`.",
         ]
     )
+
+
+def _against_matching(rows: list[dict[str, Any]]) -> str:
+    """What fitting and sharing out by need leaves of Attention Matching's error, where both were measured."""
+    matching, refined = ([row for row in rows if row["method"] == name] for name in ("matching", "refined by need"))
+    if not matching or not refined:
+        return ""
+    share = float(_mean(refined, "error")) / float(_mean(matching, "error"))
+    return f", of `refined by need` {share:.2f} of Attention Matching's"
 
 
 def _mean(rows: list[dict[str, Any]], name: str) -> str:

@@ -28,13 +28,13 @@ from attention_cases import (
 from conftest import GOLDEN, SHARED
 
 from ntkprefix import FeaturePrefix, Partial, attention, feature_map, merge
-from ntkprefix.kernels import IMPLEMENTATIONS
+from ntkprefix.kernels import EVERYWHERE
 
 IN_EVERY_DTYPE = [("xla", jnp.float32), ("xla", jnp.bfloat16), ("xla", jnp.float16), ("blockwise", jnp.float32)]
 
 
 def test_no_implementation_is_left_out():
-    assert {name for name, _ in IN_EVERY_DTYPE} == set(IMPLEMENTATIONS)
+    assert {name for name, _ in IN_EVERY_DTYPE} == set(EVERYWHERE)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -73,7 +73,7 @@ def test_without_a_batch_axis_equals_jax(relaxed):
 
 @pytest.mark.parametrize("prefix_name", PREFIXES)
 @pytest.mark.parametrize("name", ["plain", "all", "bias"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", EVERYWHERE)
 def test_equals_the_oracle(prefix_name, name, implementation):
     prefix = PREFIXES[prefix_name]()
     options = dict(OPTIONS[name])

@@ -1,5 +1,6 @@
 """Benchmarks run at small sizes, with and without peers, and compare what they say they compare."""
 
+import dataclasses
 import sys
 import time
 from functools import partial
@@ -11,7 +12,7 @@ import pytest
 from flax import nnx
 from tiny_classifier import IMAGES, LABELS, initial, tiny_model
 
-from benchmarks import attention, block_sizes, kernels, models, peers, steps
+from benchmarks import attention, block_sizes, gpu, kernels, models, peers, steps
 from benchmarks.attention import AttentionConfig
 from benchmarks.pytorch import memory
 from benchmarks.timing import in_rounds
@@ -25,7 +26,7 @@ SMALL = AttentionConfig(queries=(16,), heads=2, width=8, tokens=(4, 2**24), clou
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    for module in (attention, block_sizes, kernels, models):
+    for module in (attention, block_sizes, gpu, kernels, models):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.timing._LEAST_SECONDS", 0.0)
     return tmp_path
@@ -53,6 +54,28 @@ def test_attention_is_timed_without_pytorch(results):
     assert [row["gradient"] for row in written["rows"]] == 5 * [False] + 5 * [True]
     assert all(row["relative_time"][1] > 0 and row["working_bytes"] > 0 for row in written["rows"])
     assert written["config"]["torch"] is None
+
+
+def test_the_gpu_s_cases_are_held_against_the_first(results, monkeypatch):
+    """Attention by other means stands in for a GPU's; how fast a product of matrices is, too."""
+    config = gpu.GpuConfig(queries=(128,), all_at=128, tokens=256, width=(64,), model_width=64, prefix_tokens=3)
+    cases = list(gpu.cases_of(config, 128, 64))
+    assert cases[0][0] == gpu.CUDNN
+    assert {inputs[0].shape for *_, inputs in cases} == {(2, 128, 1, 64)}
+    assert [name for name, *_ in cases if "tokens" in name] == ["cudnn, 3 tokens"]
+    runs_here = [case for case in cases if case[0].startswith("xla")]
+    monkeypatch.setattr(gpu, "cases_of", lambda *_: iter(runs_here))
+    monkeypatch.setattr(gpu, "limits", lambda: {"operations": 1e9, "bytes": 1e9})
+    written = gpu.main(dataclasses.replace(config, rounds=1, calls=1))
+    assert read_json(results / "gpu.json")["rows"] == written["rows"]
+    assert [(row["case"], row["gradient"]) for row in written["rows"]] == [
+        (name, gradient) for gradient in (False, True) for name, *_ in runs_here
+    ]
+    for row in written["rows"]:
+        # Half of 2 x 128 x 128 logits, each a product and a sum for 64 numbers, in 2 or 7 matrix products.
+        operations = (7 if row["gradient"] else 2) * 2 * 64 * 2 * 128**2 / 2
+        assert row["of_matmul_rate"] == pytest.approx(operations / row["milliseconds"] / 1e6, rel=0.01)
+        assert row["working_bytes"] > 0
 
 
 def test_pytorch_s_cases_run_in_their_own_process(results, tmp_path, monkeypatch):
@@ -130,8 +153,8 @@ def test_blocks_by_shape(shape, blocks):
     assert blocks_for("cpu", *shape) == blocks
 
 
-def test_blocks_stay_as_they_are_where_nothing_was_measured():
-    assert blocks_for("gpu", 1, 4096, 4096, 9, 3) == Blocks(512, 512, apart=False)
+def test_blocks_are_large_where_the_cache_of_a_core_decides_nothing():
+    assert blocks_for("gpu", 1, 4096, 4096, 9, 3) == Blocks(2048, 2048, apart=False)
 
 
 def test_training_and_generation_are_timed_beside_a_peer(results, tmp_path, monkeypatch):

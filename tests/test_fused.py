@@ -157,9 +157,9 @@ def by_interpreter(monkeypatch):
 
 HOPPER = [  # causal, T, S, N, K, prefix's heads, H
     pytest.param(True, 256, 256, 2, 1, 1, 64, id="causal, two tiles, grouped"),
-    pytest.param(False, 128, 384, 2, 2, 2, 128, id="all keys, one tile, wide"),
-    pytest.param(True, 128, 128, 2, 1, 2, 64, id="a state per query head"),
     pytest.param(True, 128, 128, 1, 1, 0, 64, id="no prefix"),
+    pytest.param(False, 128, 384, 2, 2, 2, 128, id="all keys, one tile, wide", marks=pytest.mark.slow),
+    pytest.param(True, 128, 128, 2, 1, 2, 64, id="a state per query head", marks=pytest.mark.slow),
 ]
 
 
@@ -171,6 +171,25 @@ def test_pallas_equals_the_dense_kernel(monkeypatch, causal, length, size, heads
     prefix = state(states, width) if states else None
     found = found_by("pallas", inputs, prefix, is_causal=causal)
     assert_close(found, found_by("xla", widened(inputs), widened(prefix), is_causal=causal), tolerance=0.03)
+
+
+@pytest.mark.slow
+def test_pallas_under_vmap():
+    if ON_GPU:
+        pytest.skip("what the interpreter plays is what the GPU runs")
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+    inputs = tuple(normal(2, 1, 128, 1, 64) for _ in range(3))
+    states = jax.tree.map(lambda *arrays: jnp.stack(arrays), state(1, 64), state(1, 64))
+
+    def one(query, key, value, prefix):
+        return hopper.forward(query, key, value, prefix, scale=0.125, is_causal=True, interpret=InterpretGPUParams())
+
+    together = jax.vmap(one)(*inputs, states)
+    for place in (0, 1):
+        alone = one(*jax.tree.map(lambda array, at=place: array[at], (*inputs, states)))
+        for found, expected in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(found[place].astype(WIDE), expected.astype(WIDE))
 
 
 @pytest.mark.parametrize("prefix", ["a negative state", "a state that holds nothing"])

@@ -12,8 +12,9 @@ import jax
 from ntkprefix.kernels import blockwise, dense
 from ntkprefix.kernels.fused import Fused
 
+EVERYWHERE: dict[str, Any] = {"xla": dense, "blockwise": blockwise}
 FUSED = {name: Fused(name) for name in ("pallas", "cudnn")}
-IMPLEMENTATIONS: dict[str, Any] = {"xla": dense, "blockwise": blockwise, **FUSED}
+IMPLEMENTATIONS: dict[str, Any] = EVERYWHERE | FUSED
 
 # Logits per head from which blocks are used: from 256 by 256 they are faster on a CPU in every shape of
 # `benchmarks/results/block_sizes.json`, below that they compile longer and gain little. Elsewhere nothing was measured,
@@ -23,7 +24,7 @@ _LOGITS_ELSEWHERE = 2**22
 
 
 def best(queries: int, keys: int) -> str:
-    """Which implementation in plain XLA is used where none is asked for."""
+    """Which implementation in `EVERYWHERE` is used where none is asked for."""
     enough = _LOGITS.get(jax.default_backend(), _LOGITS_ELSEWHERE)
     return "blockwise" if queries * keys >= enough else "xla"
 

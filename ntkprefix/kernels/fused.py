@@ -61,12 +61,12 @@ class Fused:
         self,
         query: Float[Array, "B T N H"],
         key: Float[Array, "B S K H"],
-        value: Float[Array, "B S K H"],
+        value: Float[Array, "B S K Hv"],
         *,
         scale: float | Float[Array, ""],
         prefix: Any = None,
         **options: Any,
-    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    ) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
         """Output and log-sum-exp of a prefix and the input; arguments as in `ntkprefix.attention`.
 
         Raises:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ntkprefix import checks
 from ntkprefix._dtypes import accumulator
 from ntkprefix._pytree import Leaf, pytree
-from ntkprefix.kernels import IMPLEMENTATIONS, best
+from ntkprefix.kernels import EVERYWHERE, best
 from ntkprefix.partial import Partial
 from ntkprefix.prefixes import behind
 from ntkprefix.prefixes.base import PrefixShape
@@ -101,7 +101,7 @@ class TokenPrefix:
             # All rows' queries see the same keys: they are those of one long row.
             arrays, of_row = jax.tree.map(lambda array: array[None], arrays), (1, batch * length)
         keys, values, bias = arrays
-        kernel = IMPLEMENTATIONS[best(length, keys.shape[1])]
+        kernel = EVERYWHERE[best(length, keys.shape[1])]
         share = kernel.partial_attention(query.reshape(*of_row, heads, width), keys, values, scale=scale, bias=bias)
         return jax.tree.map(lambda array: array.reshape(batch, length, *array.shape[2:]), share)
 

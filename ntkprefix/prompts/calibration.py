@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from ntkprefix import checks
 from ntkprefix._pytree import Leaf, pytree
-from ntkprefix.kernels import IMPLEMENTATIONS, best
+from ntkprefix.kernels import EVERYWHERE, best
 from ntkprefix.models import TextModel, generate
 from ntkprefix.partial import Partial
 from ntkprefix.prefixes import TokenPrefix
@@ -61,7 +61,7 @@ def _observe(graph, weights, texts, prefixes, start):
     positions = jnp.broadcast_to(start + jnp.arange(texts.shape[1])[None], texts.shape)
 
     def look(query: Array, key: Array, value: Array, **options: Any) -> Calibration:
-        kernel = IMPLEMENTATIONS[best(query.shape[1], key.shape[1])]
+        kernel = EVERYWHERE[best(query.shape[1], key.shape[1])]
         share = kernel.partial_attention(query, key, value, scale=query.shape[-1] ** -0.5, **options)
         flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]).astype(jnp.float32), (query, share))
         return Calibration(*flat)
