@@ -263,6 +263,7 @@ def test_the_best_is_a_fused_one_where_it_has_everything(monkeypatch):
     assert best_for(*widened(INPUTS), **call) == "xla"
     monkeypatch.setattr(cudnn, "is_hopper", lambda: True)
     wide = tuple(normal(1, 128, 1, 64) for _ in range(3))
+    assert best_for(*wide, **call) == "cudnn"
     assert best_for(*wide, **call | {"prefix": state(1, 64)}) == "pallas"
     taylor = FeaturePrefix.from_tokens(
         *(normal(5, 1, 64) for _ in range(2)), feature_map=feature_map("taylor", degree=1)

@@ -29,10 +29,11 @@ def best(queries: int, keys: int) -> str:
     return "blockwise" if queries * keys >= enough else "xla"
 
 
-def best_for(query: Any, key: Any, value: Any, **call: Any) -> str:
+def best_for(query: Any, key: Any, value: Any, *, prefix: Any, **call: Any) -> str:
     """Which implementation is used for a call of `attend` where none is asked for: a fused one if it has all of it."""
     if jax.default_backend() == "gpu":
-        for name, kernel in FUSED.items():
-            if kernel.unsupported(query, key, value, **call) is None:
+        # Without a prefix cuDNN's is the faster one in short rows (`benchmarks/results/gpu.json`).
+        for name in FUSED if prefix is not None else reversed(FUSED):
+            if FUSED[name].unsupported(query, key, value, prefix=prefix, **call) is None:
                 return name
     return best(query.shape[1], key.shape[1])
