@@ -150,6 +150,8 @@ def test_gradients_of_the_residual_are_taken_too(options):
 
 
 def by_interpreter(monkeypatch):
+    if jax.__version_info__ < (0, 10, 2):
+        pytest.skip("Pallas's interpreter of this release of JAX does not run the kernel")
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
     monkeypatch.setitem(IMPLEMENTATIONS, "pallas", fused.Fused("pallas", InterpretGPUParams()))
