@@ -128,6 +128,8 @@ def gpu_speed() -> str:
     milliseconds, reached = ([row[name] for row in first] for name in ("milliseconds", "of_matmul_rate"))
     lines.append(f"| {gpu.CUDNN}, ms | {' | '.join(f'{each:g}' for each in milliseconds)} |")
     lines.append(f"| {gpu.CUDNN}, of the limit | {' | '.join(f'{each:.0%}' for each in reached)} |")
+    left_out = sorted(set(config["width"]) - {row["width"] for row in results["rows"]})
+    ended = f" The run was ended before heads of {' and '.join(map(str, left_out))} had their turn." if left_out else ""
     return "\n".join(
         [
             *lines,
@@ -135,8 +137,8 @@ def gpu_speed() -> str:
             f"Time relative to cuDNN's, median and quartiles of {config['rounds']} rounds: {config['tokens']:,} tokens "
             f"in rows of T, causal, {config['model_width'] // 64} heads of 64, bfloat16, {where['device']}, JAX "
             f"{where['packages']['jax']}. The limit is that of products of matrices in the same run, "
-            f"{rates['operations'] / 1e12:.0f} trillion operations a second. Remade by `python -m benchmarks.gpu` on "
-            "an NVIDIA GPU.",
+            f"{rates['operations'] / 1e12:.0f} trillion operations a second.{ended} Remade by "
+            "`python -m benchmarks.gpu` on an NVIDIA GPU.",
         ]
     )
 

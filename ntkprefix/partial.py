@@ -118,6 +118,12 @@ def add(a: Partial, b: Partial) -> Partial:
     )
 
 
+def log_size(den: Float[Array, "..."], log_scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Natural logarithm of a denominator's size, whatever its sign; -inf where it is 0."""
+    empty = den == 0
+    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, jnp.abs(den))) + log_scale)
+
+
 def over_devices(share: Partial, axes: tuple[str, ...]) -> Partial:
     """`merge` of the shares that devices along axes of a mesh have, within `jax.shard_map`: sums are all they exchange.
 

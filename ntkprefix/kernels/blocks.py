@@ -30,7 +30,7 @@ class Blocks:
 def blocks_for(platform: str, batch: int, length: int, size: int, heads: int, kv_heads: int) -> Blocks:
     """How a shape is cut on a platform: by a rule for the CPU that `benchmarks/results/block_sizes.json` bears out.
 
-    Elsewhere large blocks: on an H200, those of 512 took 1.4 times as long at 4,096 queries, 2.7 times at 16,384.
+    Elsewhere large blocks: the largest of a few that were tried by hand on an H200 were the fastest.
     """
     group = heads // kv_heads
     if platform != "cpu":

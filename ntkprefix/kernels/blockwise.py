@@ -30,7 +30,7 @@ from ntkprefix.kernels.blocks import Blocks, Cut, Hidden, Ranges, blocks_for, do
 from ntkprefix.kernels.dense import group_heads
 from ntkprefix.kernels.masks import band, over_batch
 from ntkprefix.kernels.state_gradient import state_gradient
-from ntkprefix.partial import Partial, add, bounded_exp
+from ntkprefix.partial import Partial, add, bounded_exp, log_size
 
 
 def attend(
@@ -242,8 +242,7 @@ def _attend_forward(blocks, query, key, value, bias, scale, hidden, also, prefix
     shape = query.shape[:-1]
     empty = jnp.zeros((*shape, value.shape[-1]), dtype), jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
     out, den, log_scale = over_lanes(blocks.apart, lane, empty, *given)
-    log_mass = jnp.where(den == 0, -jnp.inf, jnp.log(jnp.where(den == 0, 1.0, jnp.abs(den))) + log_scale)
-    return (out, jnp.sign(den), log_mass), (given, scale, out, den, log_scale)
+    return (out, jnp.sign(den), log_size(den, log_scale)), (given, scale, out, den, log_scale)
 
 
 def _attend_backward(blocks, saved, gradients):
@@ -342,11 +341,6 @@ def _of_prefix(prefix, query, scale) -> Partial:
 
 def _at_one_place(prefix):
     return jax.tree.map(lambda array: array[0, 0, 0], prefix)
-
-
-def is_state(prefix: Any) -> bool:
-    """Whether it is a `FeaturePrefix` that all rows share."""
-    return hasattr(prefix, "feature_map") and prefix.Z.ndim == 3
 
 
 def _heads_first(query, key, value, bias, hidden):

@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Int
 
 from ntkprefix.kernels import blockwise, cudnn
 from ntkprefix.kernels.masks import WHOLE_SIDE
-from ntkprefix.kernels.state_gradient import state_gradient
-from ntkprefix.partial import Partial, add
+from ntkprefix.kernels.state_gradient import is_state, state_gradient
+from ntkprefix.partial import Partial, add, log_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _attend(call, query, key, value, lengths, prefix):
         return out, jnp.where(jnp.isneginf(log_sum), 0.0, 1.0), log_sum
     own = Partial(out.astype(log_sum.dtype), jnp.where(jnp.isneginf(log_sum), 0.0, 1.0), log_sum)
     share = add(own, prefix.partial(query, call.scale))
-    return share.normalise().astype(out.dtype), jnp.sign(share.den), _log_size(share)
+    return share.normalise().astype(out.dtype), jnp.sign(share.den), log_size(share.den, share.log_scale)
 
 
 def _attend_forward(call, query, key, value, lengths, prefix):
@@ -184,7 +184,7 @@ def _of_prefix(call, prefix, query, d_out, out, d_log_mass, log_mass):
     delta = jnp.sum(d_out * out.astype(d_out.dtype), axis=-1)
     if d_log_mass is not None:
         delta = delta - d_log_mass
-    if blockwise.is_state(prefix):
+    if is_state(prefix):
         return state_gradient(prefix, query, d_out, delta, log_mass, call.scale, products)[:2]
     also, backward = jax.vjp(lambda prefix, query: prefix.partial(query, call.scale), prefix, query)
     d_also = blockwise.of_others(also, d_out, delta, log_mass)
@@ -213,11 +213,6 @@ def _sees_something(
     queries, keys = (length, size) if lengths is None else (each[:, None] for each in lengths)
     first = jnp.zeros_like(rows) if call.window is None else jnp.maximum(rows - call.window, 0)
     return ((rows < queries) & (first < keys))[..., None]
-
-
-def _log_size(share: Partial) -> Float[Array, "B T N"]:
-    nothing = share.den == 0
-    return jnp.where(nothing, -jnp.inf, jnp.log(jnp.where(nothing, 1.0, jnp.abs(share.den))) + share.log_scale)
 
 
 def _is_primal(leaf: Any) -> bool:

@@ -1,9 +1,9 @@
 r"""Attention with NTK-Attention's state in one kernel for NVIDIA's Hopper GPUs, written in Pallas.
 
 Two warpgroups attend, each for 64 queries, while a third fetches keys and values (the division of labour of arXiv
-2407.08608); the two take turns, so that one's matrix products run under the other's exponentials. When the keys are
-through, the queries are still in shared memory: the state's share is one more product, phi(q) [64, R] Z [R, Hv], and
-joins the sums before the one division. Query and output cross the memory once.
+2407.08608); the two take turns, so that one's matrix products run under the other's exponentials. A state's share is
+one more product, phi(q) [64, R] Z [R, Hv], of queries that are there anyway, while the first keys are under way: the
+sums over keys begin with it instead of zero. Query and output cross the memory once.
 
 Exponentials are powers of two here: logits come times log2(e).
 """
@@ -45,7 +45,7 @@ class Tiles:
 
     @classmethod
     def of(cls, width: int, size: int) -> Tiles:
-        """The fastest of those that were tried for a head's width and so many keys: `benchmarks/results/gpu.json`."""
+        """For a head's width and so many keys: the fastest of a few that were tried by hand on an H200."""
         return cls(columns=256 if width == 64 and size >= 2048 and size % 256 == 0 else 128)
 
 

@@ -23,6 +23,11 @@ from ntkprefix.kernels.blocks import dot
 from ntkprefix.partial import bounded_exp
 
 
+def is_state(prefix: Any) -> bool:
+    """Whether it is a `FeaturePrefix` that all rows share."""
+    return hasattr(prefix, "feature_map") and prefix.Z.ndim == 3
+
+
 def state_gradient(
     prefix: Any,
     query: Float[Array, "B T N H"],

@@ -66,6 +66,9 @@ def what_would_fit(loss: Loss, params: PyTree, frozen: PyTree, data: Sequence[np
 
     Returns:
         Sentences for a message.
+
+    Raises:
+        jax.errors.JaxRuntimeError: the step cannot be compiled, and not for its memory.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     parts = [n for n in range(config.micro_batches, config.batch_size + 1) if config.batch_size % n == 0]
