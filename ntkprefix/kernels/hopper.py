@@ -14,7 +14,7 @@ import dataclasses
 import inspect
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,18 +101,23 @@ def forward(
     """
     batch, length, heads, width = query.shape
     tiles = tiles or Tiles.of(width, key.shape[1])
-    kernel = partial(
-        _kernel,
-        _Sizes(length, key.shape[1], width, heads // key.shape[2], is_causal, tiles, _Ops(interpret is not None)),
-        float(scale),
-        0 if prefix is None else heads // prefix.Z.shape[-3],
+    sizes = _Sizes(
+        length,
+        key.shape[1],
+        width,
+        group=heads // key.shape[2],
+        state_group=0 if prefix is None else heads // prefix.Z.shape[-3],
+        causal=is_causal,
+        tiles=tiles,
+        scale=float(scale),
+        ops=_Ops(interpret is not None),
     )
     rows = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
     outputs = [jax.ShapeDtypeStruct(query.shape, query.dtype), rows, rows]
     given = () if prefix is None else _of_state(prefix, float(scale), query.dtype)
     played = {} if interpret is None else {"interpret": interpret}
     out, sign, log_mass = plgpu.kernel(
-        kernel,
+        partial(_kernel, sizes),
         **{_OUTPUTS: outputs},
         grid=(heads, length // (_WORKERS * _ROWS), batch),
         grid_names=("head", "tile", "row"),
@@ -141,152 +146,199 @@ class _Sizes:
     size: int
     width: int
     group: int
+    state_group: int  # 0 without a state
     causal: bool
     tiles: Tiles
+    scale: float
     ops: _Ops
 
 
-def _kernel(sizes, scale, state_group, *refs):
-    tiles, ops, width = sizes.tiles, sizes.ops, sizes.width
-    has_state = bool(state_group)
-    inputs, (out_ref, sign_ref, log_mass_ref) = refs[:-3], refs[-3:]
-    dtype, to_bits = out_ref.dtype, scale * _LOG2E
-    head, row, warpgroup = (jax.lax.axis_index(name) for name in ("head", "row", "warpgroup"))
-    # The last tiles have the most keys to see where causality holds: they start first.
-    tile = sizes.length // (_WORKERS * _ROWS) - 1 - jax.lax.axis_index("tile")
-    first_row = tile * (_WORKERS * _ROWS)
-    blocks = jnp.int32(sizes.size // tiles.columns)
-    whole = blocks
+class _Place(NamedTuple):
+    """Where a warpgroup works."""
+
+    head: Any
+    row: Any
+    warpgroup: Any
+    first_row: Any  # of the tile's queries
+    whole: Any  # blocks of keys of which nothing is hidden
+    blocks: Any  # of which something is seen
+
+    @classmethod
+    def of(cls, sizes):
+        head, row, warpgroup = (jax.lax.axis_index(name) for name in ("head", "row", "warpgroup"))
+        # The last tiles have the most keys to see where causality holds: they start first.
+        tile = sizes.length // (_WORKERS * _ROWS) - 1 - jax.lax.axis_index("tile")
+        first_row = tile * (_WORKERS * _ROWS)
+        blocks = jnp.int32(sizes.size // sizes.tiles.columns)
+        whole = blocks
+        if sizes.causal:
+            whole = jax.lax.div(first_row, jnp.int32(sizes.tiles.columns))
+            blocks = whole + 1
+        return cls(head, row, warpgroup, first_row, whole, blocks)
+
+
+class _Shared(NamedTuple):
+    """Memory and barriers that the warpgroups share."""
+
+    q: Any
+    k: Any
+    v: Any
+    rows: Any
+    z: Any
+    z_rows: Any
+    q_here: Any
+    k_here: Any
+    v_here: Any
+    z_here: Any
+    k_free: Any
+    v_free: Any
+    turn: Any
+
+    @classmethod
+    def types(cls, sizes, dtype):
+        """What is asked for."""
+        width, tiles, barrier = sizes.width, sizes.tiles, plgpu.Barrier
+
+        def of_matrix(*shape):
+            # Rows of 64 numbers, 128 bytes, exchanged so that a column of a tile lies in all banks.
+            return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)))
+
+        return cls(
+            q=of_matrix(_WORKERS, _ROWS, width),
+            k=of_matrix(tiles.stages, tiles.columns, width),
+            v=of_matrix(tiles.stages, tiles.columns, width),
+            rows=plgpu.SMEM((2, _WORKERS, _ROWS), jnp.float32),
+            z=of_matrix(width, width) if sizes.state_group else None,
+            z_rows=plgpu.SMEM((3, width), jnp.float32) if sizes.state_group else None,
+            q_here=barrier(num_barriers=_WORKERS),
+            k_here=barrier(num_barriers=tiles.stages),
+            v_here=barrier(num_barriers=tiles.stages),
+            z_here=barrier(num_arrivals=2) if sizes.state_group else None,
+            k_free=barrier(num_arrivals=_WORKERS, num_barriers=tiles.stages),
+            v_free=barrier(num_arrivals=_WORKERS, num_barriers=tiles.stages),
+            turn=barrier(num_arrivals=_WORKERS),
+        )
+
+
+def _kernel(sizes, *refs):
+    query_ref, *others = refs[:-3]
+    outputs = refs[-3:]
+    place = _Place.of(sizes)
+
+    def body(*memory):
+        shared = _Shared(*memory)
+        pl.when(place.warpgroup < _WORKERS)(lambda: _attend(sizes, place, shared, query_ref, *outputs))
+        pl.when(place.warpgroup == _WORKERS)(lambda: _fetch(sizes, place, shared, *others))
+
+    pl.run_scoped(body, *_Shared.types(sizes, query_ref.dtype), collective_axes="warpgroup")
+
+
+def _attend(sizes, place, shared, query_ref, out_ref, sign_ref, log_mass_ref):
+    """A warpgroup's queries over all keys."""
+    plgpu.set_max_registers(232, action="increase")
+    ops, row, head, warpgroup = sizes.ops, place.row, place.head, place.warpgroup
+    own, top = shared.q.at[warpgroup], place.first_row + warpgroup * _ROWS
+    plgpu.copy_gmem_to_smem(query_ref.at[row, pl.ds(top, _ROWS), head], own, shared.q_here.at[warpgroup])
+    plgpu.barrier_wait(shared.q_here.at[warpgroup])
+    carry = ops.zeros((_ROWS, sizes.width)), ops.per_row(0.0), ops.per_row(-jnp.inf)
+    if sizes.state_group:
+        plgpu.barrier_wait(shared.z_here)
+        carry = _of_queries(ops, sizes.scale, own, shared.z, shared.z_rows)
+    step = partial(_step, sizes, shared, own, top)
+    # The second warpgroup lets the first begin, and the first lets the second end.
+    pl.when(warpgroup == 1)(partial(_take_turns, shared.turn))
+    carry = jax.lax.fori_loop(0, place.whole, partial(step, False), carry)
     if sizes.causal:
-        whole = jax.lax.div(first_row, jnp.int32(tiles.columns))
-        blocks = whole + 1
+        carry = step(True, place.whole, carry)
+    num, den, largest = carry
+    pl.when(warpgroup == 0)(partial(_take_turns, shared.turn))
+    nothing = den == 0
+    num = num * ops.rows(1 / jnp.where(nothing, 1.0, den), num.shape)
+    own[...] = jnp.where(ops.rows(nothing.astype(jnp.float32), num.shape) > 0, 0.0, num).astype(out_ref.dtype)
+    signs, masses = shared.rows.at[0, warpgroup], shared.rows.at[1, warpgroup]
+    signs[...] = jnp.where(den < 0, -1.0, jnp.where(nothing, 0.0, 1.0))
+    log_mass = largest / _LOG2E + jnp.log(jnp.where(nothing, 1.0, jnp.abs(den)))
+    masses[...] = jnp.where(nothing, -jnp.inf, log_mass)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(own, out_ref.at[row, pl.ds(top, _ROWS), head])
+    plgpu.copy_smem_to_gmem(signs, sign_ref.at[row, head, pl.ds(top, _ROWS)])
+    plgpu.copy_smem_to_gmem(masses, log_mass_ref.at[row, head, pl.ds(top, _ROWS)])
+    plgpu.wait_smem_to_gmem(0)
 
-    def of_matrix(*shape):
-        # Rows of 64 numbers, 128 bytes, exchanged so that a column of a tile lies in all banks.
-        return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)))
 
-    def body(q_smem, k_smem, v_smem, rows_smem, z_smem, z_rows, q_here, k_here, v_here, z_here, k_free, v_free, turn):
-        query_ref, key_ref, value_ref, *of_state = inputs
+def _step(sizes, shared, own, top, masked, index, carry):
+    """One block of keys."""
+    ops, tiles, to_bits = sizes.ops, sizes.tiles, sizes.scale * _LOG2E
+    num, den, largest = carry
+    slot = jax.lax.rem(index, jnp.int32(tiles.stages))
+    plgpu.barrier_wait(shared.k_here.at[slot])
+    logits = ops.products(own, shared.k.at[slot], partial(_take_turns, shared.turn))
+    plgpu.barrier_arrive(shared.k_free.at[slot])
+    if masked:
+        rows = ops.iota((_ROWS, tiles.columns), 0) + top
+        columns = ops.iota((_ROWS, tiles.columns), 1) + index * tiles.columns
+        logits = jnp.where(rows >= columns, logits, -jnp.inf)
+    larger = jnp.maximum(largest, jnp.max(logits, axis=1) * to_bits)
+    kept = jnp.exp2(largest - larger)
+    # One instruction before the exponential's, where scaling first would take two.
+    weights = jnp.exp2(logits * to_bits - ops.rows(larger, logits.shape))
+    num, den = num * ops.rows(kept, num.shape), den * kept + jnp.sum(weights, axis=1)
+    small = weights.astype(shared.v.dtype)
+    num, den, larger, small = jax.lax.optimization_barrier((num, den, larger, small))
+    plgpu.barrier_arrive(shared.turn)
+    plgpu.barrier_wait(shared.v_here.at[slot])
+    plgpu.barrier_wait(shared.turn)
+    num = ops.add_product(num, small, shared.v.at[slot])
+    plgpu.barrier_arrive(shared.v_free.at[slot])
+    return num, den, larger
 
-        @pl.when(warpgroup < _WORKERS)
-        def _():
-            plgpu.set_max_registers(232, action="increase")
-            own, top = q_smem.at[warpgroup], first_row + warpgroup * _ROWS
-            plgpu.copy_gmem_to_smem(query_ref.at[row, pl.ds(top, _ROWS), head], own, q_here.at[warpgroup])
-            plgpu.barrier_wait(q_here.at[warpgroup])
 
-            def take_turns():
-                plgpu.barrier_arrive(turn)
-                plgpu.barrier_wait(turn)
+def _take_turns(turn):
+    plgpu.barrier_arrive(turn)
+    plgpu.barrier_wait(turn)
 
-            def step(masked, index, carry):
-                num, den, largest = carry
-                slot = jax.lax.rem(index, jnp.int32(tiles.stages))
-                plgpu.barrier_wait(k_here.at[slot])
 
-                logits = ops.products(own, k_smem.at[slot], take_turns)
-                plgpu.barrier_arrive(k_free.at[slot])
-                if masked:
-                    rows = ops.iota((_ROWS, tiles.columns), 0) + top
-                    columns = ops.iota((_ROWS, tiles.columns), 1) + index * tiles.columns
-                    logits = jnp.where(rows >= columns, logits, -jnp.inf)
-                larger = jnp.maximum(largest, jnp.max(logits, axis=1) * to_bits)
-                kept = jnp.exp2(largest - larger)
-                # One instruction before the exponential's, where scaling first would take two.
-                weights = jnp.exp2(logits * to_bits - ops.rows(larger, logits.shape))
-                num, den = num * ops.rows(kept, num.shape), den * kept + jnp.sum(weights, axis=1)
-                small = weights.astype(dtype)
-                num, den, larger, small = jax.lax.optimization_barrier((num, den, larger, small))
-                plgpu.barrier_arrive(turn)
-                plgpu.barrier_wait(v_here.at[slot])
-                plgpu.barrier_wait(turn)
-                num = ops.add_product(num, small, v_smem.at[slot])
-                plgpu.barrier_arrive(v_free.at[slot])
-                return num, den, larger
+def _fetch(sizes, place, shared, key_ref, value_ref, z_ref=None, of_rows_ref=None):
+    """The third warpgroup's work: what the others read, as soon as there is room for it."""
+    plgpu.set_max_registers(40, action="decrease")
+    tiles, blocks = sizes.tiles, place.blocks
+    kv_head = jax.lax.div(place.head, jnp.int32(sizes.group))
 
-            carry = ops.zeros((_ROWS, width)), ops.per_row(0.0), ops.per_row(-jnp.inf)
-            if has_state:
-                plgpu.barrier_wait(z_here)
-                carry = _of_queries(ops, scale, own, z_smem, z_rows)
-            # The second warpgroup lets the first begin, and the first lets the second end.
-            pl.when(warpgroup == 1)(take_turns)
-            carry = jax.lax.fori_loop(0, whole, partial(step, False), carry)
-            if sizes.causal:
-                carry = step(True, whole, carry)
-            num, den, largest = carry
-            pl.when(warpgroup == 0)(take_turns)
-            nothing = den == 0
-            num = num * ops.rows(1 / jnp.where(nothing, 1.0, den), num.shape)
-            own[...] = jnp.where(ops.rows(nothing.astype(jnp.float32), num.shape) > 0, 0.0, num).astype(dtype)
-            signs, masses = rows_smem.at[0, warpgroup], rows_smem.at[1, warpgroup]
-            signs[...] = jnp.where(den < 0, -1.0, jnp.where(nothing, 0.0, 1.0))
-            log_mass = largest / _LOG2E + jnp.log(jnp.where(nothing, 1.0, jnp.abs(den)))
-            masses[...] = jnp.where(nothing, -jnp.inf, log_mass)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(own, out_ref.at[row, pl.ds(top, _ROWS), head])
-            plgpu.copy_smem_to_gmem(signs, sign_ref.at[row, head, pl.ds(top, _ROWS)])
-            plgpu.copy_smem_to_gmem(masses, log_mass_ref.at[row, head, pl.ds(top, _ROWS)])
-            plgpu.wait_smem_to_gmem(0)
+    def fetch(ref, smem, here, index, slot):
+        block = place.row, pl.ds(index * tiles.columns, tiles.columns), kv_head
+        plgpu.copy_gmem_to_smem(ref.at[block], smem.at[slot], here.at[slot])
 
-        @pl.when(warpgroup == _WORKERS)
-        def _():
-            plgpu.set_max_registers(40, action="decrease")
-            kv_head = jax.lax.div(head, jnp.int32(sizes.group))
+    fetch_keys = partial(fetch, key_ref, shared.k, shared.k_here)
+    fetch_values = partial(fetch, value_ref, shared.v, shared.v_here)
 
-            def fetch(ref, smem, here, index, slot):
-                block = row, pl.ds(index * tiles.columns, tiles.columns), kv_head
-                plgpu.copy_gmem_to_smem(ref.at[block], smem.at[slot], here.at[slot])
+    if sizes.state_group:
+        state = jax.lax.div(place.head, jnp.int32(sizes.state_group))
+        plgpu.copy_gmem_to_smem(z_ref.at[state], shared.z, shared.z_here)
+        plgpu.copy_gmem_to_smem(of_rows_ref.at[state], shared.z_rows, shared.z_here)
 
-            fetch_keys = partial(fetch, key_ref, k_smem, k_here)
-            fetch_values = partial(fetch, value_ref, v_smem, v_here)
+    def of_stages(do):
+        for stage in range(tiles.stages):
+            pl.when(stage < blocks)(partial(do, jnp.int32(stage)))
 
-            if has_state:
-                z_ref, of_rows_ref = of_state
-                state = jax.lax.div(head, jnp.int32(state_group))
-                plgpu.copy_gmem_to_smem(z_ref.at[state], z_smem, z_here)
-                plgpu.copy_gmem_to_smem(of_rows_ref.at[state], z_rows, z_here)
+    def first(stage):
+        fetch_keys(stage, stage)
+        fetch_values(stage, stage)
 
-            def of_stages(do):
-                for stage in range(tiles.stages):
-                    pl.when(stage < blocks)(partial(do, jnp.int32(stage)))
+    def last(stage):
+        plgpu.barrier_wait(shared.k_free.at[stage])
+        plgpu.barrier_wait(shared.v_free.at[stage])
 
-            def first(stage):
-                fetch_keys(stage, stage)
-                fetch_values(stage, stage)
+    of_stages(first)
 
-            def last(stage):
-                plgpu.barrier_wait(k_free.at[stage])
-                plgpu.barrier_wait(v_free.at[stage])
+    @pl.loop(0, jnp.maximum(blocks - tiles.stages, 0))
+    def _(index):
+        slot = jax.lax.rem(index, jnp.int32(tiles.stages))
+        plgpu.barrier_wait(shared.k_free.at[slot])
+        fetch_keys(index + tiles.stages, slot)
+        plgpu.barrier_wait(shared.v_free.at[slot])
+        fetch_values(index + tiles.stages, slot)
 
-            of_stages(first)
-
-            @pl.loop(0, jnp.maximum(blocks - tiles.stages, 0))
-            def _(index):
-                slot = jax.lax.rem(index, jnp.int32(tiles.stages))
-                plgpu.barrier_wait(k_free.at[slot])
-                fetch_keys(index + tiles.stages, slot)
-                plgpu.barrier_wait(v_free.at[slot])
-                fetch_values(index + tiles.stages, slot)
-
-            of_stages(last)
-
-    pl.run_scoped(
-        body,
-        of_matrix(_WORKERS, _ROWS, width),
-        of_matrix(tiles.stages, tiles.columns, width),
-        of_matrix(tiles.stages, tiles.columns, width),
-        plgpu.SMEM((2, _WORKERS, _ROWS), jnp.float32),
-        of_matrix(width, width) if has_state else None,
-        plgpu.SMEM((3, width), jnp.float32) if has_state else None,
-        plgpu.Barrier(num_barriers=_WORKERS),
-        plgpu.Barrier(num_barriers=tiles.stages),
-        plgpu.Barrier(num_barriers=tiles.stages),
-        plgpu.Barrier(num_arrivals=2) if has_state else None,
-        plgpu.Barrier(num_arrivals=_WORKERS, num_barriers=tiles.stages),
-        plgpu.Barrier(num_arrivals=_WORKERS, num_barriers=tiles.stages),
-        plgpu.Barrier(num_arrivals=_WORKERS),
-        collective_axes="warpgroup",
-    )
+    of_stages(last)
 
 
 def _of_queries(ops, scale, q_smem, z_smem, z_rows):
