@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import RESULTS
-from benchmarks.timing import against, finished, in_rounds, ratio
+from benchmarks.limits import gpu_limits
+from benchmarks.timing import against, finished, in_rounds, many, ratio
 from ntkprefix import FeaturePrefix, TokenPrefix, attention
 from ntkprefix.runs import environment, write_json
 
 CUDNN = "cuDNN by jax.nn, no prefix"
-_SIDE, _BYTES = 8192, 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def main(config: GpuConfig) -> dict[str, Any]:
     Returns:
         What is written to `benchmarks/results/gpu.json`.
     """
-    console, rates = Console(width=130), limits()
+    console, rates = Console(width=130), gpu_limits()
     results: dict[str, Any] = {"config": asdict(config), "environment": environment(), "limits": rates, "rows": []}
     console.print(rates)
     for width, queries, gradient in product(config.width, config.queries, (False, True)):
@@ -82,7 +82,7 @@ def measured(config, queries, width, gradient, rates) -> list[dict[str, Any]]:
         programs = dict(pool.map(compiled, cases))
     for name, _, prefix, inputs in cases:
         bytes_of[name] = int(programs[name].memory_analysis().temp_size_in_bytes)
-        runs[name] = finished(_many(programs[name], config.calls), prefix, *inputs)
+        runs[name] = finished(many(programs[name], config.calls), prefix, *inputs)
     seconds = in_rounds(list(runs.values()), config.rounds) / config.calls
     # Two matrix products forward and five backward, of T^2 / 2 logits with H columns.
     operations = config.tokens * queries / 2 * config.model_width * 2 * (7 if gradient else 2)
@@ -122,34 +122,12 @@ def cases_of(config: GpuConfig, queries: int, width: int) -> Iterator[tuple[str,
         yield f"cudnn, {config.prefix_tokens:,} tokens", ours("cudnn"), TokenPrefix(*tokens), inputs
 
 
-def limits() -> dict[str, float]:
-    """Operations of matrix products in bfloat16, and bytes read and written, per second."""
-    matrix = jax.random.normal(jax.random.key(0), (_SIDE, _SIDE), jnp.bfloat16)
-    numbers = jnp.ones(_BYTES // 2, jnp.bfloat16)
-    products = finished(_many(jax.jit(jnp.matmul), 10), matrix, matrix)
-    copies = finished(_many(jax.jit(jnp.negative), 10), numbers)
-    seconds = in_rounds([products, copies], 5).min(axis=1) / 10
-    return {
-        "operations": float(f"{2 * _SIDE**3 / seconds[0]:.3g}"),
-        "bytes": float(f"{2 * _BYTES / seconds[1]:.3g}"),
-    }
-
-
 def _with_gradients(function):
     def both(prefix, *inputs):
         out, backward = jax.vjp(function, prefix, *inputs)
         return out, backward(inputs[0])  # as good a gradient of the output as any
 
     return both
-
-
-def _many(program, calls):
-    def run(*arguments):
-        for _ in range(calls):
-            result = program(*arguments)
-        return result
-
-    return run
 
 
 def _table(queries: int, width: int, gradient: bool, rows: list[dict[str, Any]]) -> Table:

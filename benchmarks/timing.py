@@ -19,6 +19,17 @@ def finished(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]
     return lambda: jax.block_until_ready(function(*arguments))
 
 
+def many(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
+    """What calls a function so often and returns the last result, without waiting for the others."""
+
+    def run(*arguments: Any) -> Any:
+        for _ in range(calls):
+            result = function(*arguments)
+        return result
+
+    return run
+
+
 def against(seconds: np.ndarray, first: np.ndarray) -> dict[str, Any]:
     """What one case took in every round, in a result file's words: median, and quartiles over what the first took."""
     quartiles = np.quantile(seconds / first, (0.25, 0.5, 0.75))

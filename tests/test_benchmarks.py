@@ -65,7 +65,7 @@ def test_the_gpu_s_cases_are_held_against_the_first(results, monkeypatch):
     assert [name for name, *_ in cases if "tokens" in name] == ["cudnn, 3 tokens"]
     runs_here = [case for case in cases if case[0].startswith("xla")]
     monkeypatch.setattr(gpu, "cases_of", lambda *_: iter(runs_here))
-    monkeypatch.setattr(gpu, "limits", lambda: {"operations": 1e9, "bytes": 1e9})
+    monkeypatch.setattr(gpu, "gpu_limits", lambda: {"operations": 1e9, "bytes": 1e9})
     written = gpu.main(dataclasses.replace(config, rounds=1, calls=1))
     assert read_json(results / "gpu.json")["rows"] == written["rows"]
     assert [(row["case"], row["gradient"]) for row in written["rows"]] == [

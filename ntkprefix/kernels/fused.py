@@ -51,9 +51,8 @@ class Fused:
             return "a GPU that is no Hopper"
         if not scale > 0:
             return "a scale that is not above 0"
-        try:
-            from ntkprefix.kernels import hopper
-        except (ImportError, AttributeError):
+        hopper = _hopper()
+        if hopper is None:
             return "this release of JAX, whose Pallas is another"
         return hopper.unsupported(query, key, value, prefix, options)
 
@@ -96,6 +95,15 @@ class Fused:
         return out, jnp.where(sign < 0, jnp.nan, log_mass)
 
 
+def _hopper() -> Any:
+    """The kernel's module; None where JAX has not what it is made of. Prefixes import kernels, and it imports them."""
+    try:
+        from ntkprefix.kernels import hopper
+    except (ImportError, AttributeError):
+        return None
+    return hopper
+
+
 def _asked(*, local_window_size=None, query_offset=0, **options):
     """The options of `dense.partial_attention`, each None where it asks for nothing."""
     if local_window_size is not None:
@@ -131,10 +139,8 @@ class _Call:
 def _attend(call, query, key, value, lengths, prefix):
     """Output; sign and logarithm of its denominator, 0 and -inf where nothing is seen."""
     if call.kernel.name == "pallas":
-        from ntkprefix.kernels import hopper
-
         played = {"interpret": call.kernel.interpret}
-        return hopper.forward(query, key, value, prefix, scale=call.scale, is_causal=call.is_causal, **played)
+        return _hopper().forward(query, key, value, prefix, scale=call.scale, is_causal=call.is_causal, **played)
     out, log_sum = cudnn.forward(query, key, value, lengths, **call.of_cudnn)
     seen = _sees_something(call, query.shape[1], key.shape[1], lengths)
     if seen is not None:
