@@ -24,6 +24,8 @@ from ntkprefix.runs import write_bytes
 from ntkprefix.texts import Example, for_decoder, for_encoder, load_texts
 from ntkprefix.train import TrainConfig, TrainResult
 
+# Ends a free answer, in training as in what is generated.
+_END = "\n"
 # Rows that an adapter's start is calibrated on.
 _CALIBRATION = 32
 
@@ -208,7 +210,7 @@ class _Answers:
         kept, held = _split(config, labels)
         tested = _chosen(config.test_rows, np.array([example.label for example in texts.test]), seed=0)
         train, self._held, self._test = (
-            for_decoder(_take(part, chosen), tokenizer, config.length)
+            for_decoder(_take(part, chosen), tokenizer, config.length, end="" if texts.choices else _END)
             for part, chosen in ((texts.train, kept), (texts.train, held), (texts.test, tested))
         )
         self._wanted = [example.answer.strip() for example in _take(texts.test, tested)]
@@ -247,7 +249,7 @@ class _Answers:
             chosen = self._task.choose(params, self._test, self._choices, on_batch=on_batch)
             right = chosen == self._labels
             return {"accuracy": float(np.mean(right)), **found, "right": _digits(right)}
-        made = self._task.generate(params, self._test, self._task.longest + 1, on_batch=on_batch)
+        made = self._task.generate(params, self._test, self._task.longest, on_batch=on_batch)
         right = [
             _first_line(self._tokenizer.decode(tokens)) == wanted
             for tokens, wanted in zip(made, self._wanted, strict=True)
@@ -268,7 +270,7 @@ def _digits(right: Sequence[bool] | np.ndarray) -> str:
 
 
 def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0].strip()
+    return text.strip().partition(_END)[0].strip()
 
 
 def _take(rows: Sequence[Example], chosen: np.ndarray) -> list[Example]:

@@ -67,13 +67,15 @@ def for_encoder(examples: Sequence[Example], tokenizer: Tokenizer, length: int) 
     return Texts(tokens, mask, pad([each.type_ids for each in encoded], length=length).tokens)
 
 
-def for_decoder(examples: Sequence[Example], tokenizer: Tokenizer, length: int) -> Answers:
+def for_decoder(examples: Sequence[Example], tokenizer: Tokenizer, length: int, *, end: str = "") -> Answers:
     """Each question's tokens and its answer's behind them, cut apart at the answer whatever the text around it.
 
     Args:
         examples: with `prompt` and `answer`.
         tokenizer: of the model.
         length: T; of what is longer, the question's first tokens are cut off.
+        end: follows every answer and is part of it, so that a model learns where answers end: a line's end for free
+            answers; nothing for choices, which are told by their first token.
 
     Returns:
         Tokens, and where answers start and end.
@@ -84,7 +86,7 @@ def for_decoder(examples: Sequence[Example], tokenizer: Tokenizer, length: int) 
     checks.at_least(2, "for_decoder", length=length)
     rows, starts = [], []
     for example in examples:
-        answer = tokenizer.encode(example.answer, special=False)
+        answer = tokenizer.encode(example.answer + end, special=False) if example.answer else []
         if not 0 < len(answer) < length:
             raise ValueError(
                 f"for_decoder: expected an answer of 1 to {length - 1} tokens, got {len(answer)}: "

@@ -118,6 +118,7 @@ def test_free_answers_of_a_language_model(tmp_path):
     options = ["--model", "decoder", "--task", "prompt", "--data-dir", str(texts(tmp_path / "data", rows))]
     results = trained(tmp_path / "run", *options, "--adapter", "lora:targets=up/down", "--learning-rate", "0.1")
     assert set(results["test"]) == {"exact_match", "loss", "right"}
+    assert results["test"]["exact_match"] == 1.0
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
     assert "exact match" in (tmp_path / "page.html").read_text()
 

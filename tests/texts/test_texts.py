@@ -130,6 +130,12 @@ def test_answers_follow_questions_which_are_cut_at_their_start():
     assert answers.lengths.tolist() == [5, 2]
 
 
+def test_an_answers_end_is_part_of_it():
+    answers = for_decoder([Example("one two", "three"), Example("four", "five")], word_tokenizer(), 4, end=" six")
+    assert [spelt(row) for row in answers.tokens] == ["one two three six", "four five six pad"]
+    assert (answers.lengths - answers.starts).tolist() == [2, 2]
+
+
 def test_pairs_have_segments_and_the_longer_text_is_cut():
     rows = [Example("", "", ("one two", "one two three four five six"), 0), Example("", "", ("six",), 1)]
     texts = for_encoder(rows, word_tokenizer(special=True), 8)
@@ -143,6 +149,7 @@ def test_pairs_have_segments_and_the_longer_text_is_cut():
     ("wrong", "message"),
     [
         (lambda: for_decoder([Example("one", "")], word_tokenizer(), 5), "an answer of 1 to 4 tokens, got 0: ''"),
+        (lambda: for_decoder([Example("one", "")], word_tokenizer(), 5, end=" six"), "answer of 1 to 4 tokens, got 0"),
         (lambda: for_decoder([Example("one", "two " * 5)], word_tokenizer(), 5), "got 5: 'two two"),
         (
             lambda: for_decoder([Example("", "two")], word_tokenizer(), 5),
