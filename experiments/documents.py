@@ -11,26 +11,25 @@ from typing import Any
 import numpy as np
 
 from benchmarks import RESULTS as BENCHMARKS
-from benchmarks.timing import ratio
-from experiments import RESULTS, plots, summary, tables
+from experiments import RESULTS, plots
 from experiments import real_kernels as real_models
 from experiments.algebra import PATH as JOINED
 from experiments.algebra_table import algebra
 from experiments.compression import PATH
 from experiments.compression_table import compression
-from experiments.fields import FIELDS, OURS, PROBED
+from experiments.field_table import field_results, field_table
 from experiments.scale import FAINT
 from experiments.speed import attention_speed, cost, gpu_speed, kernels_speed, models_speed
 from ntkprefix.commands import plan
-from ntkprefix.records import seeds
 from ntkprefix.report import number
 from ntkprefix.runs import read_json, write_bytes
 from theory.verify import cautions
 
 _ROOT = Path(__file__).parents[1]
 README = _ROOT / "README.md"
-PREFIXES, THEORY, SPEED, COMPRESSION, ALGEBRA, PARALLEL = (
-    _ROOT / "docs" / f"{name}.md" for name in ("prefixes", "theory", "speed", "compression", "algebra", "parallel")
+PREFIXES, THEORY, SPEED, COMPRESSION, ALGEBRA, PARALLEL, TASKS = (
+    _ROOT / "docs" / f"{name}.md"
+    for name in ("prefixes", "theory", "speed", "compression", "algebra", "parallel", "tasks")
 )
 
 
@@ -81,73 +80,9 @@ def language() -> str:
     return field_table("language")
 
 
-def field_table(field: str) -> str:
-    """Every method on every task of a field that has a result file."""
-    tables = field_results(field)
-    methods = [row["method"] for row in tables[0]["rows"]]
-    first, where, steps = tables[0], tables[0]["environment"], _step_times(field)
-    columns = ["method", "trained numbers", *(table["task"] for table in tables)]
-    columns += ["mean"] * (len(tables) > 1) + ["step"] * bool(steps) + ["MB"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for method in methods:
-        row = _row(first, method)
-        cells = [method, f"{row['adapter_parameters']:,}"]
-        cells += [seeds.plus_minus(seeds.of_seeds(table, method)) for table in tables]
-        cells += [seeds.plus_minus(seeds.of_field(tables, method))] * (len(tables) > 1)
-        # Linear probing computes features once: its steps are another thing.
-        cells += [steps.get(method, "")] * bool(steps)
-        cells += [f"{row['step_megabytes']:,.0f}" if row["step_megabytes"] else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    sizes = "; ".join(table["rows"][0]["data"] for table in tables)
-    times = (
-        f"step: time of a training step over that of {OURS}, median and quartiles of rounds in which all take one, by "
-        f"`python -m experiments.step_times {field}`; "
-        if steps
-        else ""
-    )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{first['model']}: accuracy on held-out rows, mean over {len(first['seeds'])} seeds and half of its 95 % "
-            f"interval over them; numbers trained besides the head's; {times}MB: working memory of the compiled step, "
-            f"for {first['task']} ({where['processor']}, {where['cores']} cores). {sizes}. "
-            f"Step sizes are chosen by one rule for all methods, on training rows held back; the head first trains "
-            f"alone. Remade by `python -m experiments.tables {field} --data-root FOLDER`.",
-            "",
-            *(f"- {_ahead(tables, other)}" for other in methods if other not in (OURS, PROBED)),
-            *(f"- {sentence}" for sentence in seeds.diverged(tables)),
-        ]
-    )
-
-
-def field_results(field: str) -> list[dict[str, Any]]:
-    """What the result files say of the tasks on which every method is measured, in the field's order."""
-    paths = [tables.path_of(field, task) for task in FIELDS[field].tasks]
-    found = [read_json(path) for path in paths if path.exists()]
-    return [table for table in found if len(table["rows"]) == len(FIELDS[field].methods)]
-
-
-def _step_times(field: str) -> dict[str, str]:
-    """Of every method, if they have been measured."""
-    path = tables.path_of(field, "step_times")
-    rows = read_json(path)["rows"] if path.exists() else []
-    return {row["method"]: ratio(row["relative_time"]) for row in rows}
-
-
-def _row(table: dict[str, Any], method: str) -> dict[str, Any]:
-    return next(row for row in table["rows"] if row["method"] == method)
-
-
-def _ahead(tables: list[dict[str, Any]], other: str) -> str:
-    """How NTK-Attention compares with another method, in pairs."""
-    gain = summary.ahead(tables, OURS, other)
-    where = "in the mean over tasks" if len(tables) > 1 else f"on {tables[0]['task']}"
-    surely = "ahead of" if gain.low > 0 else "behind" if gain.high < 0 else "neither surely ahead of nor surely behind"
-    return (
-        f"{OURS} is {surely} {other}: {100 * gain.value:+.1f} points {where}, 95 % interval of pairs "
-        f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}."
-    )
+def language_smollm2() -> str:
+    """Every method on every set of texts, by the likelihood that SmolLM2 gives the answers."""
+    return field_table("language-smollm2")
 
 
 def verify() -> str:
@@ -249,6 +184,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     COMPRESSION: (compression,),
     ALGEBRA: (algebra,),
     PARALLEL: (planned,),
+    TASKS: (language_smollm2,),
 }
 
 

@@ -43,15 +43,16 @@ def difference(results: dict[str, Any], method: str, other: str) -> intervals.Es
     return intervals.mean(right[method] - right[other])
 
 
-def ahead(tables: Sequence[dict[str, Any]], method: str, other: str) -> intervals.Estimate:
-    """How much larger a share of the test rows one method gets right than another, in the mean over tasks, in pairs.
+def ahead(tables: Sequence[dict[str, Any]], method: str, other: str, what: str = "right") -> intervals.Estimate:
+    """How much larger a share of the test rows one method gets right than another, or how much smaller its loss is, in
+    the mean over tasks, in pairs.
 
     The pairs are runs with one seed, which take the same rows in the same order.
     """
-    gains = []
+    gains, sign = [], 1 if what == "right" else -1
     for table in tables:
-        first, second = means(table, method), means(table, other)
-        gains.append({seed: first[seed] - second[seed] for seed in first if seed in second})
+        first, second = means(table, method, what), means(table, other, what)
+        gains.append({seed: sign * (first[seed] - second[seed]) for seed in first if seed in second})
     return over_seeds(gains)
 
 

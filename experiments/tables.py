@@ -102,7 +102,7 @@ def main(config: TablesConfig) -> dict[str, dict[str, Any]]:
                 bar.update(total, description=f"{name}, {method}")
                 adapter = field.adapter(method)
                 found = _measured(task, adapter, pieces, config, watch)
-                row = {"method": method, "adapter": adapter, "commit": where["commit"], **found}
+                row = {"method": method, "adapter": adapter, **made_by(where), **found}
                 path = path_of(config.field, name)
                 rows = _with_others(row, path, about, list(field.methods))
                 results[name] = {"environment": where, **about, "rows": rows}
@@ -112,16 +112,23 @@ def main(config: TablesConfig) -> dict[str, dict[str, Any]]:
 
 
 def _with_others(row: dict[str, Any], path: Path, about: dict[str, Any], order: list[str]) -> list[dict[str, Any]]:
-    """A table with a row anew: the other methods' are those that a file has of the same task, with their commits."""
+    """A table with a row anew: the other methods' are those that a file has of the same task, with what made them."""
     there = read_json(path) if path.exists() else {}
     if {name: there.get(name) for name in about} != json.loads(json.dumps(about)):
         return [row]
     others = [
-        {"commit": there["environment"]["commit"], **other}
+        {**made_by(there["environment"]), **other}
         for other in there["rows"]
         if other["method"] in order and other["method"] != row["method"]
     ]
     return sorted([row, *others], key=lambda each: order.index(each["method"]))
+
+
+def made_by(where: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of each row, since rows of one table may be made on other days and machines."""
+    on_cpu = where["platform"] == "cpu"
+    machine = f"{where['processor']}, {where['cores']} cores" if on_cpu else where["device"]
+    return {"commit": where["commit"], "machine": machine}
 
 
 def path_of(field: str, task: str) -> Path:

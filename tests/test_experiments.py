@@ -14,6 +14,7 @@ from benchmarks import attention
 from experiments import compare as comparison
 from experiments import documents, notebooks, plots, summary, tables
 from experiments.compare import compare
+from experiments.field_table import field_results
 from experiments.fields import FIELDS, METHODS
 from ntkprefix.adapters import load_adapter
 from ntkprefix.images import ImageData, load_images
@@ -149,15 +150,14 @@ def test_a_method_that_diverges_takes_no_other_with_it(digits_table, tmp_path, m
     ]
 
 
-COMMITTED = [
-    pytest.param(table, id=f"{name}-{table['task']}") for name in FIELDS for table in documents.field_results(name)
-]
+COMMITTED = [pytest.param(table, id=f"{name}-{table['task']}") for name in FIELDS for table in field_results(name)]
 
 
 @pytest.mark.parametrize("table", COMMITTED)
 def test_what_was_chosen_is_the_smallest_of_the_best_that_were_tried(table):
     field = FIELDS[table["field"]]
-    assert [row["method"] for row in table["rows"]] == list(field.methods)
+    made = [row["method"] for row in table["rows"]]
+    assert made == [method for method in field.methods if method in made]
     for row in table["rows"]:
         losses = [math.inf if loss is None else loss for loss in row["tried"]["losses"]]
         as_good = [loss <= 1.01 * min(losses) for loss in losses]

@@ -105,15 +105,17 @@ def test_of_step_sizes_that_do_equally_well_the_smallest_is_taken(log, tmp_path,
     assert row["step_size"] == pytest.approx(0.1)
 
 
-def test_other_methods_of_a_table_keep_their_rows_and_commits(log, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "environment", lambda: {"commit": "first"})
+def test_other_methods_of_a_table_keep_their_rows_with_what_made_them(log, tmp_path, monkeypatch):
+    on_gpu = {"commit": "first", "platform": "gpu", "device": "NVIDIA H200", "processor": "Xeon", "cores": 16}
+    monkeypatch.setattr(tables, "environment", lambda: on_gpu)
     main(config(tmp_path, methods=(OURS, "LoRA, r = 8")))
-    monkeypatch.setattr(tables, "environment", lambda: {"commit": "second"})
+    on_cpu = {"commit": "second", "platform": "cpu", "device": "cpu", "processor": "EPYC", "cores": 2}
+    monkeypatch.setattr(tables, "environment", lambda: on_cpu)
     rows = main(config(tmp_path, methods=("head only", OURS)))["clothing"]["rows"]
-    assert [(row["method"], row["commit"]) for row in rows] == [
-        ("head only", "second"),
-        ("LoRA, r = 8", "first"),
-        (OURS, "second"),
+    assert [(row["method"], row["commit"], row["machine"]) for row in rows] == [
+        ("head only", "second", "EPYC, 2 cores"),
+        ("LoRA, r = 8", "first", "NVIDIA H200"),
+        (OURS, "second", "EPYC, 2 cores"),
     ]
     # of other settings none stays
     rows = main(config(tmp_path, methods=(OURS,), seeds=(3, 4, 5)))["clothing"]["rows"]

@@ -39,14 +39,14 @@ def of_runs(values: Sequence[float], right: str = "") -> Estimate:
     return Estimate(values[0] if values else math.nan, math.nan, math.nan)
 
 
-def of_seeds(table: Mapping[str, Any], method: str) -> Estimate:
-    """What the seeds of one method in a task's table found that did not diverge, as a share of the test rows."""
-    return of_runs(list(means(table, method).values()))
+def of_seeds(table: Mapping[str, Any], method: str, what: str = "right") -> Estimate:
+    """What the seeds of one method in a task's table found that did not diverge, see `means`."""
+    return of_runs(list(means(table, method, what).values()))
 
 
-def of_field(tables: Sequence[Mapping[str, Any]], method: str) -> Estimate:
+def of_field(tables: Sequence[Mapping[str, Any]], method: str, what: str = "right") -> Estimate:
     """Likewise of the mean over a field's tasks."""
-    return over_seeds([means(table, method) for table in tables])
+    return over_seeds([means(table, method, what) for table in tables])
 
 
 def over_seeds(values: Sequence[Mapping[int, float]]) -> Estimate:
@@ -55,11 +55,11 @@ def over_seeds(values: Sequence[Mapping[int, float]]) -> Estimate:
     return of_runs([float(np.mean([each[seed] for each in values])) for seed in sorted(seeds)])
 
 
-def means(table: Mapping[str, Any], method: str) -> dict[int, float]:
-    """Of every seed that finished, the share of test rows that is right."""
+def means(table: Mapping[str, Any], method: str, what: str = "right") -> dict[int, float]:
+    """Of every seed that finished, the share of test rows that is right, or with `what` "loss" its loss on them."""
     tests = next(row["tests"] for row in table["rows"] if row["method"] == method)
     return {
-        seed: float(bits(test["right"]).mean())
+        seed: float(bits(test["right"]).mean()) if what == "right" else test[what]
         for seed, test in zip(table["seeds"], tests, strict=True)
         if test is not None
     }
