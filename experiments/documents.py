@@ -18,6 +18,7 @@ from experiments.algebra_table import algebra
 from experiments.compression import PATH
 from experiments.compression_table import compression
 from experiments.field_table import field_results, field_table
+from experiments.many_shot_table import many_shot
 from experiments.scale import FAINT
 from experiments.speed import attention_speed, cost, gpu_speed, kernels_speed, models_speed
 from ntkprefix.commands import plan
@@ -181,7 +182,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     PREFIXES: (scale,),
     THEORY: (real_kernels,),
     SPEED: (attention_speed, gpu_speed, models_speed, kernels_speed),
-    COMPRESSION: (compression,),
+    COMPRESSION: (compression, many_shot),
     ALGEBRA: (algebra,),
     PARALLEL: (planned,),
     TASKS: (language_smollm2,),

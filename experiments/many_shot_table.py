@@ -1,0 +1,59 @@
+"""The table of compressed examples in `docs/compression.md`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.many_shot import PATH
+from ntkprefix.records.seeds import bits
+from ntkprefix.runs import read_json
+from theory import intervals
+
+
+def many_shot() -> str:
+    """What of the help of many examples each method keeps, and how often answers are right."""
+    results = read_json(PATH)
+    config, where, tasks = results["config"], results["environment"], results["tasks"]
+    columns = ["method"]
+    for task in tasks:
+        columns += [f"{task['task']}, kept", "right"] if task["classes"] else [f"{task['task']}, kept"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for method in [row["method"] for row in tasks[0]["rows"]]:
+        cells = [_NAMES.get(method, method)]
+        for task in tasks:
+            row = _row(task, method)
+            cells += [f"{_kept(task, row):.2f}"] + ([_right(row)] if task["classes"] else [])
+        lines.append(f"| {' | '.join(cells)} |")
+    shown = ", ".join(f"{task['examples']} of {task['task']}" for task in tasks)
+    gains = ", ".join(
+        f"{_row(task, 'all')['log_likelihood'] - _row(task, 'none')['log_likelihood']:.2f} for {task['task']}"
+        for task in tasks
+    )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{config['model']}; the examples that {config['tokens']:,} tokens hold ({shown}), compressed "
+            f"{config['budget']}, before {tasks[0]['test_rows']} test questions each. Kept: share of the examples' "
+            f"gain in the log-likelihood of the right answer, which is {gains} nats an answer. Right: share of "
+            f"questions whose likeliest class is the right one, with Wilson's 95 % interval ({where['processor']}, "
+            f"{where['cores']} cores). Remade by `python -m experiments.many_shot --data-root FOLDER`.",
+        ]
+    )
+
+
+_NAMES = {"none": "no examples", "all": "all, not compressed"}
+
+
+def _row(task: dict[str, Any], method: str) -> dict[str, Any]:
+    return next(row for row in task["rows"] if row["method"] == method)
+
+
+def _kept(task: dict[str, Any], row: dict[str, Any]) -> float:
+    without, whole = (_row(task, name)["log_likelihood"] for name in ("none", "all"))
+    return float((row["log_likelihood"] - without) / (whole - without))
+
+
+def _right(row: dict[str, Any]) -> str:
+    found = intervals.share(bits(row["right"]))
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
