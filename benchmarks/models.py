@@ -57,7 +57,7 @@ class Workload(NamedTuple):
     peers: dict[str, tuple[str, int]]
 
 
-_LORA, _STATE = "LoRA, r = 8", "features:share=0.3"
+_LORA, _STATE = "LoRA, r = 8", "features:share=0.1"
 WORKLOADS = (
     Workload("training", "dinov2", 32, 98, 0, {STATE: _STATE, _LORA: "lora"}, {f"PEFT, {_LORA}": ("lora", 8)}),
     Workload(

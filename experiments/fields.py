@@ -21,7 +21,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "LoRA, a state's size": "lora:rank={rank},alpha={twice_rank}",
         "P-Tuning v2, 10 tokens": "tokens:length=10,start=mean",
         SAME_SIZE: "tokens:length={tokens},start=mean",
-        OURS: "features:share=0.3",
+        OURS: "features:share=0.1",
         "measure, 8 clouds": "measure:components=8,rank=2",
     }
 )
@@ -32,22 +32,22 @@ _WITHOUT_HEAD = MappingProxyType({name: method for name, method in METHODS.items
 ABLATIONS: Mapping[str, str] = MappingProxyType(
     {
         "Z, k from 0 (a no-op)": "features",
-        "share 0.1": "features:share=0.1",
         OURS: METHODS[OURS],
+        "share 0.3": "features:share=0.3",
         "share 1": "features:share=1.0",
-        "scale and centre fixed": "features:share=0.3,train_scale=False",
-        "one scale, no centre": "features:share=0.3,calibration=harmonic",
-        "k by softplus": "features:share=0.3,positive=softplus",
-        "rank 1": "features:share=0.3,rank=1",
-        "rank 4": "features:share=0.3,rank=4",
-        "rank 16": "features:share=0.3,rank=16",
+        "scale and centre fixed": "features:share=0.1,train_scale=False",
+        "one scale, no centre": "features:share=0.1,calibration=harmonic",
+        "k by softplus": "features:share=0.1,positive=softplus",
+        "rank 1": "features:share=0.1,rank=1",
+        "rank 4": "features:share=0.1,rank=4",
+        "rank 16": "features:share=0.1,rank=16",
         "k off (additive memory)": "features:normalised=False",
-        "phi: Taylor, degree 0": "features:share=0.3,feature_map=taylor/0",
-        "phi: 64 random features": "features:share=0.3,feature_map=favor/64",
-        "phi: 256 random features": "features:share=0.3,feature_map=favor/256",
+        "phi: Taylor, degree 0": "features:share=0.1,feature_map=taylor/0",
+        "phi: 64 random features": "features:share=0.1,feature_map=favor/64",
+        "phi: 256 random features": "features:share=0.1,feature_map=favor/256",
         "LoRA on q alone": "lora:rank=8,targets=query",
         "LoRA on v alone": "lora:rank=8,targets=value",
-        "LoRA, r = 4, and NTK-Attention": "lora:rank=4+features:share=0.3",
+        "LoRA, r = 4, and NTK-Attention": "lora:rank=4+features:share=0.1",
         **{f"{M:,} tokens": f"tokens:length={M},start=mean" for M in (1, 3, 10, 33, 100, 300, 1000)},
     }
 )
@@ -70,7 +70,7 @@ class Field:
         tasks: by the names of their data sets.
         methods: by their names.
         tokens: the prefix tokens per layer that are as many numbers as a state, R(Hv + 1) + H + 1 of a head of width H
-            for H + Hv of a token, rounded.
+            for H + Hv of a token, rounded. (Training takes Hv more, see `FeatureAdapter`.)
         rank: of LoRA on q and v that is as many numbers as a state per head, rounded.
     """
 

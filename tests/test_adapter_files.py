@@ -84,12 +84,12 @@ def test_damaged_files_are_named(file, content, message, tmp_path):
 
 Z, K, SCALE = np.zeros((2, 3, 4, 5), np.float32), np.zeros((2, 3, 4), np.float32), np.zeros((2, 3), np.float32)
 PLAIN = {"calibration": "harmonic"}
-WHOLE = {"Z": Z, "k": K, "log_scale": SCALE}
+WHOLE = {"Z": Z, "k": K, "log_scale": SCALE, "value": np.zeros((2, 3, 5), np.float32)}
 LORA = {"targets": ["query"], "rank": 2}
 DOWN, UP = np.zeros((2, 6, 2), np.float32), np.zeros((2, 2, 6), np.float32)
 HOSTILE = {
-    "an array missing": ("features", PLAIN, {"Z": Z, "k": K}, "arrays of FeatureAdapter, Z, k, log_scale, got Z, k"),
-    "an array too many": ("features", PLAIN, WHOLE | {"x": K}, "got Z, k, log_scale, x"),
+    "an array missing": ("features", PLAIN, {"Z": Z, "k": K}, "FeatureAdapter, Z, k, log_scale, value, got Z, k"),
+    "an array too many": ("features", PLAIN, WHOLE | {"x": K}, "got Z, k, log_scale, value, x"),
     "an array within one": ("features", PLAIN, WHOLE | {"Z.a": K}, "got Z, Z.a, k"),
     "a full one within one": ("full", {}, {"a": K, "a.b": K}, "expected one array called a"),
     "another adapter's": ("tokens", {"length": 2}, WHOLE, "arrays of TokenAdapter, keys, values"),

@@ -17,15 +17,15 @@ from ntkprefix.models.statistics import AttentionStatistics
 from ntkprefix.prefixes import FeaturePrefix, TokenPrefix
 from ntkprefix.prefixes.least_squares import fit_state
 
-# Of the step size, for a state's scale and centre. Found by trying, on few data; no committed result rests on it yet.
-_SCALE_STEP = 0.1
+# The share whose unit a state that starts without one steps by.
+_UNIT_SHARE = 0.1
 # Below it the softplus of a start from tokens would have no gradient to speak of.
 _LEAST_K = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureAdapter:
-    r"""A trained feature state per head: L N (R (Hv + 1) + H + 1) parameters, however long a prefix it stands for.
+    r"""A trained feature state per head: L N (R (Hv + 1) + H + Hv + 1) parameters, however long a prefix it stands for.
 
     It starts as a no-op, Z = k = 0, with live gradients for both, or, with a `share`, as a prefix of the model's mean
     values; and on the input's own scale, query by query. The
@@ -33,6 +33,13 @@ class FeatureAdapter:
     scale weighs e^{-28} in some layers of a real model, and with one for all queries of a head e^{-85} for the typical
     query of another. So the prefix lies around a point c in key space, and its log-mass s + beta q.c + log phi(q).k
     follows the input's.
+
+    What is trained of Z is the prefix's value v, the same for all queries, and what differs between them,
+
+    $$ Z = k v^T + D. $$
+
+    The states are the same, but AdamW steps every number by as much: the R rows of a Z trained as it is would move the
+    value by all their steps together, long before they tell queries apart.
 
     Attributes:
         feature_map: phi; its features may not be negative, so that k >= 0 keeps the denominator positive.
@@ -43,9 +50,9 @@ class FeatureAdapter:
             compared with.
         train_scale: whether each head's s and c are trained too.
         heads: a state for every query head, or one for each key-value head that its query heads share.
-        rank: of Z, a product [R, rank] [rank, Hv]; 0 for Z itself.
-        normalised: k is trained. Without it Z is an additive memory (arXiv 2506.13674): nothing is added to the
-            denominator, and the output is the input's plus phi(q)^T Z over the input's mass.
+        rank: of D, a product [R, rank] [rank, Hv]; 0 for D itself.
+        normalised: k is trained. Without it D is an additive memory (arXiv 2506.13674): nothing is added to the
+            denominator, and the output is the input's plus phi(q)^T D over the input's mass.
         share: the prefix's mass over the input's at the start, about, on average over queries; all of it at each head's
             mean value. 0 is a no-op. Above it k is off the edge k >= 0, and attention starts a little smoothed.
         positive: how k >= 0 is kept. `projection`: k itself is trained, and every step ends at the nearest k >= 0.
@@ -87,7 +94,7 @@ class FeatureAdapter:
     def axes(self) -> dict[str, str]:
         """Axis letters of every parameter, by its name; N is K for shared heads."""
         Z = {"down": "L N R rank", "up": "L N rank Hv"} if self.rank else {"Z": "L N R Hv"}
-        k = {"k": "L N R"} if self.normalised else {}
+        k = {"value": "L N Hv", "k": "L N R"} if self.normalised else {}
         centre = {"centre": "L N H"} if self.calibration == "centred" else {}
         return {"log_scale": "L N", **centre, **Z, **k}
 
@@ -96,10 +103,10 @@ class FeatureAdapter:
         return {"rank": self.rank} if self.rank else {}
 
     def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
-        """`Z` [L, N, R, Hv], `k` [L, N, R], `log_scale` [L, N] and `centre` [L, N, H]; with a rank `down`
-        [L, N, R, rank] and `up` [L, N, rank, Hv] for Z.
+        """`Z` [L, N, R, Hv], which is D, `value` [L, N, Hv], `k` [L, N, R], `log_scale` [L, N] and `centre` [L, N, H];
+        with a rank `down` [L, N, R, rank] and `up` [L, N, rank, Hv] for D.
 
-        Nothing is random but `down`; `up` is zero where Z is.
+        Nothing is random but `down`; `up` and D are zero.
         """
         centred = self.calibration == "centred"
         own_scale = statistics.log_centred_mass if centred else statistics.log_harmonic_mass
@@ -117,17 +124,13 @@ class FeatureAdapter:
         params = {"log_scale": own_scale - math.log(features)} | ({"centre": centre} if centred else {})
         if self.rank:
             down = jax.random.normal(key, (layers, heads, features, self.rank)) / math.sqrt(self.rank)
-            up = jnp.zeros((layers, heads, self.rank, values))
-            if self.share:
-                down, up = down.at[..., 0].set(self.share), up.at[..., 0, :].set(value)
-            params |= {"down": down, "up": up}
+            params |= {"down": down, "up": jnp.zeros((layers, heads, self.rank, values))}
         else:
-            params |= {"Z": jnp.broadcast_to(self.share * value[:, :, None], (layers, heads, features, values))}
-        return params | (
-            {"k": self._trained(jnp.full((layers, heads, features), self.share, own_scale.dtype))}
-            if self.normalised
-            else {}
-        )
+            params |= {"Z": jnp.zeros((layers, heads, features, values))}
+        if not self.normalised:
+            return params
+        k = jnp.full((layers, heads, features), self.share, own_scale.dtype)
+        return params | {"value": value, "k": self._trained(k)}
 
     def init_from(
         self,
@@ -168,12 +171,15 @@ class FeatureAdapter:
             state = FeaturePrefix.from_tokens(keys, values, feature_map=self.feature_map, recentre=centred)
         else:
             state = self._fitted(tokens, model, statistics, queries)
-        params = {"log_scale": state.log_scale, "k": self._trained(state.k)} | (
+        mass = jnp.maximum(jnp.sum(state.k, axis=-1, keepdims=True), jnp.finfo(state.k.dtype).tiny)
+        value = jnp.sum(state.Z, axis=-2) / mass
+        Z = state.Z - state.k[..., None] * value[..., None, :]
+        params = {"log_scale": state.log_scale, "value": value, "k": self._trained(state.k)} | (
             {"centre": state.centre} if centred else {}
         )
         if not self.rank:
-            return params | {"Z": state.Z}
-        left, sizes, right = jnp.linalg.svd(state.Z, full_matrices=False)
+            return params | {"Z": Z}
+        left, sizes, right = jnp.linalg.svd(Z, full_matrices=False)
         root = jnp.sqrt(sizes[..., : self.rank])
         down, up = left[..., : self.rank] * root[..., None, :], root[..., None] * right[..., : self.rank, :]
         return params | {"down": down, "up": up}
@@ -207,11 +213,15 @@ class FeatureAdapter:
             k = jnp.zeros(Z.shape[:-1])
         else:
             k = (jax.nn.softplus if self.positive == "softplus" else nonnegative)(params["k"])
+            Z = Z + k[..., None] * params["value"][..., None, :]
         return Adaptation(prefixes=FeaturePrefix(Z, k, self.feature_map, log_scale, centre))
 
     def step_factors(self, params: PyTree) -> dict[str, float]:
-        """A tenth for scale and centre: a step of theirs moves a whole head's prefix, one of Z a single number."""
-        return {name: _SCALE_STEP if name in ("log_scale", "centre") else 1.0 for name in params}
+        """Of k and D the share over sqrt(R): R features that step at once move mass and value by as much as one step of
+        the log scale and of v does, if their directions are as good as random.
+        """
+        unit = (self.share or _UNIT_SHARE) / math.sqrt(params["down" if self.rank else "Z"].shape[-2])
+        return {name: unit if name in ("Z", "down", "up", "k") else 1.0 for name in params}
 
     def project(self, params: PyTree) -> PyTree:
         """With k >= 0: under the clip alone an optimiser could carry k so far below zero that it never came back."""

@@ -25,7 +25,7 @@ from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 
 # Near the best of those tried in most tables of `experiments`, whose result files have the rest.
-_STEP_SIZES = {"full": 3e-5, "lora": 3e-3, "measure": 3e-2}
+_STEP_SIZES = {"full": 3e-5, "lora": 3e-3, "measure": 3e-2, "features": 3e-2}
 _STEP_SIZE = 1e-1
 
 
@@ -34,7 +34,7 @@ def usual_step_size(adapter: str) -> float:
 
     Example:
         >>> from ntkprefix.commands.train import usual_step_size
-        >>> usual_step_size("lora:rank=4+features:share=0.3")
+        >>> usual_step_size("lora:rank=4+features:share=0.1")
         0.003
     """
     return min(_STEP_SIZES.get(part.partition(":")[0], _STEP_SIZE) for part in adapter.split("+"))
@@ -82,7 +82,7 @@ class Config:
     """
 
     model: str = "dinov2"
-    adapter: str = "features:share=0.3"
+    adapter: str = "features:share=0.1"
     task: str = "images"
     data_dir: Path | None = None
     out: Path | None = None

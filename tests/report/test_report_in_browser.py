@@ -35,7 +35,7 @@ def ordinary(folder):
     """Four methods; one of them has three seeds."""
     falling = [2.0 * math.exp(-step / 80) for step in range(3000)]
     runs = [train_run(folder / f"lora-{seed}", losses=falling, seed=seed) for seed in range(3)]
-    others = ("features:share=0.3", "tokens:length=10", "full")
+    others = ("features:share=0.1", "tokens:length=10", "full")
     return [*runs, *(train_run(folder / name[:5], adapter=name, losses=falling[:200]) for name in others)]
 
 
