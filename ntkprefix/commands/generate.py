@@ -1,4 +1,4 @@
-"""`ntkprefix generate`: text from a model, behind a compressed prompt or behind nothing."""
+"""`ntkprefix generate`: texts from a model, behind compressed prompts or behind nothing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ntkprefix import checks
 from ntkprefix.models import generate, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
-from ntkprefix.prompts import load_prompt
+from ntkprefix.prompts import StoredPrompt, batch_prompts, load_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,9 @@ class Config:
     Attributes:
         model: "smollm2", whose weights a package carries; a model folder, a GGUF file, or the name of a model on the
             Hugging Face hub. Causal.
-        prefix: a file of `ntkprefix compress`, which must be of the same model; nothing if absent.
-        text: to continue; read from the standard input if absent.
+        prefix: a file of `ntkprefix compress`, which must be of the same model; nothing if absent. One for all texts,
+            or as many as there are texts, each of which is behind its own.
+        text: to continue, one or several, which are answered together; read from the standard input if absent.
         new: how many tokens to make.
         temperature: of the softmax that tokens are drawn from; 0 takes the likeliest.
         top_p: tokens are drawn from the smallest set of likeliest ones that has this probability.
@@ -35,8 +35,8 @@ class Config:
     """
 
     model: str = "smollm2"
-    prefix: Path | None = None
-    text: str | None = None
+    prefix: tuple[Path, ...] = ()
+    text: tuple[str, ...] = ()
     new: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
@@ -48,36 +48,48 @@ class Config:
 
 
 def main(config: Config) -> int:
-    """Print the text's continuation.
+    """Print every text with its continuation, an empty line between them.
 
     Returns:
         0.
 
     Raises:
         FileNotFoundError: no such model or file.
-        ValueError: a text without tokens, a damaged file, one of another model, or as for `generate`.
+        ValueError: a text without tokens, another number of prefixes than one or the texts', a damaged file, one of
+            another model, or as for `generate` and `batch_prompts`.
     """
-    stored = None if config.prefix is None else load_prompt(config.prefix)
-    text = sys.stdin.read() if config.text is None else config.text
-    if stored is not None and stored.notes.get("model", config.model) != config.model:
+    texts = config.text or (sys.stdin.read(),)
+    if len(config.prefix) not in (0, 1, len(texts)):
         raise ValueError(
-            f"{config.prefix}: expected a prompt compressed for {config.model}, got one for {stored.notes['model']}. "
-            f"Give --model {stored.notes['model']}."
+            f"expected one --prefix for all texts or one for each of {len(texts)}, got {len(config.prefix)}."
         )
+    stored = [_of_model(path, config.model) for path in config.prefix]
     model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
     # What a model expects in front of a text is in front of the prompt.
-    tokens = np.asarray(tokenizer.encode(text, special=stored is None), np.int32)
-    if not len(tokens):
-        raise ValueError("expected a text of at least one token, got none. Give --text.")
+    batch = tokenizer.batch(texts, special=not stored)
+    if not batch.lengths.all():
+        raise ValueError("expected texts of at least one token, got one of none. Give --text.")
+    prefixes, start = batch_prompts(stored) if len(stored) > 1 else stored[0][:2] if stored else (None, 0)
     made = generate(
         model,
-        jnp.asarray(tokens[None]),
+        jnp.asarray(batch.tokens),
         config.new,
+        lengths=jnp.asarray(batch.lengths),
         temperature=config.temperature,
         top_p=config.top_p,
         key=jax.random.key(config.seed),
-        prefixes=None if stored is None else stored.prefixes,
-        start=0 if stored is None else stored.start,
+        prefixes=prefixes,
+        start=start,
     )
-    print(text + tokenizer.decode(made.tokens[0]))
+    print("\n\n".join(text + tokenizer.decode(row) for text, row in zip(texts, made.tokens, strict=True)))
     return 0
+
+
+def _of_model(path: Path, model: str) -> StoredPrompt:
+    stored = load_prompt(path)
+    if stored.notes.get("model", model) != model:
+        raise ValueError(
+            f"{path}: expected a prompt compressed for {model}, got one for {stored.notes['model']}. "
+            f"Give --model {stored.notes['model']}."
+        )
+    return stored

@@ -5,6 +5,7 @@ from ntkprefix._extras import extra
 with extra("models", "ntkprefix.prompts"):
     from ntkprefix.prompts.algebra import JoinedPrompt, merge_prompts, shift_prompt, subtract_prompt
     from ntkprefix.prompts.append import append_document
+    from ntkprefix.prompts.batch import BatchedPrompts, batch_prompts
     from ntkprefix.prompts.calibration import Calibration, calibrate, continued, repeated
     from ntkprefix.prompts.compress import CompressedPrompt, compress_prompt
     from ntkprefix.prompts.distil import distil
@@ -14,11 +15,13 @@ with extra("models", "ntkprefix.prompts"):
     from ntkprefix.prompts.refit import recompress_prompt
 
 __all__ = [
+    "BatchedPrompts",
     "Calibration",
     "CompressedPrompt",
     "JoinedPrompt",
     "StoredPrompt",
     "append_document",
+    "batch_prompts",
     "calibrate",
     "compress_layers",
     "compress_prompt",
