@@ -17,8 +17,6 @@ from ntkprefix.models.statistics import AttentionStatistics
 from ntkprefix.prefixes import FeaturePrefix, TokenPrefix
 from ntkprefix.prefixes.least_squares import fit_state
 
-# The share whose unit a state that starts without one steps by.
-_UNIT_SHARE = 0.1
 # Below it the softplus of a start from tokens would have no gradient to speak of.
 _LEAST_K = 1e-3
 
@@ -28,11 +26,10 @@ class FeatureAdapter:
     r"""A trained feature state per head: L N (R (Hv + 1) + H + Hv + 1) parameters, however long a prefix it stands for.
 
     It starts as a no-op, Z = k = 0, with live gradients for both, or, with a `share`, as a prefix of the model's mean
-    values; and on the input's own scale, query by query. The
-    log-mass of the input varies by tens of nats, between layers and between the queries of one head: a state without a
-    scale weighs e^{-28} in some layers of a real model, and with one for all queries of a head e^{-85} for the typical
-    query of another. So the prefix lies around a point c in key space, and its log-mass s + beta q.c + log phi(q).k
-    follows the input's.
+    values; and on the input's own scale, query by query. The log-mass of the input varies by tens of nats, between
+    layers and between the queries of one head: a state without a scale weighs e^{-28} in some layers of a real model,
+    and with one for all queries of a head e^{-85} for the typical query of another. So the prefix lies around a point c
+    in key space, and its log-mass s + beta q.c + log phi(q).k follows the input's.
 
     What is trained of Z is the prefix's value v, the same for all queries, and what differs between them,
 
@@ -217,10 +214,10 @@ class FeatureAdapter:
         return Adaptation(prefixes=FeaturePrefix(Z, k, self.feature_map, log_scale, centre))
 
     def step_factors(self, params: PyTree) -> dict[str, float]:
-        """Of k and D the share over sqrt(R): R features that step at once move mass and value by as much as one step of
-        the log scale and of v does, if their directions are as good as random.
+        """Of k and D the share, or 1 without one, over sqrt(R): R features that step at once move mass and value by as
+        much as one step of the log scale and of v does, if their directions are as good as random.
         """
-        unit = (self.share or _UNIT_SHARE) / math.sqrt(params["down" if self.rank else "Z"].shape[-2])
+        unit = (self.share or 1.0) / math.sqrt(params["down" if self.rank else "Z"].shape[-2])
         return {name: unit if name in ("Z", "down", "up", "k") else 1.0 for name in params}
 
     def project(self, params: PyTree) -> PyTree:
