@@ -215,10 +215,13 @@ class FeatureAdapter:
 
     def step_factors(self, params: PyTree) -> dict[str, float]:
         """Of k and D the share, or 1 without one, over sqrt(R): R features that step at once move mass and value by as
-        much as one step of the log scale and of v does, if their directions are as good as random.
+        much as one step of the log scale and of v does, if their directions are as good as random. A product's rows
+        start in random directions, and do without the root.
         """
-        unit = (self.share or 1.0) / math.sqrt(params["down" if self.rank else "Z"].shape[-2])
-        return {name: unit if name in ("Z", "down", "up", "k") else 1.0 for name in params}
+        unit = self.share or 1.0
+        rows = params["down" if self.rank else "Z"].shape[-2]
+        small = {"Z": unit / math.sqrt(rows), "k": unit / math.sqrt(rows), "down": unit, "up": unit}
+        return {name: small.get(name, 1.0) for name in params}
 
     def project(self, params: PyTree) -> PyTree:
         """With k >= 0: under the clip alone an optimiser could carry k so far below zero that it never came back."""
