@@ -94,8 +94,8 @@ def step_factors(adapter: Adapter, params: PyTree) -> PyTree:
     Example:
         >>> import jax.numpy as jnp
         >>> from ntkprefix.adapters import FeatureAdapter, step_factors
-        >>> step_factors(FeatureAdapter(), {"Z": jnp.zeros(3), "log_scale": jnp.zeros(1)})
-        {'Z': 1.0, 'log_scale': 0.1}
+        >>> step_factors(FeatureAdapter(share=0.1), {"Z": jnp.zeros((4, 2)), "log_scale": jnp.zeros(1)})
+        {'Z': 0.05, 'log_scale': 1.0}
     """
     if isinstance(adapter, Stack):
         return {str(index): step_factors(part, params[str(index)]) for index, part in enumerate(adapter.adapters)}
