@@ -136,7 +136,12 @@ def plan(
     weights, trained = weights_of(config), adapter_of(config, adapter)
     cut_weights = weight_specs(weights, config, tensor)
     own = _Own(config, adapter, sizes, micro_rows, length, answer)
-    adapter_bytes = share_bytes(trained, adapter_specs(trained, adapter, config, sizes), sizes)
+    cut_adapter = adapter_specs(trained, adapter, config, sizes)
+    adapter_bytes = share_bytes(trained, cut_adapter, sizes)
+    # The gradient of a state's value is a sum over that of Z, which is exchanged already.
+    trained_sent, cut_sent = (
+        {name: leaf for name, leaf in tree.items() if name != "value"} for tree in (trained, cut_adapter)
+    )
     micro_batches = batch_size // (data * micro_rows)
     return Plan(
         sizes=dict(sizes),
@@ -149,7 +154,7 @@ def plan(
             "activations": own.kept_bytes() + own.block_bytes(weights, cut_weights),
         },
         flops={name: micro_batches * count for name, count in own.flops(weights, cut_weights).items()},
-        exchanges=tuple(own.exchanges(adapter_bytes, micro_batches)),
+        exchanges=tuple(own.exchanges(share_bytes(trained_sent, cut_sent, sizes), micro_batches)),
     )
 
 

@@ -38,8 +38,8 @@ def test_bytes_are_those_of_arrays():
 def test_sizes_of_the_built_in_model():
     """8.03 billion parameters: the published weights have 8,030,261,248."""
     assert count(weights_of(model_of("llama-8b"))) == 8_030_261_248
-    # R = H = 128 features of 32 heads in 32 layers: Z, k, a scale and a centre
-    assert count(adapter_of(model_of("llama-8b"), FeatureAdapter())) == 32 * 32 * (128 * 128 + 128 + 1 + 128)
+    # R = H = Hv = 128, 32 heads in 32 layers: D, k, a scale, a centre and a value
+    assert count(adapter_of(model_of("llama-8b"), FeatureAdapter())) == 32 * 32 * (128 * 128 + 128 + 1 + 128 + 128)
 
 
 @pytest.mark.parametrize(
