@@ -241,9 +241,10 @@ def test_a_softplus_is_not_projected():
     assert (FeatureAdapter().project(params)["k"] == 0).all()
 
 
-def test_what_is_as_small_as_the_share_takes_smaller_steps(model):
+@pytest.mark.parametrize(("steps", "state", "others"), [("value", 0.3 / WIDTH**0.5, 1.0), ("state", 1.0, 0.1)])
+def test_parts_of_a_state_take_steps_of_their_own(model, steps, state, others):
     """Adam's first step is its step size, whatever the gradient."""
-    both = Stack([LoraAdapter(rank=2), FeatureAdapter(share=0.3)])
+    both = Stack([LoraAdapter(rank=2), FeatureAdapter(share=0.3, steps=steps)])
     classifier, params = initial(model, both)
     params["head"]["kernel"] = jnp.asarray(RNG.standard_normal(params["head"]["kernel"].shape), jnp.float32)
     factors = {"adapter": step_factors(both, params["adapter"]), "head": 1.0}
@@ -253,9 +254,9 @@ def test_what_is_as_small_as_the_share_takes_smaller_steps(model):
     moved = jax.tree.map(lambda after, before: float(jnp.abs(after - before).max()), trained, params)["adapter"]
     assert moved["0"]["query"]["up"] == pytest.approx(1e-3, rel=0.05)
     for name in ("log_scale", "centre", "value"):
-        assert moved["1"][name] == pytest.approx(1e-3, rel=0.05)
+        assert moved["1"][name] == pytest.approx(1e-3 * others, rel=0.05)
     for name in ("Z", "k"):
-        assert moved["1"][name] == pytest.approx(1e-3 * 0.3 / WIDTH**0.5, rel=0.05)
+        assert moved["1"][name] == pytest.approx(1e-3 * state, rel=0.05)
 
 
 def test_clouds_start_with_their_share_of_the_input_s_mass(model):
@@ -282,6 +283,7 @@ def test_clouds_start_with_their_share_of_the_input_s_mass(model):
         (lambda: FeatureAdapter(share=-0.1), "a finite number of at least 0 as share, got -0.1"),
         (lambda: FeatureAdapter(share=0.1, normalised=False), "expected no share of additive memory, got 0.1"),
         (lambda: FeatureAdapter(positive="softplus"), "a share above 0 with softplus, which cannot start at k = 0"),
+        (lambda: FeatureAdapter(steps="all"), "unknown steps 'all'; expected one of value, state"),
         (lambda: FeatureAdapter(positive="exp"), "unknown positive 'exp'; expected one of projection, softplus"),
         (lambda: TokenAdapter(start="text"), "unknown start 'text'; expected one of zero, mean"),
         (lambda: FeatureAdapter(calibration="max"), "unknown calibration 'max'; expected one of centred, harmonic"),

@@ -16,7 +16,7 @@ from ntkprefix.runs import read_json
 class FakeJob:
     """Where a weight ends after training tells its step size: the loss is its distance from that of the best."""
 
-    best = 0.03
+    best = 0.1
     numbers_per_token = 4
     about = "fake"
     frozen = None
@@ -65,9 +65,9 @@ def config(tmp_path, **options):
 
 def test_the_smallest_held_back_loss_decides_and_every_seed_is_tested(log, tmp_path):
     row = main(config(tmp_path))["clothing"]["rows"][0]
-    assert row["tried"]["step_sizes"] == pytest.approx([0.01, 0.03, 0.09])
+    assert row["tried"]["step_sizes"] == pytest.approx([1 / 30, 0.1, 0.3])
     assert int(np.argmin(row["tried"]["losses"])) == 1
-    assert row["step_size"] == pytest.approx(0.03)
+    assert row["step_size"] == pytest.approx(0.1)
     assert row["tests"] == [{"accuracy": seed / 10, "right": "10"} for seed in range(3)]
     sizes = ("adapter_parameters", "head_parameters", "bytes", "break_even_tokens")
     assert [row[name] for name in sizes] == [3, 1, 12, 0.8]
@@ -78,7 +78,7 @@ def test_the_smallest_held_back_loss_decides_and_every_seed_is_tested(log, tmp_p
 
 @pytest.mark.parametrize(
     ("best", "sizes", "chosen"),
-    [(0.003, [1 / 900, 1 / 300, 0.01, 0.03, 0.09], 1), (1e-5, [1 / 900, 1 / 300, 0.01, 0.03, 0.09], 0)],
+    [(0.01, [1 / 270, 1 / 90, 1 / 30, 0.1, 0.3], 1), (1e-5, [1 / 270, 1 / 90, 1 / 30, 0.1, 0.3], 0)],
     ids=["followed", "no further than twice"],
 )
 def test_a_best_step_size_at_an_end_is_followed(best, sizes, chosen, log, tmp_path, monkeypatch):
@@ -89,20 +89,20 @@ def test_a_best_step_size_at_an_end_is_followed(best, sizes, chosen, log, tmp_pa
 
 
 def test_a_best_step_size_at_the_upper_end_is_followed_until_it_is_passed(log, tmp_path, monkeypatch):
-    monkeypatch.setattr(FakeJob, "best", 0.1)
+    monkeypatch.setattr(FakeJob, "best", 0.35)
     row = main(config(tmp_path))["clothing"]["rows"][0]
-    assert row["tried"]["step_sizes"] == pytest.approx([0.01, 0.03, 0.09, 0.27])
-    assert row["step_size"] == pytest.approx(0.09)
+    assert row["tried"]["step_sizes"] == pytest.approx([1 / 30, 0.1, 0.3, 0.9])
+    assert row["step_size"] == pytest.approx(0.3)
 
 
 def test_of_step_sizes_that_do_equally_well_the_smallest_is_taken(log, tmp_path, monkeypatch):
     losses = iter([0.4049, 0.4044, 0.4043, 0.4016, 0.4486])
     monkeypatch.setattr(FakeJob, "validate", lambda *_: next(losses))
     row = main(config(tmp_path))["clothing"]["rows"][0]
-    assert row["step_size"] == pytest.approx(0.01)
+    assert row["step_size"] == pytest.approx(1 / 30)
     losses = iter([0.41, 0.4044, 0.4049])
     row = main(config(tmp_path / "other"))["clothing"]["rows"][0]
-    assert row["step_size"] == pytest.approx(0.03)
+    assert row["step_size"] == pytest.approx(0.1)
 
 
 def test_other_methods_of_a_table_keep_their_rows_with_what_made_them(log, tmp_path, monkeypatch):

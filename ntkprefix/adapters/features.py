@@ -17,6 +17,8 @@ from ntkprefix.models.statistics import AttentionStatistics
 from ntkprefix.prefixes import FeaturePrefix, TokenPrefix
 from ntkprefix.prefixes.least_squares import fit_state
 
+# Of the step size, for scale, centre and value where the state takes the larger steps. Found by trying, on few data.
+_SLOW = 0.1
 # Below it the softplus of a start from tokens would have no gradient to speak of.
 _LEAST_K = 1e-3
 
@@ -52,14 +54,17 @@ class FeatureAdapter:
             denominator, and the output is the input's plus phi(q)^T D over the input's mass.
         share: the prefix's mass over the input's at the start, about, on average over queries; all of it at each head's
             mean value. 0 is a no-op. Above it k is off the edge k >= 0, and attention starts a little smoothed.
+        steps: what takes whole steps, see `step_factors`. `value`: v, the log scale and the centre, which move every
+            query of a head alike; k and D follow slowly. It learns in few steps, and in deep language models. `state`:
+            k and D, which tell queries apart; in classifiers with a head and hundreds of steps it gets further.
         positive: how k >= 0 is kept. `projection`: k itself is trained, and every step ends at the nearest k >= 0.
             `softplus`: k = log(1 + e^x) of a trained x, which is never 0, and so takes a share.
 
     Raises:
         TypeError: no feature map, a rank that is not an integer, a share that is no number.
-        ValueError: an unknown calibration, unknown heads, a negative rank, a feature map with negative features, a
-            share that is negative or infinite, or one of additive memory, which has no mass; an unknown way to keep k
-            positive, or softplus without a share.
+        ValueError: an unknown calibration, unknown heads or steps, a negative rank, a feature map with negative
+            features, a share that is negative or infinite, or one of additive memory, which has no mass; an unknown way
+            to keep k positive, or softplus without a share.
 
     Source: NTK-Attention (arXiv 2406.14036). The paper's code passes k through an absolute value, whose derivative at
     its start is zero, and has neither scale nor centre; docs/prefixes.md has what they do.
@@ -73,6 +78,7 @@ class FeatureAdapter:
     normalised: bool = True
     share: float = 0.0
     positive: Literal["projection", "softplus"] = "projection"
+    steps: Literal["value", "state"] = "value"
 
     def __post_init__(self):
         checks.one_of("FeatureAdapter", "calibration", self.calibration, ("centred", "harmonic"))
@@ -85,6 +91,7 @@ class FeatureAdapter:
         if self.share and not self.normalised:
             raise ValueError(f"FeatureAdapter: expected no share of additive memory, got {self.share}: it has no mass.")
         checks.one_of("FeatureAdapter", "positive", self.positive, ("projection", "softplus"))
+        checks.one_of("FeatureAdapter", "steps", self.steps, ("value", "state"))
         if self.positive == "softplus" and not self.share:
             raise ValueError("FeatureAdapter: expected a share above 0 with softplus, which cannot start at k = 0.")
 
@@ -214,10 +221,15 @@ class FeatureAdapter:
         return Adaptation(prefixes=FeaturePrefix(Z, k, self.feature_map, log_scale, centre))
 
     def step_factors(self, params: PyTree) -> dict[str, float]:
-        """Of k and D the share, or 1 without one, over sqrt(R): R features that step at once move mass and value by as
-        much as one step of the log scale and of v does, if their directions are as good as random. A product's rows
-        start in random directions, and do without the root.
+        """What the step size is multiplied by.
+
+        With `steps="value"` k and D take the share, or 1 without one, over sqrt(R): R features that step at once move
+        mass and value by as much as one step of the log scale and of v does, if their directions are as good as random.
+        A product's rows start in random directions, and do without the root. With `"state"` they take whole steps, and
+        all others a tenth.
         """
+        if self.steps == "state":
+            return {name: 1.0 if name in ("Z", "down", "up", "k") else _SLOW for name in params}
         unit = self.share or 1.0
         rows = params["down" if self.rank else "Z"].shape[-2]
         small = {"Z": unit / math.sqrt(rows), "k": unit / math.sqrt(rows), "down": unit, "up": unit}

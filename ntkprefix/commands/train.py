@@ -25,8 +25,10 @@ from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 
 # Near the best of those tried in most tables of `experiments`, whose result files have the rest.
-_STEP_SIZES = {"full": 3e-5, "lora": 3e-3, "measure": 3e-2, "features": 3e-2}
+_STEP_SIZES = {"full": 3e-5, "lora": 3e-3, "measure": 3e-2}
 _STEP_SIZE = 1e-1
+# Of a state whose value takes whole steps, see `FeatureAdapter.steps`.
+_OF_VALUES = 3e-2
 
 
 def usual_step_size(adapter: str) -> float:
@@ -37,7 +39,14 @@ def usual_step_size(adapter: str) -> float:
         >>> usual_step_size("lora:rank=4+features:share=0.1")
         0.003
     """
-    return min(_STEP_SIZES.get(part.partition(":")[0], _STEP_SIZE) for part in adapter.split("+"))
+    return min(map(_usual, adapter.split("+")))
+
+
+def _usual(part: str) -> float:
+    kind = part.partition(":")[0]
+    if kind == "features" and "steps=state" not in part:
+        return _OF_VALUES
+    return _STEP_SIZES.get(kind, _STEP_SIZE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +91,7 @@ class Config:
     """
 
     model: str = "dinov2"
-    adapter: str = "features:share=0.1"
+    adapter: str = "features:share=0.3,steps=state"
     task: str = "images"
     data_dir: Path | None = None
     out: Path | None = None

@@ -142,7 +142,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
     resumed = trained(tmp_path / "run")
     assert resumed["test"] == whole["test"]
     assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--learning-rate", "0.5"]) == 2
-    assert "but learning_rate is 0.03 there and 0.5 here" in capsys.readouterr().err
+    assert "but learning_rate is 0.1 there and 0.5 here" in capsys.readouterr().err
 
 
 def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
