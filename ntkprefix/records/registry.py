@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ntkprefix.records import comparison, compression, kernels, measured, tables, train, verify
+from ntkprefix.records import comparison, compression, kernels, many_shot, measured, tables, train, verify
 from ntkprefix.records.base import Kind, Record
 from ntkprefix.report import Section
 
@@ -14,6 +14,7 @@ KINDS: tuple[Kind, ...] = (
     verify.KIND,
     tables.KIND,
     compression.KIND,
+    many_shot.KIND,
     kernels.KIND,
     *measured.KINDS,
 )

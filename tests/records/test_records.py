@@ -210,6 +210,21 @@ def test_compressed_prompts(tmp_path):
     np.testing.assert_allclose(layers["refined"], wanted, rtol=1e-5)
 
 
+def test_many_examples(tmp_path):
+    tasks = {task["task"]: task["rows"] for task in load(RESULTS / "many_shot.json")["tasks"]}
+    found = report(tmp_path, RESULTS / "many_shot.json")
+    assert found.tables[0][0] == ["method", "sst2, kept", "sst2, right", "agnews, kept", "agnews, right", "svamp, kept"]
+    said = {row["method"]: row["log_likelihood"] for row in tasks["svamp"]}
+    kept = (said["kmeans"] - said["none"]) / (said["all"] - said["none"])
+    assert column(found.tables[0], "svamp, kept")["kmeans"] == f"{kept:.3g}"
+    right = next(row["right"] for row in tasks["agnews"] if row["method"] == "none")
+    share = right.count("1") / len(right)
+    assert column(found.tables[0], "agnews, right")["no examples"].startswith(f"{share:.3f} [")
+    shown = {trace["name"]: trace for trace in traces(found, "Share of test rows that is right")}
+    assert set(shown) == {"sst2", "agnews"}
+    assert share in shown["agnews"]["x"]
+
+
 def test_kernels_of_real_models_and_benchmarks(tmp_path):
     kernels, times = load(RESULTS / "real_kernels_dinov2.json"), load(BENCHMARKS / "kernels.json")
     found = report(tmp_path, RESULTS / "real_kernels_dinov2.json", BENCHMARKS / "kernels.json")
