@@ -51,16 +51,16 @@ def field_table(field: str, what: What = "right") -> str:
         else ""
     )
     has_head = any(row["head_parameters"] for row in first["rows"])
+    besides, before = (" besides the head's", "; the head first trains alone") if has_head else ("", "")
     return "\n".join(
         [
             *lines,
             "",
             f"{first['model']}: {_MEASURED[what]}, mean over {len(first['seeds'])} seeds and half of its 95 % "
-            f"interval over them; numbers trained{' besides the head' + chr(39) + 's' if has_head else ''}; {times}MB: "
+            f"interval over them; numbers trained{besides}; {times}MB: "
             f"working memory of the compiled step, for {first['task']}. {sizes}. "
-            "Step sizes are chosen by one rule for all methods, on training rows held back"
-            f"{'; the head first trains alone' if has_head else ''}. {_made_on(tables)} "
-            f"Remade by `python -m experiments.tables {field} --data-root FOLDER`.",
+            f"Step sizes are chosen by one rule for all methods, on training rows held back{before}. "
+            f"{_made_on(tables)} Remade by `python -m experiments.tables {field} --data-root FOLDER`.",
             "",
             *(f"- {_ahead(tables, other, what)}" for other in methods if other not in (OURS, PROBED)),
             *(f"- {sentence}" for sentence in seeds.diverged(tables)),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.many_shot import PATH
-from ntkprefix.records.seeds import bits
+from ntkprefix.records.many_shot import called, kept_of, right_of
 from ntkprefix.runs import read_json
-from theory import intervals
 
 
 def many_shot() -> str:
@@ -19,10 +18,12 @@ def many_shot() -> str:
         columns += [f"{task['task']}, kept", "right"] if task["classes"] else [f"{task['task']}, kept"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for method in [row["method"] for row in tasks[0]["rows"]]:
-        cells = [_NAMES.get(method, method)]
+        cells = [called(method)]
         for task in tasks:
-            row = _row(task, method)
-            cells += [f"{_kept(task, row):.2f}"] + ([_right(row)] if task["classes"] else [])
+            cells.append(f"{kept_of(task)[method].value:.2f}")
+            if task["classes"]:
+                found = right_of(task)[method]
+                cells.append(f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]")
         lines.append(f"| {' | '.join(cells)} |")
     shown = ", ".join(f"{task['examples']} of {task['task']}" for task in tasks)
     gains = ", ".join(
@@ -42,18 +43,5 @@ def many_shot() -> str:
     )
 
 
-_NAMES = {"none": "no examples", "all": "all, not compressed"}
-
-
 def _row(task: dict[str, Any], method: str) -> dict[str, Any]:
     return next(row for row in task["rows"] if row["method"] == method)
-
-
-def _kept(task: dict[str, Any], row: dict[str, Any]) -> float:
-    without, whole = (_row(task, name)["log_likelihood"] for name in ("none", "all"))
-    return float((row["log_likelihood"] - without) / (whole - without))
-
-
-def _right(row: dict[str, Any]) -> str:
-    found = intervals.share(bits(row["right"]))
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"

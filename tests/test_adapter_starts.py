@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from scipy.optimize import nnls
 
-from ntkprefix import TokenPrefix, feature_map
+from ntkprefix import FeaturePrefix, TokenPrefix, feature_map
 from ntkprefix.adapters import FeatureAdapter, MeasureAdapter, TokenAdapter, own_tokens
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.models.rotary import Rotary
@@ -162,3 +162,19 @@ def test_errors(model, tokens, calibration):
     for wrong, message in cases:
         with pytest.raises(ValueError, match=message):
             wrong()
+
+
+@pytest.mark.parametrize("positive", ["projection", "softplus"])
+def test_a_head_without_mass_keeps_its_state(positive, monkeypatch):
+    """A fit may leave k = 0: there is no value to tell apart then, and nothing is divided by it."""
+    k = jnp.asarray([[[0.0, 0.0], [0.2, 0.4]]])
+    Z = jnp.asarray([[[[1.0], [2.0]], [[3.0], [4.0]]]])
+    state = FeaturePrefix(Z, k, feature_map("taylor", degree=0), jnp.zeros((1, 2)), jnp.zeros((1, 2, 1)))
+    monkeypatch.setattr(FeatureAdapter, "_fitted", lambda *_: state)
+    adapter = FeatureAdapter(share=0.1, positive=positive)
+    tokens = TokenPrefix(jnp.ones((1, 3, 2, 1)), jnp.ones((1, 3, 2, 1)))
+    queries = jnp.zeros((1, 1, 1, 2, 1)), jnp.zeros((1, 1, 1, 2))
+    params = adapter.init_from(tokens, None, None, queries)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+    assert float(params["value"][0, 1, 0]) == pytest.approx(7 / 0.6)
+    np.testing.assert_allclose(adapter.adapt(params).prefixes.Z, Z, rtol=1e-5)

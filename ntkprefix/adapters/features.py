@@ -175,10 +175,12 @@ class FeatureAdapter:
             state = FeaturePrefix.from_tokens(keys, values, feature_map=self.feature_map, recentre=centred)
         else:
             state = self._fitted(tokens, model, statistics, queries)
-        mass = jnp.maximum(jnp.sum(state.k, axis=-1, keepdims=True), jnp.finfo(state.k.dtype).tiny)
-        value = jnp.sum(state.Z, axis=-2) / mass
-        Z = state.Z - state.k[..., None] * value[..., None, :]
-        params = {"log_scale": state.log_scale, "value": value, "k": self._trained(state.k)} | (
+        k = state.k if self.positive == "projection" else jnp.maximum(state.k, _LEAST_K)
+        # A head that the fit leaves without mass has no value of its own: all of its Z is D.
+        mass = jnp.sum(k, axis=-1, keepdims=True)
+        value = jnp.where(mass > _LEAST_K, jnp.sum(state.Z, axis=-2) / jnp.maximum(mass, _LEAST_K), 0)
+        Z = state.Z - k[..., None] * value[..., None, :]
+        params = {"log_scale": state.log_scale, "value": value, "k": self._trained(k)} | (
             {"centre": state.centre} if centred else {}
         )
         if not self.rank:

@@ -54,13 +54,13 @@ def _section(record: Record) -> Section:
 
 
 def _table(tasks: Sequence[Mapping[str, Any]]) -> Table:
-    found = {task["task"]: (_kept(task), _right(task)) for task in tasks}
+    found = {task["task"]: (kept_of(task), right_of(task)) for task in tasks}
     columns = ["method"]
     for name, (_, right) in found.items():
         columns += [f"{short(name)}, kept", *([f"{short(name)}, right"] if right else [])]
     rows = []
     for method in dict.fromkeys(row["method"] for task in tasks for row in task["rows"]):
-        cells = [_name(method)]
+        cells = [called(method)]
         for kept, right in found.values():
             cells.append(number(kept[method].value) if method in kept else "")
             if right:
@@ -69,7 +69,7 @@ def _table(tasks: Sequence[Mapping[str, Any]]) -> Table:
     return Table(columns, rows)
 
 
-def _kept(task: Mapping[str, Any]) -> dict[str, Estimate]:
+def kept_of(task: Mapping[str, Any]) -> dict[str, Estimate]:
     """Of every method, if there are rows without and with the examples, and these make a difference."""
     said = {row["method"]: row["log_likelihood"] for row in task["rows"]}
     gain = said.get("all", math.nan) - said.get("none", math.nan)
@@ -81,19 +81,20 @@ def _kept(task: Mapping[str, Any]) -> dict[str, Estimate]:
     }
 
 
-def _right(task: Mapping[str, Any]) -> dict[str, Estimate]:
+def right_of(task: Mapping[str, Any]) -> dict[str, Estimate]:
     """Of every method, where answers are classes."""
     found = {row["method"]: row["right"] for row in task["rows"] if row.get("right")}
     return {method: of_runs([right.count("1") / len(right)], right) for method, right in found.items()}
 
 
 def _dots(label: str, what: str, tasks: Sequence[Mapping[str, Any]]) -> Plot:
-    of = _kept if what == "kept" else _right
-    groups = {short(task["task"]): [Dot(_name(method), each) for method, each in of(task).items()] for task in tasks}
+    of = kept_of if what == "kept" else right_of
+    groups = {short(task["task"]): [Dot(called(method), each) for method, each in of(task).items()] for task in tasks}
     return dots(label, label.lower(), groups, "One point per method and task.", lowest=-0.5)
 
 
-def _name(method: str) -> str:
+def called(method: str) -> str:
+    """A method in words."""
     return short(_NAMES.get(method, method))
 
 
