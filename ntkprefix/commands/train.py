@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ntkprefix import checks
-from ntkprefix.adapters import Adapter, HeadAdapter, count, save_adapter, spelt
+from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
 from ntkprefix.run_folder import run_folder
@@ -43,10 +43,10 @@ def usual_step_size(adapter: str) -> float:
 
 
 def _usual(part: str) -> float:
-    kind = part.partition(":")[0]
-    if kind == "features" and "steps=state" not in part:
+    adapter = spelt(part)
+    if isinstance(adapter, FeatureAdapter) and adapter.steps == "value":
         return _OF_VALUES
-    return _STEP_SIZES.get(kind, _STEP_SIZE)
+    return _STEP_SIZES.get(part.partition(":")[0], _STEP_SIZE)
 
 
 @dataclass(frozen=True, kw_only=True)
