@@ -116,8 +116,8 @@ def plan(
         >>> config = TextConfig(vocabulary=100, layers=2, block=block)
         >>> sizes = {"data": 4, "tensor": 2, "prefix": 1}
         >>> step = plan(config, FeatureAdapter(), sizes, batch_size=8, length=32, answer=4)
-        >>> step.micro_batches, step.devices, step.bytes["adapter"]  # half of 2 layers x 4 heads x (16 x 16 + 33), of 4
-        (2, 8, 4624)
+        >>> step.micro_batches, step.devices, step.bytes["adapter"]  # half of 2 layers x 4 heads x (16 x 16 + 49), of 4
+        (2, 8, 4880)
     """
     data, tensor, block = sizes["data"], sizes["tensor"], config.block
     for axis, name, count in (
