@@ -1,4 +1,4 @@
-"""Attention of any shape, dtype, mask, prefix and transformation: the float64 oracle's, in every implementation."""
+"""Attention of any shape, dtype, mask, prefix, transformation and mesh: the float64 oracle's, by any implementation."""
 
 import itertools
 
@@ -10,6 +10,7 @@ import pytest
 from attention_cases import as_oracle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from simulated_devices import on_devices
 
 from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix, attention
 from ntkprefix.kernels import EVERYWHERE
@@ -112,10 +113,13 @@ def check(case):
     for implementation in EVERYWHERE:
         if implementation == "blockwise" and case[-3] != "float32":
             continue
-        found = ours(case, implementation)
-        assert found.dtype == case[-3]
-        error = np.abs(np.asarray(found, np.float64) - wanted).max(initial=0)
-        assert error <= TOLERANCES[case[-3]] * max(1, np.abs(wanted).max(initial=0)), (implementation, error)
+        assert_close(ours(case, implementation), wanted, case, implementation)
+
+
+def assert_close(found, wanted, case, by):
+    assert found.dtype == case[-3]
+    error = np.abs(np.asarray(found, np.float64) - wanted).max(initial=0)
+    assert error <= TOLERANCES[case[-3]] * max(1, np.abs(wanted).max(initial=0)), (by, error)
 
 
 _CHECKED = itertools.count(1)
@@ -135,3 +139,8 @@ def test_equals_the_oracle_in_thousands_of_cases(case):
     check(case)
     if next(_CHECKED) % 100 == 0:
         jax.clear_caches()  # a process can hold so many programs and no more
+
+
+@pytest.mark.parametrize("examples", [4, pytest.param(1000, marks=pytest.mark.slow)])
+def test_equals_the_oracle_on_several_devices(examples):
+    on_devices("properties_on_four_devices.py", 4, str(examples))

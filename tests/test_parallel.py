@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
+from simulated_devices import on_devices, simulated
 
 from ntkprefix.adapters import FeatureAdapter, LoraAdapter, Stack, TokenAdapter
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
@@ -24,20 +25,6 @@ from ntkprefix.parallel import (
     tokens_over_prefix,
     weight_specs,
 )
-
-
-def simulated(count):
-    """For the environment of a process with so many devices; programs here take seconds to compile and none to run."""
-    flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
-    return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-
-
-def on_devices(script, count):
-    """Run a program of this folder on simulated devices."""
-    program = Path(__file__).with_name(script)
-    run = subprocess.run([sys.executable, program], env=os.environ | simulated(count), capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
 
 
 def test_training_by_two_processes():

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 from flax import nnx
-from test_parallel import on_devices
+from simulated_devices import on_devices
 
 from ntkprefix.adapters import FeatureAdapter, TokenAdapter, count
 from ntkprefix.cli import main

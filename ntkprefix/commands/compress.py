@@ -16,10 +16,11 @@ from rich.text import Text
 
 from ntkprefix import checks
 from ntkprefix.compress import METHODS, Report
-from ntkprefix.models import load_text_model
+from ntkprefix.models import TextModel, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import mesh_of, on_mesh, put_model, sizes_of
-from ntkprefix.prompts import compress_prompt, save_prompt
+from ntkprefix.prompts import CompressedPrompt, compress_prompt, save_prompt
+from ntkprefix.run_folder import scratch_folder
 from ntkprefix.runs import check_writable, environment, progress
 from ntkprefix.train import TrainConfig
 
@@ -33,7 +34,8 @@ class Config:
 
     Attributes:
         prompt: file of the text, UTF-8.
-        out: file to write.
+        out: file to write. Until it is, what is done is kept in a folder beside it whose name ends in .parts, and the
+            same command goes on from there if it is stopped.
         model: "smollm2", whose weights a package carries; a model folder, a GGUF file, or the name of a model on the
             Hugging Face hub. Causal.
         budget: "32x" for a 32nd of the bytes that the prompt's keys and values take, "128 tokens" for each
@@ -91,6 +93,7 @@ def main(config: Config) -> int:
 
     Raises:
         FileNotFoundError: no such prompt or model.
+        BlockingIOError: another run is writing this file.
         OSError: the file cannot be written; of this it makes sure before it computes anything.
         ValueError: a text that is not UTF-8 or empty, or as for `compress_prompt`.
     """
@@ -105,6 +108,16 @@ def main(config: Config) -> int:
     if len(tokens) < 2:
         raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {len(tokens)}.")
     began = time.perf_counter()
+    kept = config.out.with_name(f"{config.out.name}.parts")
+    with scratch_folder(kept):
+        small = _compressed(config, model, tokens, mesh, kept)
+        seconds = time.perf_counter() - began
+        save_prompt(config.out, small.prefixes, small.start, _notes(config, small.report, len(tokens)))
+    _tell(Console(), config, small.report, len(tokens), seconds)
+    return 0
+
+
+def _compressed(config: Config, model: TextModel, tokens: np.ndarray, mesh: Any, kept: Path) -> CompressedPrompt:
     with on_mesh(mesh), progress() as bar:
         task = bar.add_task("reading", total=len(tokens))
 
@@ -123,21 +136,21 @@ def main(config: Config) -> int:
             seed=config.seed,
             chunk=config.chunk,
             on_step=tell,
+            folder=kept,
         )
-        jax.block_until_ready(small.prefixes)
-    seconds = time.perf_counter() - began
-    notes = {
+        return jax.block_until_ready(small)
+
+
+def _notes(config: Config, report: Report, tokens: int) -> dict[str, Any]:
+    return {
         "model": config.model,
         "prompt": config.prompt.name,
-        "tokens": len(tokens),
+        "tokens": tokens,
         "method": config.method,
         "budget": config.budget,
-        "error": float(small.report.error.mean()),
+        "error": float(report.error.mean()),
         "environment": environment(),
     }
-    save_prompt(config.out, small.prefixes, small.start, notes)
-    _tell(Console(), config, small.report, len(tokens), seconds)
-    return 0
 
 
 def read_text(path: Path) -> str:

@@ -167,5 +167,5 @@ def texts_behind(
     """
     sizes = {"rows": ROWS, "length": LENGTH, "seed": seed}
     if kind == "repeat":
-        return jnp.asarray(repeated(np.asarray(tokens[0]), **sizes))
-    return _drawn(model, before, int(tokens[0, -1]), start=start, **sizes)
+        return jnp.asarray(repeated(np.asarray(tokens)[0], **sizes))
+    return _drawn(model, before, int(np.asarray(tokens)[0, -1]), start=start, **sizes)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jaxtyping import Array, Int
 
 from ntkprefix import checks
 from ntkprefix.compress import Method, Report
-from ntkprefix.compress.compress import fitted_to
+from ntkprefix.compress.budget import numbers_within
+from ntkprefix.compress.compress import fitted_to, method_of
 from ntkprefix.models import TextModel
+from ntkprefix.parts import Parts
 from ntkprefix.prompts.calibration import calibrate, texts_behind, without_last
 from ntkprefix.prompts.distil import distil as distilled
 from ntkprefix.prompts.layers import compress_layers, judge_layers
 from ntkprefix.prompts.read import read_prompt
-from ntkprefix.train import TrainConfig
+from ntkprefix.train import Checkpoints, TrainConfig
+
+# Steps of training between checkpoints.
+_EVERY = 10
 
 
 class CompressedPrompt(NamedTuple):
@@ -46,6 +56,7 @@ def compress_prompt(
     seed: int = 0,
     chunk: int = 512,
     on_step: Callable[[str, int, int], None] | None = None,
+    folder: str | Path | None = None,
 ) -> CompressedPrompt:
     """A small prefix of every layer that does nearly what a prompt in front of a text does.
 
@@ -75,13 +86,18 @@ def compress_prompt(
         seed: of what is random.
         chunk: tokens that are read at a time.
         on_step: called with what is being done, how much of it is done and how much there is.
+        folder: keeps what is done: every chunk that was read, the texts, every layer, and every so many steps of
+            training. A call with the same arguments, by a model with the same weights, goes on from there to the same
+            numbers; what other calls keep lies beside it. It takes about what the prompt's keys and values do, and is
+            yours to remove.
 
     Returns:
         The prefixes, where a text behind them starts, and the report.
 
     Raises:
+        OSError: the folder cannot be written to.
         TypeError: as for the model and `compress`.
-        ValueError: as for the model and `compress`.
+        ValueError: as for the model and `compress`, or a damaged file in the folder, which the message names.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,21 +116,49 @@ def compress_prompt(
     tell = on_step or (lambda *_: None)
     if isinstance(texts, str):
         checks.one_of("compress_prompt", "kind of texts", texts, ("continue", "repeat"))
-    length = tokens.shape[1]
-    whole = read_prompt(model, tokens, chunk=chunk, on_chunk=lambda done: tell("reading", done, length))
+    length, block = tokens.shape[1], model.config.block
+    # What is wrong with these is known before anything is read.
+    method_of(method)
+    sizes = {"heads": model.config.layers * block.kv_heads, "token": 2 * block.head_width}
+    numbers_within(budget, length=length, itemsize=np.float32().itemsize, **sizes)
+    what = {"method": method, "budget": budget, "share": share, "error": error, "distil": distil}
+    parts = _parts(folder, model, tokens, texts, seed=seed, chunk=chunk, **what)
+    whole = read_prompt(model, tokens, chunk=chunk, on_chunk=lambda done: tell("reading", done, length), parts=parts)
     tell("asking", 0, 1)
     if isinstance(texts, str):
-        texts = texts_behind(model, texts, tokens, without_last(whole), start=length - 1, seed=seed)
-    asked = calibrate(model, texts, whole, start=length)
+        draw = partial(texts_behind, model, texts, tokens, without_last(whole), start=length - 1, seed=seed)
+        rows = parts("texts", draw)
+    else:
+        rows = texts
+    asked = calibrate(model, rows, whole, start=length)
     prefixes, report = compress_layers(
-        whole, asked, method=method, budget=budget, share=share, error=error, seed=seed, on_step=tell
+        whole, asked, method=method, budget=budget, share=share, error=error, seed=seed, on_step=tell, parts=parts
     )
     if distil is not None:
         # Whole texts of which no query is held out.
-        taught = texts[: fitted_to(texts.size) // texts.shape[1]]
+        taught = rows[: fitted_to(rows.size) // rows.shape[1]]
         steps = distil.steps(len(taught))
-        options = {"start": length, "config": distil, "on_step": lambda step, _: tell("distilling", step, steps)}
-        prefixes, _ = distilled(model, prefixes, whole, taught, **options)
+        where = parts.beside("checkpoints")
+        prefixes, _ = distilled(
+            model,
+            prefixes,
+            whole,
+            taught,
+            start=length,
+            config=distil,
+            on_step=lambda step, _: tell("distilling", step, steps),
+            checkpoints=None if where is None else Checkpoints(where, _EVERY),
+        )
         held = jax.tree.map(lambda leaf: leaf[:, fitted_to(leaf.shape[1]) :], asked)
         report = judge_layers(prefixes, whole, held)
     return CompressedPrompt(prefixes, length, report)
+
+
+def _parts(folder: str | Path | None, model: TextModel, tokens: Any, texts: Any, **what: Any) -> Parts:
+    """The parts of one compression: two models are taken for one if their weights have the same sums."""
+    if folder is None:
+        return Parts()
+    sums = jax.jit(partial(jax.tree.map, lambda leaf: jnp.sum(leaf, dtype=jnp.float32)))(nnx.state(model))
+    what["model"] = repr(model.config), [float(leaf) for leaf in jax.tree.leaves(sums)]
+    what["texts"] = texts if isinstance(texts, str) else np.asarray(texts).tolist()
+    return Parts.of(folder, tokens=np.asarray(tokens).tolist(), **what)

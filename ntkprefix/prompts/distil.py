@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ntkprefix.models import TextModel
 from ntkprefix.prefixes import TokenPrefix
-from ntkprefix.train import TrainConfig, train
+from ntkprefix.train import Checkpoints, TrainConfig, train
 
 # Adam moves an entry by about the step size: keys and values are counted in units of their spread, which is at least
 # this, and log-weights in units of one.
@@ -30,6 +30,7 @@ def distil(
     start: int,
     config: TrainConfig,
     on_step: Callable[[int, float], Any] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[PyTree, np.ndarray]:
     r"""Train a prefix to give the next-token distribution that the prompt gives, on texts behind it.
 
@@ -46,13 +47,14 @@ def distil(
         start: the texts' first position.
         config: how to train; a row of data is a text.
         on_step: called after every step with the number of steps done and the loss.
+        checkpoints: where training is kept; one that was stopped goes on from there.
 
     Returns:
         The trained prefix, and the loss before every step in nats per token.
 
     Raises:
         TypeError: as for the model.
-        ValueError: as for the model, or fewer texts than a batch.
+        ValueError: as for the model, fewer texts than a batch, or checkpoints of another run.
         FloatingPointError: the loss is not finite.
 
     Source: context distillation into a trained cache (Cartridges, arXiv 2506.06266).
@@ -64,7 +66,7 @@ def distil(
     frozen = {"weights": weights, "at": prefixes, "units": units, "start": jnp.asarray(start)}
     still = jax.tree.map(jnp.zeros_like, prefixes)
     data = (texts, np.concatenate([np.asarray(row) for row in taught]))
-    trained = train(_loss(graph), still, frozen, data, config, on_step=on_step)
+    trained = train(_loss(graph), still, frozen, data, config, on_step=on_step, checkpoints=checkpoints)
     return _moved(frozen, trained.params), trained.losses
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Int
 from ntkprefix import checks
 from ntkprefix.compress import Compressed, Method, Report, compress, judge
 from ntkprefix.compress.budget import numbers_within
+from ntkprefix.parts import Parts
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration
 from ntkprefix.prompts.ragged import filled
@@ -30,6 +32,7 @@ def compress_layers(
     error: float | None = None,
     seed: int = 0,
     on_step: Callable[[str, int, int], None] | None = None,
+    parts: Parts | None = None,
 ) -> tuple[Any, Report]:
     """`compress_prompt` of a prompt that has been read, and of what texts asked behind it.
 
@@ -43,6 +46,7 @@ def compress_layers(
         error: likewise.
         seed: likewise.
         on_step: likewise.
+        parts: where layers that are done are kept, and those of a call that was stopped are found.
 
     Returns:
         Prefixes and report, with a leading `layers` axis.
@@ -54,7 +58,7 @@ def compress_layers(
     checks.one_of("compress_prompt", "share", share, ("even", "need"))
     if error is not None:
         checks.finite("compress_prompt", least=0.0, error=error)
-    tell = on_step or (lambda *_: None)
+    tell, parts = on_step or (lambda *_: None), parts or Parts()
     layers, length, heads, width = whole.keys.shape
     even = numbers_within(
         budget,
@@ -65,20 +69,20 @@ def compress_layers(
     )
     numbers = np.full((layers, heads), even)
     if share == "need" or error is not None:
-        found = needs(whole, asked, even, on_layer=lambda done: tell("finding needs", done, layers))
+        found = needs(whole, asked, even, on_layer=lambda done: tell("finding needs", done, layers), parts=parts)
         numbers = shared_out(found, int(numbers.sum())) if share == "need" else numbers
         numbers = numbers if error is None else np.maximum(numbers, meeting(found, error))
-    parts = []
+    made = []
     for layer in range(layers):
         tokens, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole, asked))
-        made = _layer(tokens, of_layer, numbers[layer], method, seed + layer)
-        parts.append(jax.block_until_ready(made))
+        one = parts(f"layer-{layer}", partial(_layer, tokens, of_layer, numbers[layer], method, seed + layer))
+        made.append(jax.block_until_ready(one))
         tell("compressing", layer + 1, layers)
-    prefixes = [part.prefix for part in parts]
+    prefixes = [part.prefix for part in made]
     if len(set(numbers.ravel())) > 1:
         lengths = [prefix.keys.shape[0] if isinstance(prefix, TokenPrefix) else 0 for prefix in prefixes]
         prefixes = [filled(prefix, max(lengths)) for prefix in prefixes]
-    reports = _of_one_size([part.report for part in parts])
+    reports = _of_one_size([part.report for part in made])
     return tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) for each in (prefixes, reports))
 
 

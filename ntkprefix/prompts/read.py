@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Array, Int
 
 from ntkprefix import checks
 from ntkprefix.models import Cache, TextModel
+from ntkprefix.parts import Parts
 from ntkprefix.prefixes import TokenPrefix
 
 
@@ -24,6 +26,7 @@ def read_prompt(
     start: int = 0,
     prefixes: Any = None,
     on_chunk: Callable[[int], None] | None = None,
+    parts: Parts | None = None,
 ) -> TokenPrefix:
     """Keys and values that every layer computes of a prompt: what a cache would hold of it.
 
@@ -36,13 +39,14 @@ def read_prompt(
         start: the position of its first token: keys of a model that turns them are turned to M positions from there.
         prefixes: what the prompt itself comes after, as for the model.
         on_chunk: called after every chunk with the number of tokens read so far.
+        parts: where chunks that have been read are kept, and those of a call that was stopped are found.
 
     Returns:
         Keys [L, M, K, H] and values [L, M, K, Hv], float32.
 
     Raises:
         TypeError: as for the model.
-        ValueError: another number of rows than one, no tokens, a chunk below 1, or as for the model.
+        ValueError: another number of rows than one, no tokens, a chunk below 1, a damaged part, or as for the model.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,8 +68,16 @@ def read_prompt(
     cache = Cache.empty(model.config, 1, room, start)
     graph, weights = nnx.split(model)
     padded = jnp.pad(jnp.asarray(tokens), ((0, 0), (0, room - length)))
+    parts = parts or Parts()
+    like = jax.eval_shape(partial(_chunk, chunk=chunk), cache, 0)
     for first in range(0, length, chunk):
-        cache = _read(graph, weights, padded[:, first : first + chunk], cache, prefixes)
+        found = parts.find(f"read-{first}", like)
+        if found is not None:
+            cache = _write(cache, found)
+        else:
+            cache = _read(graph, weights, padded[:, first : first + chunk], cache, prefixes)
+            if parts.folder is not None:
+                parts.put(f"read-{first}", _chunk(cache, first, chunk=chunk))
         if on_chunk is not None:
             jax.block_until_ready(cache.lengths)
             on_chunk(min(first + chunk, length))
@@ -75,3 +87,20 @@ def read_prompt(
 @partial(jax.jit, static_argnames="graph", donate_argnames="cache")
 def _read(graph, weights, tokens, cache, prefixes):
     return nnx.merge(graph, weights).extend(tokens, cache, prefixes=prefixes)[1]
+
+
+@partial(jax.jit, static_argnames="chunk")
+def _chunk(cache, first, *, chunk):
+    """Keys and values of the tokens from `first` on, [L, 1, chunk, K, ...]."""
+    return tuple(jax.lax.dynamic_slice_in_dim(array, first, chunk, axis=2) for array in (cache.keys, cache.values))
+
+
+@partial(jax.jit, donate_argnames="cache")
+def _write(cache, found):
+    """The cache after a chunk that has been read before."""
+    first = cache.lengths[0]
+    keys, values = (
+        jax.lax.dynamic_update_slice_in_dim(array, part, first, axis=2)
+        for array, part in zip((cache.keys, cache.values), found, strict=True)
+    )
+    return dataclasses.replace(cache, keys=keys, values=values, lengths=cache.lengths + found[0].shape[2])

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from ntkprefix._dtypes import accumulator
 from ntkprefix.compress import Matching
 from ntkprefix.compress.compress import fitted_to
 from ntkprefix.compress.problem import Problem
 from ntkprefix.compress.report import query_errors
+from ntkprefix.parts import Parts
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration
 
@@ -39,7 +40,12 @@ class Needs(NamedTuple):
 
 
 def needs(
-    whole: TokenPrefix, asked: Calibration, even: int, *, on_layer: Callable[[int], None] = lambda _: None
+    whole: TokenPrefix,
+    asked: Calibration,
+    even: int,
+    *,
+    on_layer: Callable[[int], None] = lambda _: None,
+    parts: Parts | None = None,
 ) -> Needs:
     """The errors of Attention Matching at a quarter to four times the size that each head gets if all get the same.
 
@@ -50,6 +56,7 @@ def needs(
         asked: of the same layers.
         even: numbers of each head if all got the same.
         on_layer: called with the number of layers done.
+        parts: where the errors of layers are kept, and those of a call that was stopped are found.
 
     Returns:
         Sizes and errors; a size is left out where a head could not have it.
@@ -60,12 +67,16 @@ def needs(
     numbers = numbers[(numbers >= token) & ((numbers <= length * token) | (np.arange(len(numbers)) <= _EVEN))]
     fitted = fitted_to(asked.queries.shape[1])
     errors = np.zeros((len(numbers), layers, heads))
+    parts = parts or Parts()
     for layer in range(layers):
         tokens, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (whole, asked))
         of_fitted = jax.tree.map(lambda leaf: leaf[:fitted], of_layer)
-        for index, count in enumerate(numbers):
-            error = _error(tokens, of_fitted, numbers=int(count))
-            errors[index, layer] = np.asarray(error).reshape(heads, -1).mean(axis=1)
+
+        def of_sizes(tokens: TokenPrefix = tokens, asked: Calibration = of_fitted) -> Float[Array, "S N"]:
+            return jnp.stack([_error(tokens, asked, numbers=int(count)) for count in numbers])
+
+        found = np.asarray(parts(f"need-{layer}", of_sizes))
+        errors[:, layer] = found.reshape(len(numbers), heads, -1).mean(axis=-1)
         on_layer(layer + 1)
     return Needs(numbers, errors)
 

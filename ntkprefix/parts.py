@@ -1,0 +1,143 @@
+"""A long computation in parts, each kept in a file as soon as it is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ntkprefix.runs import write_bytes
+
+_T = TypeVar("_T", bound=PyTree)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the finished parts of one computation are kept, so that a run that was stopped goes on from them.
+
+    A part is a pytree of arrays, and its file has these arrays alone: what pytree it is comes from the program that
+    reads it, and never from the file.
+
+    Attributes:
+        folder: made when something is written to it; nothing is kept if None.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.parts import Parts
+        >>> def squares():
+        ...     print("computing")
+        ...     return {"squares": jnp.arange(3) ** 2}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     parts = Parts.of(folder, numbers=3)
+        ...     parts.put("first", squares())
+        ...     parts.find("first", like={"squares": jnp.arange(3)})["squares"].tolist()
+        computing
+        [0, 1, 4]
+    """
+
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, folder: str | Path | None, **what: Any) -> Parts:
+        """The parts of a computation in a folder that may have those of others.
+
+        Args:
+            folder: theirs together; nothing is kept if None.
+            what: all that the computation's results depend on, ready for JSON: another computation has others.
+        """
+        if folder is None:
+            return cls()
+        text = json.dumps(what, sort_keys=True, default=repr)
+        return cls(Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16])
+
+    def __call__(self, name: str, make: Callable[[], _T]) -> _T:
+        """A part from its file, or made and then kept.
+
+        Args:
+            name: of the part, and of its file.
+            make: gives the part; JAX must be able to trace it, which is how it is known what the file should have.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: the file is damaged; the message names it.
+        """
+        if self.folder is None:
+            return make()
+        if self._file(name).exists():
+            return self._read(name, jax.eval_shape(make))
+        part = make()
+        self.put(name, part)
+        return part
+
+    def find(self, name: str, like: _T) -> _T | None:
+        """A part if it has been kept.
+
+        Args:
+            name: of the part.
+            like: a pytree of the part's structure, shapes and types.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        if self.folder is None or not self._file(name).exists():
+            return None
+        return self._read(name, like)
+
+    def put(self, name: str, part: PyTree) -> None:
+        """Keep a part.
+
+        Raises:
+            OSError: as for a call.
+        """
+        if self.folder is not None:
+            arrays = {str(index): _host(leaf) for index, leaf in enumerate(jax.tree.leaves(part))}
+            write_bytes(self._file(name), save(arrays))
+
+    def beside(self, name: str) -> Path | None:
+        """A folder for parts that are kept by other means; None where nothing is kept."""
+        return None if self.folder is None else self.folder / name
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.safetensors"
+
+    def _read(self, name: str, like: _T) -> _T:
+        path, (leaves, tree) = self._file(name), jax.tree.flatten(like)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            _check(arrays, {str(index): leaf for index, leaf in enumerate(leaves)})
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(
+                f"{path}: expected a finished part of this computation, but {error}. Delete it: it is made again."
+            ) from error
+        return jax.tree.unflatten(tree, [jnp.asarray(arrays[str(i)], leaf.dtype) for i, leaf in enumerate(leaves)])
+
+
+def _host(leaf: Any) -> np.ndarray:
+    """Safetensors' side of numpy has no bfloat16, which float32 holds exactly."""
+    array = np.asarray(leaf)
+    return np.asarray(array, np.float32 if array.dtype == jnp.bfloat16 else None, order="C")
+
+
+def _check(arrays: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> None:
+    if arrays.keys() != like.keys():
+        raise ValueError(f"it has {len(arrays)} arrays in place of {len(like)}")
+    for name, leaf in like.items():
+        stored = np.float32 if leaf.dtype == jnp.bfloat16 else leaf.dtype
+        if (arrays[name].shape, arrays[name].dtype) != (leaf.shape, stored):
+            raise ValueError(
+                f"its array {name} is {arrays[name].dtype} {list(arrays[name].shape)} in place of "
+                f"{np.dtype(stored)} {list(leaf.shape)}"
+            )
