@@ -63,6 +63,7 @@ bench: $(READY)
 	@$(MAKE) --no-print-directory $(PEERS)/.ready || echo "There is no PyTorch: its cases are left out."
 	$(BIN)/python -m benchmarks.attention $$(test -e $(PEERS)/.ready && echo --torch $(PEERS)/bin/python)
 	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.models $$(test -e $(PEERS)/.ready && echo --torch $(PEERS)/bin/python)
 
 notebooks: $(READY)

@@ -81,7 +81,7 @@ class ScalingConfig:
     rounds: int = 5
     width: int = 256
     layers: int = 4
-    batch: int = 16
+    batch: int = 32
     length: int = 64
 
 
@@ -163,7 +163,8 @@ def _started(layout: Layout, adapter: str, config: ScalingConfig) -> Iterator[_G
             assert process.stdin is not None
             process.stdin.close()
         for process in processes:
-            process.wait()
+            with process:
+                process.wait()
 
 
 def _table(prefix: str, rows: list[dict[str, Any]]) -> Table:

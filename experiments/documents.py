@@ -20,7 +20,7 @@ from experiments.compression_table import compression
 from experiments.field_table import field_results, field_table
 from experiments.many_shot_table import many_shot
 from experiments.scale import FAINT
-from experiments.speed import attention_speed, cost, gpu_speed, kernels_speed, models_speed
+from experiments.speed import attention_speed, cost, gpu_speed, kernels_speed, models_speed, scaling_speed
 from ntkprefix.commands import plan
 from ntkprefix.report import number
 from ntkprefix.runs import read_json, write_bytes
@@ -184,7 +184,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     SPEED: (attention_speed, gpu_speed, models_speed, kernels_speed),
     COMPRESSION: (compression, many_shot),
     ALGEBRA: (algebra,),
-    PARALLEL: (planned,),
+    PARALLEL: (scaling_speed, planned),
     TASKS: (language_smollm2,),
 }
 

@@ -143,6 +143,30 @@ def gpu_speed() -> str:
     )
 
 
+def scaling_speed() -> str:
+    """A training step shared out between what there is."""
+    results = read_json(RESULTS / "scaling.json")
+    config, where = results["config"], results["environment"]
+    lines = ["| prefix | | mesh | MB a device | ms | time / one core |", "|---|---|---|---|---|---|"]
+    prefix = None
+    for row in results["rows"]:
+        shown, prefix = "" if row["prefix"] == prefix else row["prefix"], row["prefix"]
+        held = f"{row['bytes_per_device'] / 1e6:.3g}"
+        cells = (shown, row["case"], row["mesh"], held, f"{row['milliseconds']:g}", ratio(row["relative_time"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"A step of AdamW, median and quartiles of {config['rounds']} rounds in which every layout has its turn: a "
+            f"Llama of {config['layers']} layers of width {config['width']}, {config['batch']} rows of "
+            f"{config['length']} tokens on all devices together, float32. Each process is held to its own cores, and "
+            f"processes meet on the machine's own network (gloo; {where['processor']}, {where['cores']} cores). MB a "
+            "device: weights, what trains and its moments. Remade by `python -m benchmarks.scaling`.",
+        ]
+    )
+
+
 def _peak(rows: dict[tuple[int, bool, str], dict[str, Any]], length: int, name: str) -> float:
     return rows[length, True, name]["peak_bytes"]
 

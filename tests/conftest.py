@@ -19,6 +19,7 @@ collect_ignore = [
     "one_of_two_processes.py",
     "parallel_on_eight_devices.py",
     "planning_on_eight_devices.py",
+    "properties_on_four_devices.py",
     "theory/on_eight_devices.py",
 ]
 

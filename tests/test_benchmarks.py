@@ -1,6 +1,7 @@
 """Benchmarks run at small sizes, with and without peers, and compare what they say they compare."""
 
 import dataclasses
+import os
 import sys
 import time
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 from flax import nnx
 from tiny_classifier import IMAGES, LABELS, initial, tiny_model
 
-from benchmarks import attention, block_sizes, gpu, kernels, models, peers, steps
+from benchmarks import attention, block_sizes, gpu, kernels, models, peers, scaling, steps
 from benchmarks.attention import AttentionConfig
 from benchmarks.pytorch import memory
 from benchmarks.timing import in_rounds
@@ -26,7 +27,7 @@ SMALL = AttentionConfig(queries=(16,), heads=2, width=8, tokens=(4, 2**24), clou
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    for module in (attention, block_sizes, gpu, kernels, models):
+    for module in (attention, block_sizes, gpu, kernels, models, scaling):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.timing._LEAST_SECONDS", 0.0)
     return tmp_path
@@ -187,6 +188,21 @@ def test_training_and_generation_are_timed_beside_a_peer(results, tmp_path, monk
     for workload, found in zip(small, written["workloads"], strict=True):
         assert [row["case"] for row in found["rows"]] == [*workload.adapters, *workload.peers]
         assert found["rows"][0]["relative_time"] == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_scaling(results):
+    """Two processes, a core each, beside one: a device has half of what is shared out, and both take the steps."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    config = scaling.ScalingConfig(layouts=(0, 3), rounds=1, width=16, layers=1, batch=4, length=4)
+    written = scaling.main(config)
+    assert read_json(results / "scaling.json")["rows"] == written["rows"]
+    alone, shared, state = written["rows"]
+    assert (alone["prefix"], shared["mesh"], state["prefix"]) == ("4,096 tokens", "prefix=2", "a state")
+    # Keys and values of 4 heads of 2, with two moments.
+    assert alone["bytes_per_device"] - shared["bytes_per_device"] == 3 * 2 * 2048 * 4 * 2 * 4
+    assert min(shared["relative_time"]) > 0
 
 
 def test_a_timed_step_trains():
