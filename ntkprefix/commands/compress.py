@@ -52,6 +52,7 @@ class Config:
         learning_rate: of that, in units of the spread of keys and values.
         tokens: at most so many of the prompt's first tokens; 0 for all.
         chunk: tokens that are read at a time.
+        dtype: of the file's numbers: float16 takes half the bytes, see `ntkprefix.prompts.save_prompt`.
         seed: of what is random.
         mesh: how the devices share the model out, `tensor=8` (see `ntkprefix.parallel.mesh_of`); one device if empty.
 
@@ -71,6 +72,7 @@ class Config:
     learning_rate: float = 0.01
     tokens: int = 0
     chunk: int = 512
+    dtype: Literal["float32", "float16"] = "float32"
     seed: int = 0
     mesh: str = ""
 
@@ -112,7 +114,8 @@ def main(config: Config) -> int:
     with scratch_folder(kept):
         small = _compressed(config, model, tokens, mesh, kept)
         seconds = time.perf_counter() - began
-        save_prompt(config.out, small.prefixes, small.start, _notes(config, small.report, len(tokens)))
+        notes = _notes(config, small.report, len(tokens))
+        save_prompt(config.out, small.prefixes, small.start, notes, dtype=config.dtype)
     _tell(Console(), config, small.report, len(tokens), seconds)
     return 0
 

@@ -55,6 +55,31 @@ def test_files_give_back_what_was_saved(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, stored.prefixes, PREFIXES[name])
 
 
+@pytest.mark.parametrize("name", PREFIXES)
+def test_half_the_bytes_at_eleven_bits(name, tmp_path):
+    whole, half = (save_prompt(tmp_path / dtype, PREFIXES[name], 7, dtype=dtype) for dtype in ("float32", "float16"))
+    arrays, halves = load_file(whole), load_file(half)
+    assert arrays.keys() == halves.keys()
+    for key, array in arrays.items():
+        np.testing.assert_allclose(halves[key].astype(array.dtype), array, rtol=2**-11, atol=2**-25)
+    logarithms = {key for key in arrays if "log" in key or key.endswith("counts")}
+    assert {key for key in arrays if halves[key].dtype == arrays[key].dtype} == logarithms
+    stored = load_prompt(half)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(stored.prefixes)} == {"float32"}
+    assert jax.tree.structure(stored.prefixes) == jax.tree.structure(PREFIXES[name])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_half_precision_does_not_reach(tmp_path):
+    large = TokenPrefix(*jnp.full((2, L, C, K, H), 7e4))
+    with pytest.raises(ValueError, match=r"finite numbers as keys.* Or take float32"):
+        save_prompt(tmp_path / "p", large, 7, dtype="float16")
+    with pytest.raises(ValueError, match=r"unknown dtype 'bfloat16'"):
+        save_prompt(tmp_path / "p", large, 7, dtype="bfloat16")
+    assert list(tmp_path.iterdir()) == []
+    save_prompt(tmp_path / "p", large, 7)
+
+
 @pytest.mark.parametrize("weights", [RAGGED, RAGGED[:, ::-1], RAGGED + 0.5, np.full_like(RAGGED, -np.inf)])
 def test_tokens_that_weigh_nothing_are_left_out(weights, tmp_path):
     prefix = TokenPrefix(normal(L, C, K, H), normal(L, C, K, HV), jnp.asarray(weights))
