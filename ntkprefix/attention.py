@@ -101,8 +101,8 @@ def attention(
             `"xla"` holds all [T, S] logits and differentiates in every way: ask for it where long inputs need forward
             mode (`jax.jvp`, `jax.linearize`) or second derivatives. `"blockwise"`, taken for long inputs, needs memory
             O(T H), leaves out blocks that no query may see, and has gradients in reverse mode, once. `"cudnn"` and
-            `"pallas"` are fused kernels of NVIDIA GPUs for bfloat16 and float16, taken there for what they have; their
-            gradients are like those by blocks.
+            `"pallas"` are fused kernels of NVIDIA GPUs for bfloat16 and float16, taken there for what they have;
+            `"splash"` is one of TPUs, taken where it is named. Their gradients are like those by blocks.
         return_residual: return the log-sum-exp too, by which other keys' attention can be merged with this.
 
     Returns:

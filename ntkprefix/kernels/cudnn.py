@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ntkprefix.kernels.masks import not_fused
+
 try:
     from jax._src.cudnn import fused_attention_stablehlo as _cudnn
 except ImportError:  # another release of JAX may keep it elsewhere: then there is no such implementation
@@ -64,12 +66,7 @@ def unsupported(
         return f"heads of width {width} with values of {value.shape[-1]} (multiples of 8 up to {_WIDEST}, both alike)"
     if not query.shape[1] or not key.shape[1]:
         return "no queries or no keys"
-    window = options["local_window_size"]
-    if window is not None and not (options["is_causal"] and window[1] >= 0):
-        return "a window without causality"
-    if given := [name for name in ("bias", "mask", "query_offset") if options[name] is not None]:
-        return " and ".join(given)
-    return None
+    return not_fused(options)
 
 
 def forward(

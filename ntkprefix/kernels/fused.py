@@ -1,7 +1,8 @@
-r"""Attention by fused kernels of NVIDIA's GPUs: cuDNN's, and ours for an infinite prefix (`kernels.hopper`).
+r"""Attention by fused kernels: cuDNN's on NVIDIA's GPUs, ours there for an infinite prefix, and JAX's own on TPUs.
 
-The gradient of both is cuDNN's. Its kernel makes the weights anew from the log-sum-exp it is given, and takes
-$do \cdot o$ from the output it is given: with those of input and prefix together its gradients are those of the whole,
+They are `kernels.cudnn`, `kernels.hopper` and `kernels.splash`. The gradient is cuDNN's on a GPU, and splash
+attention's on a TPU. These kernels make the weights anew from the log-sum-exp they are given, and take $do \cdot o$
+from the output they are given: with those of input and prefix together their gradients are those of the whole,
 
 $$ P = e^{\beta q k^T - l}, \quad dS = P \circ (do\, v^T - do \cdot o), \quad
    l = \log(\textstyle\sum e^{\beta q k^T} + den), $$
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ntkprefix.kernels import blockwise, cudnn
+from ntkprefix.kernels import blockwise, cudnn, splash
 from ntkprefix.kernels.masks import WHOLE_SIDE
 from ntkprefix.kernels.state_gradient import is_state, state_gradient
 from ntkprefix.partial import Partial, add, log_size
@@ -31,20 +32,24 @@ class Fused:
     """An implementation as `kernels.dense` and `kernels.blockwise` are, of less than they.
 
     Attributes:
-        name: of the kernel, "cudnn" or "pallas".
-        interpret: parameters with which Pallas plays its kernel on a CPU, and the gradient is taken by blocks.
+        name: of the kernel: "cudnn", "pallas" for ours on GPUs, or "splash" for the one on TPUs.
+        interpret: with what Pallas plays its kernel on a CPU: parameters for ours, whose gradient is then taken by
+            blocks, and True for the one on TPUs.
     """
 
-    name: Literal["cudnn", "pallas"]
+    name: Literal["cudnn", "pallas", "splash"]
     interpret: Any = None
 
     def unsupported(self, query: Any, key: Any, value: Any, *, scale: Any, prefix: Any, **options: Any) -> str | None:
         """What keeps it from a call, in words: the machine, or something that was asked for; None if nothing does."""
-        if self.interpret is None and not cudnn.available():
-            return f"a {jax.default_backend().upper()} (an NVIDIA GPU with cuDNN alone)"
+        if self.interpret is None and not self.library.available():
+            alone = "a TPU" if self.name == "splash" else "an NVIDIA GPU with cuDNN"
+            return f"a {jax.default_backend().upper()} ({alone} alone)"
         if isinstance(scale, jax.core.Tracer):
             return "a scale that is traced"
         options = _asked(**options)
+        if self.name == "splash":
+            return splash.unsupported(query, key, value, options)
         if self.name == "cudnn":
             return cudnn.unsupported(query, key, value, options)
         if self.interpret is None and not cudnn.is_hopper():
@@ -55,6 +60,11 @@ class Fused:
         if hopper is None:
             return "this release of JAX, whose Pallas is another"
         return hopper.unsupported(query, key, value, prefix, options)
+
+    @property
+    def library(self) -> Any:
+        """Whose the gradient is, and of "pallas" the gradient alone."""
+        return splash if self.name == "splash" else cudnn
 
     def attend(
         self,
@@ -131,8 +141,14 @@ class _Call:
     window: int | None
 
     @property
-    def of_cudnn(self) -> dict[str, Any]:
-        return {"scale": self.scale, "is_causal": self.is_causal, "window": self.window}
+    def of_library(self) -> dict[str, Any]:
+        options = {"scale": self.scale, "is_causal": self.is_causal, "window": self.window}
+        return options | {"interpret": bool(self.kernel.interpret)} if self.kernel.name == "splash" else options
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the library's gradient can be had: there is no cuDNN where our own kernel is played."""
+        return self.kernel.name == "splash" or self.kernel.interpret is None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -141,7 +157,7 @@ def _attend(call, query, key, value, lengths, prefix):
     if call.kernel.name == "pallas":
         played = {"interpret": call.kernel.interpret}
         return _hopper().forward(query, key, value, prefix, scale=call.scale, is_causal=call.is_causal, **played)
-    out, log_sum = cudnn.forward(query, key, value, lengths, **call.of_cudnn)
+    out, log_sum = call.kernel.library.forward(query, key, value, lengths, **call.of_library)
     seen = _sees_something(call, query.shape[1], key.shape[1], lengths)
     if seen is not None:
         out, log_sum = jnp.where(seen[..., None], out, 0), jnp.where(seen, log_sum, -jnp.inf)
@@ -166,9 +182,9 @@ def _attend_backward(call, saved, gradients):
     d_out = jnp.zeros(out.shape, wide) if _is_zero(d_out) else d_out.astype(wide) * sign[..., None]
     no_log_mass = _is_zero(d_log_mass)
     log_sum = jnp.where(sign == 0, 0.0, log_mass)
-    if no_log_mass and call.kernel.interpret is None:
-        d_out_small = d_out.astype(out.dtype)
-        d_input = cudnn.backward(query, key, value, lengths, out, log_sum, d_out_small, **call.of_cudnn)
+    if no_log_mass and call.has_gradient:
+        given = query, key, value, lengths, out, log_sum, d_out.astype(out.dtype)
+        d_input = call.kernel.library.backward(*given, **call.of_library)
     else:
         d_input = _by_blocks(call, query, key, value, lengths, out, sign, log_mass, gradients)
     d_prefix = None

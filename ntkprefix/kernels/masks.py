@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -62,3 +64,16 @@ def band(
 def over_batch(numbers: int | Int[Array, "*B"]) -> Int[Array, "#B 1 1 1 1"]:
     """A number for each row of a batch, or one for all, as it stands beside [B, K, G, T, S]."""
     return jnp.asarray(numbers).astype(jnp.int32).reshape(-1, 1, 1, 1, 1)
+
+
+def not_fused(options: dict[str, Any]) -> str | None:
+    """What is asked for beyond causality, with a window or without, and lengths, in words: fused kernels have no more.
+
+    Args:
+        options: of `dense.partial_attention`, each None where it asks for nothing.
+    """
+    window = options["local_window_size"]
+    if window is not None and not (options["is_causal"] and window[1] >= 0):
+        return "a window without causality"
+    given = [name for name in ("bias", "mask", "query_offset") if options[name] is not None]
+    return " and ".join(given) or None
