@@ -48,10 +48,8 @@ class Fused:
         if isinstance(scale, jax.core.Tracer):
             return "a scale that is traced"
         options = _asked(**options)
-        if self.name == "splash":
-            return splash.unsupported(query, key, value, options)
-        if self.name == "cudnn":
-            return cudnn.unsupported(query, key, value, options)
+        if self.name != "pallas":
+            return self.library.unsupported(query, key, value, options)
         if self.interpret is None and not cudnn.is_hopper():
             return "a GPU that is no Hopper"
         if not scale > 0:
