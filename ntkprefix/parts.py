@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,17 +19,73 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ntkprefix.runs import write_bytes
+from ntkprefix.run_folder import run_folder
+from ntkprefix.runs import environment, write_bytes
 
 _T = TypeVar("_T", bound=PyTree)
+# Of a computation, its folder's name.
+_NAME = re.compile("[0-9a-f]{16}")
+# Of `environment()`, what results depend on.
+_MADE_BY = ("ntkprefix", "commit", "packages", "python", "device", "platform", "processor")
+
+
+@contextmanager
+def parts_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder of parts that are of use until a result is written: they are removed then.
+
+    If the block does not get to its end, they stay for the run that goes on from there.
+
+    Args:
+        folder: made if it is not there.
+
+    Yields:
+        The folder, for `Parts.of`.
+
+    Raises:
+        BlockingIOError: another run has it.
+        OSError: it cannot be made, nothing can be written there, it is a link, or it holds anything but parts.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.parts import Parts, parts_folder
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     with parts_folder(f"{place}/manual.parts") as folder:
+        ...         Parts.of(folder, chunk=512).put("first", jnp.arange(3))
+        ...     folder.exists()
+        False
+    """
+    folder = Path(folder)
+    if folder.is_symlink():
+        raise OSError(
+            f"{folder}: expected a folder of parts of a run, or none, but it is a link. Choose another --out."
+        )
+    with run_folder(folder):
+        foreign = [path.name for path in folder.iterdir() if not _NAME.fullmatch(path.name)]
+        if foreign:
+            raise OSError(
+                f"{folder}: expected parts of a run alone, which are removed at its end, but it holds {foreign[0]!r}. "
+                "Move that away, or choose another --out."
+            )
+        try:
+            yield folder
+        except BaseException:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+            raise
+        for path in folder.iterdir():
+            if _NAME.fullmatch(path.name):
+                shutil.rmtree(path)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 @dataclass(frozen=True)
 class Parts:
     """Where the finished parts of one computation are kept, so that a run that was stopped goes on from them.
 
-    A part is a pytree of arrays, and its file has these arrays alone: what pytree it is comes from the program that
-    reads it, and never from the file.
+    A part is a pytree of arrays, and its file has these arrays and their digest: what pytree it is comes from the
+    program that reads it, and never from the file.
 
     Attributes:
         folder: made when something is written to it; nothing is kept if None.
@@ -35,14 +94,11 @@ class Parts:
         >>> import tempfile
         >>> import jax.numpy as jnp
         >>> from ntkprefix.parts import Parts
-        >>> def squares():
-        ...     print("computing")
-        ...     return {"squares": jnp.arange(3) ** 2}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     parts = Parts.of(folder, numbers=3)
-        ...     parts.put("first", squares())
-        ...     parts.find("first", like={"squares": jnp.arange(3)})["squares"].tolist()
-        computing
+        ...     first = parts("squares", lambda: jnp.arange(3) ** 2)  # computed, and kept
+        ...     again = parts("squares", lambda: jnp.zeros(3, int))  # read: the function says what kind of arrays it is
+        >>> again.tolist()
         [0, 1, 4]
     """
 
@@ -54,11 +110,14 @@ class Parts:
 
         Args:
             folder: theirs together; nothing is kept if None.
-            what: all that the computation's results depend on, ready for JSON: another computation has others.
+            what: all that the computation's results depend on, beside the code, its packages and the machine: another
+                computation has others.
         """
         if folder is None:
             return cls()
-        text = json.dumps(what, sort_keys=True, default=repr)
+        where = environment()
+        made_by = {name: where[name] for name in _MADE_BY}
+        text = json.dumps({"made_by": made_by, "what": what}, sort_keys=True, default=repr)
         return cls(Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def __call__(self, name: str, make: Callable[[], _T]) -> _T:
@@ -102,7 +161,7 @@ class Parts:
         """
         if self.folder is not None:
             arrays = {str(index): _host(leaf) for index, leaf in enumerate(jax.tree.leaves(part))}
-            write_bytes(self._file(name), save(arrays))
+            write_bytes(self._file(name), save(arrays, {"sha256": _digest(arrays)}))
 
     def beside(self, name: str) -> Path | None:
         """A folder for parts that are kept by other means; None where nothing is kept."""
@@ -117,8 +176,11 @@ class Parts:
         try:
             with safe_open(path, framework="numpy") as file:
                 arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+                digest = (file.metadata() or {}).get("sha256")
             _check(arrays, {str(index): leaf for index, leaf in enumerate(leaves)})
-        except (SafetensorError, ValueError) as error:
+            if digest != _digest(arrays):
+                raise ValueError("it is not what was written: it is damaged")
+        except (SafetensorError, ValueError, OSError) as error:
             raise ValueError(
                 f"{path}: expected a finished part of this computation, but {error}. Delete it: it is made again."
             ) from error
@@ -129,6 +191,14 @@ def _host(leaf: Any) -> np.ndarray:
     """Safetensors' side of numpy has no bfloat16, which float32 holds exactly."""
     array = np.asarray(leaf)
     return np.asarray(array, np.float32 if array.dtype == jnp.bfloat16 else None, order="C")
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
+        found.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return found.hexdigest()
 
 
 def _check(arrays: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> None:

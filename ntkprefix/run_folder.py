@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,41 +72,6 @@ def run_folder(folder: str | Path) -> Iterator[Path]:
     finally:
         if lock is not None:
             os.close(lock)
-
-
-@contextmanager
-def scratch_folder(folder: str | Path) -> Iterator[Path]:
-    """A run's folder for what is of use until the run has ended: it is removed then.
-
-    If the run does not get to its end, what is in it stays for the one that goes on from there.
-
-    Args:
-        folder: made if it is not there.
-
-    Yields:
-        The folder.
-
-    Raises:
-        BlockingIOError: as for `run_folder`.
-        OSError: as for `run_folder`.
-
-    Example:
-        >>> import tempfile
-        >>> from ntkprefix.run_folder import scratch_folder
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     with scratch_folder(f"{place}/parts") as folder:
-        ...         _ = (folder / "half").write_text("1 2")
-        ...     folder.exists()
-        False
-    """
-    with run_folder(folder) as folder:
-        try:
-            yield folder
-        except BaseException:
-            if not any(folder.iterdir()):
-                folder.rmdir()
-            raise
-        shutil.rmtree(folder)
 
 
 def _lock(folder: Path) -> int | None:

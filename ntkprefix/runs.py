@@ -108,9 +108,8 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _only_a_file(path)
         tempfile.TemporaryFile(dir=path.parent).close()
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         for left in path.parent.iterdir():
             if left.name.startswith(_start(path)) and left.name.endswith(PARTIAL):
                 left.unlink(missing_ok=True)
@@ -129,8 +128,17 @@ def _start(path: Path) -> str:
     return f".{path.name[:100]}."
 
 
+def _only_a_file(path: Path) -> None:
+    """That what takes a file's name takes it from a file, if from anything: a device would be gone."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is there, and no file")
+
+
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    _only_a_file(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_start(path), suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -92,6 +92,26 @@ def test_a_folder_is_no_place_for_a_compressed_prompt(tmp_path, monkeypatch, cap
     assert f"{tmp_path}: cannot be written (Is a directory)" in capsys.readouterr().err
 
 
+def test_a_compressed_prompt_does_not_take_the_prompt_s_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compress, "load_text_model", stop)
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("a manual")
+    assert main(["compress", "--prompt", str(prompt), "--out", str(tmp_path / "." / "prompt.txt")]) == 2
+    assert "expected another file than the prompt's to write to. Choose another --out." in capsys.readouterr().err
+    assert prompt.read_text() == "a manual"
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compress, "load_text_model", stop)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main(["compress", "--prompt", __file__, "--out", str(pipe)]) == 2
+    assert f"{pipe}: cannot be written (it is there, and no file)" in capsys.readouterr().err
+    with pytest.raises(OSError, match="pipe: cannot be written"):
+        runs.write_bytes(pipe, b"1")
+    assert pipe.is_fifo()
+
+
 def test_a_report_that_cannot_be_written_is_named(tmp_path, capsys):
     file = Path(__file__).parents[1] / "experiments" / "results" / "scale.json"
     page = tmp_path / "file" / "page.html"

@@ -16,11 +16,12 @@ from rich.text import Text
 
 from ntkprefix import checks
 from ntkprefix.compress import METHODS, Report
+from ntkprefix.compress.budget import amount_of
 from ntkprefix.models import TextModel, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import mesh_of, on_mesh, put_model, sizes_of
+from ntkprefix.parts import parts_folder
 from ntkprefix.prompts import CompressedPrompt, compress_prompt, save_prompt
-from ntkprefix.run_folder import scratch_folder
 from ntkprefix.runs import check_writable, environment, progress
 from ntkprefix.train import TrainConfig
 
@@ -82,6 +83,7 @@ class Config:
         checks.at_least(0, "compress", distil=self.distil, tokens=self.tokens, seed=self.seed)
         checks.at_least(1, "compress", chunk=self.chunk)
         checks.one_of("compress", "method", self.method, tuple(METHODS))
+        amount_of(self.budget)
         checks.finite("compress", least=0.0, learning_rate=self.learning_rate)
         if self.error is not None:
             checks.finite("compress", least=0.0, error=self.error)
@@ -96,22 +98,24 @@ def main(config: Config) -> int:
     Raises:
         FileNotFoundError: no such prompt or model.
         BlockingIOError: another run is writing this file.
-        OSError: the file cannot be written; of this it makes sure before it computes anything.
+        OSError: the file cannot be written, or what is done cannot be kept; of this it makes sure before it computes
+            anything.
         ValueError: a text that is not UTF-8 or empty, or as for `compress_prompt`.
     """
     text = read_text(config.prompt)
+    if config.out.exists() and config.out.samefile(config.prompt):
+        raise ValueError(f"{config.out}: expected another file than the prompt's to write to. Choose another --out.")
     check_writable(config.out)
-    mesh = mesh_of(config.mesh) if config.mesh else None
-    model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
-    if mesh is not None:
-        put_model(model, mesh)
-    tokens = np.asarray(tokenizer.encode(text), np.int32)
-    tokens = tokens[: config.tokens] if config.tokens else tokens
-    if len(tokens) < 2:
-        raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {len(tokens)}.")
-    began = time.perf_counter()
-    kept = config.out.with_name(f"{config.out.name}.parts")
-    with scratch_folder(kept):
+    with parts_folder(config.out.with_name(f"{config.out.name}.parts")) as kept:
+        mesh = mesh_of(config.mesh) if config.mesh else None
+        model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
+        if mesh is not None:
+            put_model(model, mesh)
+        tokens = np.asarray(tokenizer.encode(text), np.int32)
+        tokens = tokens[: config.tokens] if config.tokens else tokens
+        if len(tokens) < 2:
+            raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {len(tokens)}.")
+        began = time.perf_counter()
         small = _compressed(config, model, tokens, mesh, kept)
         seconds = time.perf_counter() - began
         notes = _notes(config, small.report, len(tokens))

@@ -37,14 +37,7 @@ def numbers_within(budget: Any, *, length: int, heads: int, token: int, itemsize
         >>> numbers_within("128 tokens", length=4096, heads=3, token=128, itemsize=4)
         16384
     """
-    if is_int(budget):
-        budget = f"{budget} tokens"
-    if not isinstance(budget, str):
-        raise TypeError(f"budget: expected {_WANTED}, got {described(budget)}.")
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(x|[A-Za-z]+)\s*", budget)
-    if found is None or (found[2] != "x" and found[2] not in _UNITS):
-        raise ValueError(f"budget: expected {_WANTED}, got {budget!r}.")
-    amount, unit = float(found[1]), found[2]
+    amount, unit = amount_of(budget)
     if unit == "x":
         numbers = length * token / amount if amount else 0.0
     elif unit == "tokens":
@@ -57,3 +50,20 @@ def numbers_within(budget: Any, *, length: int, heads: int, token: int, itemsize
             f"{numbers:.3g}."
         )
     return int(numbers)
+
+
+def amount_of(budget: Any) -> tuple[float, str]:
+    """A budget's number and its unit, "x" for a ratio.
+
+    Raises:
+        TypeError: neither an integer nor a text.
+        ValueError: a text of another form.
+    """
+    if is_int(budget):
+        budget = f"{budget} tokens"
+    if not isinstance(budget, str):
+        raise TypeError(f"budget: expected {_WANTED}, got {described(budget)}.")
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(x|[A-Za-z]+)\s*", budget)
+    if found is None or (found[2] != "x" and found[2] not in _UNITS):
+        raise ValueError(f"budget: expected {_WANTED}, got {budget!r}.")
+    return float(found[1]), found[2]

@@ -27,6 +27,7 @@ from ntkprefix.images import load_images
 from ntkprefix.models import load_dinov2, load_preprocess, load_text_model
 from ntkprefix.models.onnx_weights import read_onnx
 from ntkprefix.models.tokenizers import load_tokenizer
+from ntkprefix.parts import Parts
 from ntkprefix.prompts import load_prompt, save_prompt
 from ntkprefix.records import read_all, sections
 from ntkprefix.texts import load_texts
@@ -127,6 +128,13 @@ def peft(folder):
 def prompt(folder):
     save_prompt(folder / "p.safetensors", PREFIXES["tokens and a state"], 7, {"model": "x"})
     return lambda: load_prompt(folder / "p.safetensors")
+
+
+@kind("part.safetensors")
+def part(folder):
+    parts, whole = Parts(folder), {"keys": jnp.arange(12.0).reshape(3, 4), "count": jnp.asarray(7)}
+    parts.put("part", whole)
+    return lambda: parts.find("part", whole)
 
 
 @kind("set.npz")

@@ -156,7 +156,8 @@ FULL = {
     "train, a checkpoint": ("train", 300, "run/checkpoints/"),
     "verify, a piece": ("verify", 100, "run/pieces/"),
     "verify, a plot": ("verify", 30_000, "run/kernel.png"),
-    "compress": ("compress", 1000, "p.safetensors"),
+    "compress, a part": ("compress", 1000, "p.safetensors.parts/"),
+    "compress, the result": ("compress", 10_000, "p.safetensors: "),
 }
 
 
@@ -190,7 +191,7 @@ def test_full_disks(case, place, run, finish, undisturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "verify"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_two_at_a_time_are_one_and_a_refusal(command, place, run, undisturbed):
     undisturbed(command)  # compiles
     out = place.folder / f"two-{command}"
