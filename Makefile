@@ -30,7 +30,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile --doctest-modules tests ntkprefix theory experiments
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile --doctest-modules -m "slow or not slow" tests ntkprefix theory experiments
+	XLA_FLAGS= $(BIN)/python -m pytest -n auto --dist loadfile --doctest-modules -m "slow or not slow" tests ntkprefix theory experiments
 
 # With the oldest packages that pyproject.toml allows, in an environment of its own.
 test-oldest: $(OLDEST)/.ready

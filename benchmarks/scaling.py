@@ -23,6 +23,7 @@ from rich.table import Table
 
 from benchmarks import RESULTS
 from benchmarks.timing import against, in_rounds, ratio
+from ntkprefix import checks
 from ntkprefix.runs import environment, write_json
 
 
@@ -64,17 +65,24 @@ TOKENS = 4096
 PREFIXES = {f"{TOKENS:,} tokens": f"tokens:length={TOKENS}", "a state": "features:share=0.1"}
 
 
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig:
     """What is run.
 
     Attributes:
-        layouts: which of `LAYOUTS`, by number.
+        layouts: which of `LAYOUTS`, by number; 0, one process on one core, first.
         rounds: how often each is timed.
         width: of the model, of 8 heads, 4 of them of keys and values.
         layers: of the model.
         batch: rows of a step, on all devices together.
         length: tokens of a row, all of which are learnt.
+
+    Raises:
+        ValueError: layouts that there are not, or for which there are not enough cores.
     """
 
     layouts: tuple[int, ...] = tuple(range(len(LAYOUTS)))
@@ -83,6 +91,18 @@ class ScalingConfig:
     layers: int = 4
     batch: int = 32
     length: int = 64
+
+    def __post_init__(self):
+        sizes = {name: getattr(self, name) for name in ("rounds", "width", "layers", "batch", "length")}
+        checks.at_least(1, "scaling", **sizes)
+        if not self.layouts or self.layouts[0] != 0 or not all(0 <= each < len(LAYOUTS) for each in self.layouts):
+            raise ValueError(
+                f"scaling: expected layouts of 0 to {len(LAYOUTS) - 1}, and first 0, which the others are compared "
+                f"with, got {self.layouts}."
+            )
+        cores, there = max(LAYOUTS[each].processes * LAYOUTS[each].cores for each in self.layouts), _cores()
+        if cores > len(there):
+            raise ValueError(f"scaling: expected {cores} cores for these layouts, got {len(there)}. Choose others.")
 
 
 def main(config: ScalingConfig) -> dict[str, Any]:
@@ -128,8 +148,7 @@ def _started(layout: Layout, adapter: str, config: ScalingConfig) -> Iterator[_G
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    cores = sorted(os.sched_getaffinity(0))
-    processes = []
+    cores, processes = _cores(), []
     for number in range(layout.processes):
         asked = layout._asdict() | asdict(config) | {"adapter": adapter, "number": number, "port": port}
         own = cores[number * layout.cores : (number + 1) * layout.cores]

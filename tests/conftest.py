@@ -1,7 +1,12 @@
 """Strict numerics for every test: silent promotion of dtypes or ranks is an error, and shapes are checked."""
 
+import os
 from functools import cache
 from pathlib import Path
+
+# Programs here take seconds to compile and none to run, so LLVM is asked for little; XLA's own passes are as ever.
+# `make test-all` sets the variable, to nothing, and tests what users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest
@@ -15,6 +20,7 @@ install_import_hook(["ntkprefix", "theory"], "typecheck.checked")
 # Scripts that make the golden files in environments of their own, and import what this one does not have; and those
 # that tests start as processes of their own.
 collect_ignore = [
+    "compress_on_two_devices.py",
     "golden",
     "one_of_two_processes.py",
     "parallel_on_eight_devices.py",

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models.tiny_gguf import write_gguf
 from models.tiny_text import golden
+from simulated_devices import on_devices
 
 from experiments.documents import COMPRESSION
 from ntkprefix import TokenPrefix, attention
@@ -190,3 +192,10 @@ def test_the_page_s_snippet_runs(loaded, tmp_path, monkeypatch):
     exec(re.findall(r"```python\n(.*?)```", COMPRESSION.read_text(encoding="utf-8"), re.DOTALL)[0], names)
     assert names["out"].tokens.shape == (1, 64)
     np.testing.assert_array_equal(names["stored"].prefixes.keys, names["small"].prefixes.keys)
+
+
+@pytest.mark.slow
+def test_the_command_on_a_mesh(tmp_path):
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("ab a b " * 40)
+    on_devices("compress_on_two_devices.py", 2, str(write_gguf(tmp_path / "m.gguf")), str(prompt), str(tmp_path))
