@@ -39,7 +39,7 @@ def verify(_, out):
 
 
 def compress(gguf, out):
-    options = ["--budget", "40 tokens", "--chunk", "16", "--method", "matching"]
+    options = ["--budget", "60 tokens", "--chunk", "16", "--method", "matching"]
     prompt = gguf.parent / "prompt.txt"
     return ["compress", "--model", str(gguf), "--prompt", str(prompt), *options, "--out", str(out / "p.safetensors")]
 
