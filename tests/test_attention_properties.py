@@ -1,6 +1,7 @@
 """Attention of any shape, dtype, mask, prefix, transformation and mesh: the float64 oracle's, by any implementation."""
 
 import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,17 @@ SIZES = {"rows": (1, 2), "queries": (0, 5), "keys": (0, 7), "kv_heads": (1, 2), 
 PREFIXES = ("none", "tokens", "tokens per row", "clouds", "state", "state of query heads", "joined")
 
 
+class Case(NamedTuple):
+    size: dict[str, int]
+    prefix: str
+    options: dict[str, Any]
+    masked: str
+    arrays: dict[str, bool]
+    dtype: str
+    how: str
+    seed: int
+
+
 @st.composite
 def cases(draw):
     size = {name: draw(st.sampled_from(sizes)) for name, sizes in SIZES.items()}
@@ -39,26 +51,25 @@ def cases(draw):
     arrays = {name: draw(st.booleans()) for name in ("bias", "key_value_seq_lengths")}
     dtype = draw(st.sampled_from(sorted(TOLERANCES)))
     how = draw(st.sampled_from(["plain"] * 8 + ["jit", "vmap"]))  # which compile every time
-    return size, kind, options, masked, arrays, dtype, how, draw(st.integers(0, 2**32 - 1))
+    return Case(size, kind, options, masked, arrays, dtype, how, draw(st.integers(0, 2**32 - 1)))
 
 
 def made(case):
     """Query, key and value with a leading axis of two, the options, and the prefix."""
-    size, kind, options, masked, arrays, dtype, _, seed = case
-    random = np.random.default_rng(seed)
-    B, T, S, K, G, H = size.values()
+    random, options = np.random.default_rng(case.seed), case.options
+    B, T, S, K, G, H = case.size.values()
     N = K * G
 
     def normal(*shape, scale=1.0):
-        return jnp.asarray(scale * random.standard_normal(shape), jnp.dtype(dtype))
+        return jnp.asarray(scale * random.standard_normal(shape), jnp.dtype(case.dtype))
 
     inputs = normal(2, B, T, N, H), normal(2, B, S, K, H), normal(2, B, S, K, H)
-    if masked != "no":
-        visible = random.random((B, N, T, S)) < (0.5 if masked == "some" else 0)
+    if case.masked != "no":
+        visible = random.random((B, N, T, S)) < (0.5 if case.masked == "some" else 0)
         options = options | {"mask": jnp.asarray(visible)}
-    if arrays["bias"]:
+    if case.arrays["bias"]:
         options = options | {"bias": normal(B, N, T, S)}
-    if arrays["key_value_seq_lengths"]:
+    if case.arrays["key_value_seq_lengths"]:
         options = options | {"key_value_seq_lengths": jnp.asarray(random.integers(0, S + 1, B), jnp.int32)}
 
     def tokens(*lead):
@@ -78,7 +89,7 @@ def made(case):
         "state": lambda: state(K),
         "state of query heads": lambda: state(N),
         "joined": lambda: JoinedPrefix((tokens(B), state(N))),
-    }[kind]()
+    }[case.prefix]()
     return inputs, options, prefix
 
 
@@ -88,10 +99,11 @@ def ours(case, implementation):
     def one(query, key, value):
         return attention(query, key, value, prefix=prefix, implementation=implementation, **options)
 
-    how = case[-2]
-    if how == "vmap":
+    if case.how == "vmap":
         return jax.vmap(one)(*inputs)
-    return jnp.stack([(jax.jit(one) if how == "jit" else one)(*(array[place] for array in inputs)) for place in (0, 1)])
+    return jnp.stack(
+        [(jax.jit(one) if case.how == "jit" else one)(*(array[place] for array in inputs)) for place in (0, 1)]
+    )
 
 
 def expected(case):
@@ -115,9 +127,9 @@ def check(case):
 
 
 def assert_close(found, wanted, case, by):
-    assert found.dtype == case[-3]
+    assert found.dtype == case.dtype
     error = np.abs(np.asarray(found, np.float64) - wanted).max(initial=0)
-    assert error <= TOLERANCES[case[-3]] * max(1, np.abs(wanted).max(initial=0)), (by, error)
+    assert error <= TOLERANCES[case.dtype] * max(1, np.abs(wanted).max(initial=0)), (by, error)
 
 
 _CHECKED = itertools.count(1)
