@@ -45,9 +45,11 @@ def numbers_within(budget: Any, *, length: int, heads: int, token: int, itemsize
     else:
         numbers = amount * _UNITS[unit] / heads / (1 if unit == "numbers" else itemsize)
     if not token <= numbers < math.inf:
+        more = f"a ratio of at most {length}x" if unit == "x" else "'1 tokens' or more"
+        advice = more if numbers < token else "less"
         raise ValueError(
             f"budget: expected room for a token for each of {heads} heads, {token} numbers, got {budget!r}, which is "
-            f"{numbers:.3g}."
+            f"{numbers:.3g}. Ask for {advice}."
         )
     return int(numbers)
 

@@ -167,8 +167,9 @@ def test_budgets(budget, numbers):
 
 ERRORS = {
     "a budget of nothing": ({"budget": "0x"}, ValueError, "room for a token for each of 2 heads, 14 numbers, got '0x'"),
+    "fewer numbers than a token": ({"budget": "3 numbers"}, ValueError, "Ask for '1 tokens' or more."),
     "less than a token": ({"budget": "20 numbers"}, ValueError, "got '20 numbers', which is 10"),
-    "more than all, as a ratio": ({"budget": "1000x"}, ValueError, "room for a token"),
+    "more than all, as a ratio": ({"budget": "1000x"}, ValueError, f"Ask for a ratio of at most {len(KEYS)}x."),
     "a budget in stones": ({"budget": "3 stones"}, ValueError, "expected a number of tokens, or a text like '32x'"),
     "a budget without end": ({"budget": "9" * 400 + " tokens"}, ValueError, "room for a token for each of 2 heads"),
     "no budget": ({"budget": None}, TypeError, "expected a number of tokens"),
