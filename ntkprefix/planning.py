@@ -36,11 +36,12 @@ _PASSES = 3
 
 
 class Exchange(NamedTuple):
-    """An all-reduce, of as many bytes on every device, over all its runs in a step.
+    """All-reduces of one kind, of as many bytes on every device, over all their runs in a step.
 
     Attributes:
         axis: of the mesh, along which devices exchange.
         what: is summed.
+        arrays: how many, each an all-reduce unless the compiler joins some.
         bytes: of the arrays.
         sent: bytes that each device sends when devices form a ring, 2 (n - 1) / n times those.
 
@@ -49,6 +50,7 @@ class Exchange(NamedTuple):
 
     axis: str
     what: str
+    arrays: int
     bytes: int
     sent: int
 
@@ -79,6 +81,11 @@ class Plan:
     def sent(self, axis: str) -> int:
         """Bytes that a device sends along an axis in one step."""
         return sum(exchange.sent for exchange in self.exchanges if exchange.axis == axis)
+
+    @property
+    def all_reduces(self) -> int:
+        """In one step, along all axes."""
+        return sum(exchange.arrays for exchange in self.exchanges)
 
 
 def plan(
@@ -154,7 +161,9 @@ def plan(
             "activations": own.kept_bytes() + own.block_bytes(weights, cut_weights),
         },
         flops={name: micro_batches * count for name, count in own.flops(weights, cut_weights).items()},
-        exchanges=tuple(own.exchanges(share_bytes(trained_sent, cut_sent, sizes), micro_batches)),
+        exchanges=tuple(
+            own.exchanges(len(jax.tree.leaves(trained_sent)), share_bytes(trained_sent, cut_sent, sizes), micro_batches)
+        ),
     )
 
 
@@ -250,7 +259,7 @@ class _Own:
             "attention to the prefix": layers * queries * pairs,
         }
 
-    def exchanges(self, adapter_bytes: int, micro_batches: int) -> list[Exchange]:
+    def exchanges(self, adapter_arrays: int, adapter_bytes: int, micro_batches: int) -> list[Exchange]:
         """All-reduces of one step.
 
         Over `tensor`, of b T width numbers of each block: its two outputs forwards, the first again, and the gradient
@@ -270,18 +279,20 @@ class _Own:
         answers = self.b * self.A
         queries = self.b * self.T * self.N
         keys = self.b * self.T * self.K
-        per_step = [
-            ("tensor", "states of blocks", layers * sums * states * self.w),
-            ("tensor", "embedded tokens", states * 4),
-            ("tensor", "answers", answers * (3 * 4 + self.block.width * self.w)),
-            ("prefix", "shares of attention", layers * queries * (2 * (self.H + 2) + self.H + 1) * 4 * self.tokens),
-            ("prefix", "gradients of queries, keys and values", layers * (queries + 2 * keys) * self.H * self.w),
-            ("prefix", "gradients of the adapter", adapter_bytes * (not self.tokens)),
-            ("data", "gradients of the adapter", adapter_bytes),
+        inputs = (queries + 2 * keys) * self.H * self.w
+        shares = queries * (2 * (self.H + 2) + self.H + 1) * 4 * self.tokens
+        per_micro_batch = [
+            ("tensor", "states of blocks", layers * sums, layers * sums * states * self.w),
+            ("tensor", "embedded tokens", 1, states * 4),
+            ("tensor", "answers", 4, answers * (3 * 4 + self.block.width * self.w)),
+            ("prefix", "shares of attention", layers * (2 * 3 + 2), layers * shares),
+            ("prefix", "gradients of queries, keys and values", layers * 3, layers * inputs),
+            ("prefix", "gradients of the adapter", layers * adapter_arrays, adapter_bytes * (not self.tokens)),
+            ("data", "gradients of the adapter", layers * adapter_arrays, adapter_bytes),
         ]
         return [
-            Exchange(axis, what, micro_batches * size, round(micro_batches * size * 2 * (n - 1) / n))
-            for axis, what, size in per_step
+            Exchange(axis, what, count * micro_batches, total := size * micro_batches, round(total * 2 * (n - 1) / n))
+            for axis, what, count, size in per_micro_batch
             if (n := self.sizes[axis]) > 1 and size
         ]
 

@@ -9,7 +9,7 @@ from simulated_devices import on_devices
 
 from ntkprefix.adapters import FeatureAdapter, TokenAdapter, count
 from ntkprefix.cli import main
-from ntkprefix.commands.plan import model_of
+from ntkprefix.commands.plan import Config, cells, model_of, plans
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.planning import adapter_of, plan, weights_of
 
@@ -55,8 +55,22 @@ def test_what_does_not_divide(changes, message):
         plan(config(), TokenAdapter(length=6), ALONE | changes, **STEP)
 
 
-def test_the_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+@pytest.mark.parametrize("columns", ["20", "80", "200"])
+def test_no_number_is_cut(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["plan"]) == 0
+    shown = capsys.readouterr().out
+    for name, row in plans(Config()):
+        mesh, *numbers = cells(name, row)[2:]
+        assert all(part in shown for part in (name, *mesh.split(","), *numbers))
+
+
+def test_an_unknown_model_is_told_what_is_known(capsys):
+    assert main(["plan", "--model", "llama-9b"]) == 2
+    assert "llama-9b: expected llama-8b, or the config.json of a causal" in capsys.readouterr().err
+
+
+def test_the_command(tmp_path, capsys):
     assert main(["plan", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["devices"] for row in rows] == [8, 64, 512] * 2

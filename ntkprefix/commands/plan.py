@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ntkprefix import checks
 from ntkprefix.adapters import FeatureAdapter, TokenAdapter
@@ -96,13 +99,24 @@ def main(config: Config) -> int:
     if config.json:
         print(json.dumps([plain(name, row) for name, row in rows], indent=1))
         return 0
-    table = Table(*COLUMNS, title=f"{config.model}: one device's part of a training step", title_justify="left")
-    for name, row in rows:
-        table.add_row(*cells(name, row))
-    console = Console()
-    console.print(table)
-    console.print(told(config), highlight=False)
+    for prefix in dict.fromkeys(name for name, _ in rows):
+        _show(f"{config.model}, {prefix}", [cells(name, row) for name, row in rows if name == prefix])
+    Console().print(f"One device's part. {told(config)}", highlight=False)
     return 0
+
+
+def _show(title: str, plans_cells: Sequence[Sequence[str]]) -> None:
+    """A column for each mesh. A window that is too narrow for it breaks its lines, which is better than cut numbers."""
+    table, console = Table(title=Text(title), title_justify="left", show_header=False), Console()
+    table.add_column()
+    for _ in plans_cells:
+        table.add_column(justify="right", no_wrap=True)
+    for label, *values in list(zip(COLUMNS, *plans_cells, strict=True))[1:]:
+        if any(values):
+            table.add_row(label, *(value.replace(",", "\n") if label == "mesh" else value for value in values))
+    anywhere = console.options.update(max_width=sys.maxsize)
+    console.width = max(console.width, console.measure(table, options=anywhere).minimum)
+    console.print(table)
 
 
 def plans(config: Config) -> list[tuple[str, Plan]]:
@@ -136,6 +150,11 @@ def model_of(name: str) -> TextConfig:
     """
     path = Path(name)
     path = path / "config.json" if path.is_dir() else path
+    if name not in MODELS and not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: expected {', '.join(MODELS)}, or the config.json of a causal language model, or its folder; got "
+            "no such file. A model's page on the Hugging Face hub has its config.json."
+        )
     content = MODELS[name] if name in MODELS else read_object(path)
     kind = content.get("model_type")
     if kind not in TEXT:
@@ -146,7 +165,7 @@ def model_of(name: str) -> TextConfig:
 def told(config: Config) -> str:
     """What a table's numbers are, in words."""
     return (
-        f"Memory in GB, operations of a step, and GB that a device sends along each axis in a step's all-reduces. "
+        f"Memory in GB, operations and all-reduces of a step, and GB that a device sends along each axis in these. "
         f"{config.batch_size} rows of {config.length:,} tokens a step, {config.answer} of them the answer's; "
         f"{config.micro_rows} at a time on a device; weights and products in {config.dtype}."
     )
@@ -162,6 +181,7 @@ COLUMNS = (
     "activations",
     "sum",
     "Tflop",
+    "all-reduces",
     *(f"over {axis}" for axis in AXES),
 )
 
@@ -172,7 +192,8 @@ def cells(name: str, row: Plan) -> list[str]:
     mesh = ",".join(f"{axis}={size}" for axis, size in row.sizes.items() if size > 1)
     sent = [f"{row.sent(axis) / 1e9:.3g}" if row.sent(axis) else "" for axis in AXES]
     flops = f"{sum(row.flops.values()) / 1e12:,.0f}"
-    return [name, str(row.devices), mesh, *(f"{size / 1e9:.3g}" for size in sizes), flops, *sent]
+    memory = (f"{size / 1e9:.3g}" for size in sizes)
+    return [name, str(row.devices), mesh, *memory, flops, f"{row.all_reduces:,}", *sent]
 
 
 def plain(name: str, row: Plan) -> dict[str, Any]:
