@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ class Command(NamedTuple):
         needs: packages beyond ntkprefix's own dependencies, by the names they are imported under.
         install: the shell command that installs them.
         less_memory: what makes it take less.
+        gives: what one has when it has run, in sentences.
+        example: a command line.
     """
 
     module: str
@@ -36,6 +39,15 @@ class Command(NamedTuple):
     needs: tuple[str, ...]
     install: str
     less_memory: str
+    gives: str = ""
+    example: str = ""
+
+    def page(self) -> str:
+        """What its help begins with."""
+        summary = f"{self.summary[:1].upper()}{self.summary[1:]}."
+        # Lines that are set in stay lines.
+        gives = textwrap.fill(self.gives, 80, initial_indent="  ", subsequent_indent="  ")
+        return f"{summary}\n\nYou get:\n{gives}\n\nExample:\n  {self.example}"
 
 
 _MODELS = ("flax", "gguf", "onnx", "optax", "orbax", "PIL", "safetensors", "tokenizers")
@@ -46,6 +58,9 @@ COMMANDS = {
         needs=_MODELS,
         install='pip install ".[models]"',
         less_memory="--micro-batches, --remat, --dtype bfloat16, a smaller --size or --length",
+        gives="a run folder with the adapter, the head, metrics and checkpoints, and results.json, which has how often "
+        "held-out rows are right. A run that was stopped goes on when it is started again with its folder.",
+        example="ntkprefix train --model minilm --task sst2 --data-dir data/sst2 --adapter lora:rank=8 --out runs/sst2",
     ),
     "compress": Command(
         module="ntkprefix.commands.compress",
@@ -53,6 +68,9 @@ COMMANDS = {
         needs=_MODELS,
         install='pip install ".[models]"',
         less_memory="a smaller --chunk, or fewer --tokens",
+        gives="a file that `ntkprefix generate` puts in the prompt's place, and how far off attention outputs are "
+        "behind it, and in which heads most.",
+        example="ntkprefix compress --prompt manual.txt --budget 32x --out manual.safetensors",
     ),
     "generate": Command(
         module="ntkprefix.commands.generate",
@@ -60,6 +78,8 @@ COMMANDS = {
         needs=_MODELS,
         install='pip install ".[models]"',
         less_memory="fewer --new tokens, or a shorter text",
+        gives="every text with its continuation, on the standard output.",
+        example='ntkprefix generate --prefix manual.safetensors --text "Chapter 3 is about"',
     ),
     "plan": Command(
         module="ntkprefix.commands.plan",
@@ -67,6 +87,9 @@ COMMANDS = {
         needs=_MODELS,
         install='pip install ".[models]"',
         less_memory="fewer --tokens",
+        gives="memory, operations and exchanges of one device, for a prefix of explicit tokens and for a state that "
+        "stands for one.",
+        example="ntkprefix plan --model llama-8b --meshes tensor=8 data=8,tensor=8",
     ),
     "verify": Command(
         module="theory.verify",
@@ -74,6 +97,10 @@ COMMANDS = {
         needs=("frozendict", "matplotlib", "neural_tangents", "optax", "scipy"),
         install='pip install ".[theory]" && pip install --no-deps neural-tangents',
         less_memory="shorter --lengths and --kernel-lengths, or fewer --seeds",
+        gives="seven verdicts with their intervals, and a run folder with results.json and plots as PNG and PDF. The "
+        "exit status is 1 when a verdict does not hold. A run that was stopped goes on when it is started again with "
+        "its folder.",
+        example="ntkprefix verify --quick --out runs/quick",
     ),
     "report": Command(
         module="ntkprefix.commands.report",
@@ -81,6 +108,8 @@ COMMANDS = {
         needs=("optax", "plotly", "scipy"),
         install='pip install ".[report]"',
         less_memory="fewer runs at a time",
+        gives="one HTML file with tables, intervals and interactive plots, which needs no network.",
+        example="ntkprefix report runs/lora-0 runs/lora-1 runs/features-0 --out report.html",
     ),
 }
 
@@ -188,7 +217,13 @@ def _run(name: str, options: list[str]) -> int:
         )
     module = importlib.import_module(command.module)
     options = with_file(options)
-    config = tyro.cli(module.Config, args=options, prog=f"ntkprefix {name}", description=command.summary)
+    config = tyro.cli(
+        module.Config,
+        args=options,
+        prog=f"ntkprefix {name}",
+        description=command.page(),
+        config=(tyro.conf.DisallowNone,),
+    )
     try:
         return module.main(config)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -242,10 +277,15 @@ def _usage() -> str:
         [
             "usage: ntkprefix <command> [options]",
             "",
+            "Prefixes of any length for transformers: train them, put one in a long prompt's place, check the theorem.",
+            "",
             "commands:",
             *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
             "",
-            "ntkprefix <command> --help  lists a command's options",
+            "Example:",
+            f"  {COMMANDS['compress'].example}",
+            "",
+            "ntkprefix <command> --help  tells what a command gives, with an example, and lists its options",
             "ntkprefix <command> --config FILE  takes options from a JSON object, below those of the command line",
             "ntkprefix --completion SHELL  prints a script by which bash, zsh or fish completes these",
             "ntkprefix --version         shows the version",

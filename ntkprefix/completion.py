@@ -37,4 +37,9 @@ def print_script(shell: str, modules: Mapping[str, str]) -> None:
         for name, module in modules.items()
     )
     with suppress(SystemExit):  # which is how it ends, having printed
-        tyro.cli(Union[kinds], prog="ntkprefix", args=["--tyro-write-completion", shell, "-"])  # type: ignore[call-overload] # noqa: UP007
+        tyro.cli(  # type: ignore[call-overload]
+            Union[kinds],  # noqa: UP007
+            prog="ntkprefix",
+            args=["--tyro-write-completion", shell, "-"],
+            config=(tyro.conf.DisallowNone,),
+        )

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+import tyro
 
 import ntkprefix
 from ntkprefix import cli
@@ -41,9 +43,31 @@ def test_help_of_a_command(capsys):
         main(["verify", "--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert "check the convergence theorem" in shown
+    assert "Check the convergence theorem" in shown
     assert "--quick" in shown
     assert "Training inputs." in shown
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_says_what_one_gets_and_has_an_example_that_works(name, capsys):
+    command = cli.COMMANDS[name]
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert command.gives
+    assert " ".join(command.gives.split()) in " ".join(shown.split())
+    assert f"\n  {command.example}\n" in shown
+    program, named, *options = shlex.split(command.example)
+    assert (program, named) == ("ntkprefix", name)
+    tyro.cli(importlib.import_module(command.module).Config, args=options)
+
+
+@pytest.mark.parametrize("name", set(cli.COMMANDS) - {"verify"})
+def test_help_is_in_words(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert not re.search(r"\(default: ('')?\)|\{None\}|`ntkprefix\.", shown)
 
 
 @pytest.mark.parametrize(("name", "hint"), [("verfy", "'verify'"), ("--verison", "'--version'")])

@@ -11,6 +11,7 @@ import pytest
 from ntkprefix import cli
 from ntkprefix.cli import COMMANDS, main
 from ntkprefix.completion import SHELLS
+from ntkprefix.compress import METHODS
 
 ASK = """
 source "$1"; shift
@@ -61,6 +62,7 @@ def test_options_and_nothing_else(name, offered):
 def test_choices(offered):
     assert offered("train", "--schedule", "") == ["cosine", "linear", "constant"]
     assert offered("compress", "--share", "n") == ["need"]
+    assert offered("compress", "--method", "") == list(METHODS)
 
 
 @pytest.mark.parametrize("shell", SHELLS)

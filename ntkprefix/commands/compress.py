@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ntkprefix import checks
+from ntkprefix.commands.options import default_told
 from ntkprefix.compress import METHODS, Report
 from ntkprefix.compress.budget import amount_of
 from ntkprefix.models import TextModel, load_text_model
@@ -41,21 +43,21 @@ class Config:
             Hugging Face hub. Causal.
         budget: "32x" for a 32nd of the bytes that the prompt's keys and values take, "128 tokens" for each
             head, or "64 KiB" in all.
-        method: one of ends, uniform, importance, attention, snapkv, expected, knorm, keydiff, kmeans, wildcat,
-            matching, matching-in-context, matching-pursuit, elu, taylor, favor, fitted-elu, fitted-favor, measure,
-            refined.
-        share: the same for all heads (even), or from a quarter to four times that, by the error that it makes (need).
-        error: that no head should exceed: those that do keep more than their share, and are named where they still do.
-        queries: whose the queries are that it is fitted to: of texts with which the model goes on (continue), or of
+        method: how tokens are chosen, or what stands for them; docs/compression.md compares them.
+        share: of the budget, that a head has: the same for all (even), or from a quarter to four times that, by the
+            error that it makes (need).
+        error: of attention outputs, that no head should exceed: those that do keep more than their share, and are
+            named where they still do.
+        queries: that it is fitted to: those of texts with which the model goes on (continue), or of
             the prompt, read once more (repeat).
         distil: passes over these texts in which the prefix is then trained to say next what the model says behind the
             whole prompt; 0 for none.
-        learning_rate: of that, in units of the spread of keys and values.
+        learning_rate: step size of that training, in units of the spread of keys and values.
         tokens: at most so many of the prompt's first tokens; 0 for all.
         chunk: tokens that are read at a time.
-        dtype: of the file's numbers: float16 takes half the bytes, see `ntkprefix.prompts.save_prompt`.
-        seed: of what is random.
-        mesh: how the devices share the model out, `tensor=8` (see `ntkprefix.parallel.mesh_of`); one device if empty.
+        dtype: of the file's numbers: float16 takes half the bytes.
+        seed: of all that is random.
+        mesh: how the devices share the model out, such as tensor=8; docs/parallel.md has the names.
 
     Raises:
         ValueError: a setting out of range.
@@ -65,9 +67,9 @@ class Config:
     out: Path
     model: str = "smollm2"
     budget: str = "32x"
-    method: str = "matching-in-context"
+    method: Literal[*METHODS] = "matching-in-context"
     share: Literal["even", "need"] = "even"
-    error: float | None = None
+    error: Annotated[float | None, default_told("none")] = None
     queries: Literal["continue", "repeat"] = "continue"
     distil: int = 0
     learning_rate: float = 0.01
@@ -75,14 +77,13 @@ class Config:
     chunk: int = 512
     dtype: Literal["float32", "float16"] = "float32"
     seed: int = 0
-    mesh: str = ""
+    mesh: Annotated[str, default_told("one device")] = ""
 
     def __post_init__(self):
         if self.mesh:
             sizes_of(self.mesh)
         checks.at_least(0, "compress", distil=self.distil, tokens=self.tokens, seed=self.seed)
         checks.at_least(1, "compress", chunk=self.chunk)
-        checks.one_of("compress", "method", self.method, tuple(METHODS))
         amount_of(self.budget)
         checks.finite("compress", least=0.0, learning_rate=self.learning_rate)
         if self.error is not None:
@@ -165,14 +166,21 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder.
         ValueError: it is not UTF-8; the message names it.
     """
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path}: expected a text file, got a folder. Give one of its files, or join them into one."
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a text file here, found none.")
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text as UTF-8, but {error}.") from error
+        raise ValueError(
+            f"{path}: expected text as UTF-8, but {error}. Save it as UTF-8, or convert it: iconv -f ENCODING -t UTF-8."
+        ) from error
 
 
 def _distilling(config: Config) -> TrainConfig | None:
@@ -199,4 +207,5 @@ def _tell(console: Console, config: Config, report: Report, tokens: int, seconds
     for name, value in rows:
         table.add_row(Text(name), Text(str(value)))
     console.print(table)
-    console.print(f"Next: ntkprefix generate --model {config.model} --prefix {config.out} --text '...'", markup=False)
+    command = ["ntkprefix", "generate", "--model", config.model, "--prefix", str(config.out), "--text", "..."]
+    console.print(Text(f"Next: {shlex.join(command)}"), soft_wrap=True)

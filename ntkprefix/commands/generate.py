@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from ntkprefix import checks
+from ntkprefix.commands.options import default_told
 from ntkprefix.models import generate, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prompts import StoredPrompt, batch_prompts, load_prompt
@@ -22,21 +24,21 @@ class Config:
     Attributes:
         model: "smollm2", whose weights a package carries; a model folder, a GGUF file, or the name of a model on the
             Hugging Face hub. Causal.
-        prefix: a file of `ntkprefix compress`, which must be of the same model; nothing if absent. One for all texts,
-            or as many as there are texts, each of which is behind its own.
-        text: to continue, one or several, which are answered together; read from the standard input if absent.
+        prefix: file of a compressed prompt, which must be of the same model. One for all texts, or as many as there
+            are texts, each of which is behind its own.
+        text: to continue, one or several, which are answered together.
         new: how many tokens to make.
         temperature: of the softmax that tokens are drawn from; 0 takes the likeliest.
         top_p: tokens are drawn from the smallest set of likeliest ones that has this probability.
-        seed: of the draws.
+        seed: of the draws of tokens.
 
     Raises:
         ValueError: a setting out of range.
     """
 
     model: str = "smollm2"
-    prefix: tuple[Path, ...] = ()
-    text: tuple[str, ...] = ()
+    prefix: Annotated[tuple[Path, ...], default_told("none")] = ()
+    text: Annotated[tuple[str, ...], default_told("the standard input")] = ()
     new: int = 64
     temperature: float = 0.0
     top_p: float = 1.0

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ntkprefix import checks
 from ntkprefix.adapters import FeatureAdapter, TokenAdapter
+from ntkprefix.commands.options import default_told
 from ntkprefix.models import TextConfig
 from ntkprefix.models.families import TEXT
 from ntkprefix.models.families.settings import Settings, make_from
@@ -52,14 +53,14 @@ class Config:
     """What to plan for.
 
     Attributes:
-        model: "llama-8b", or the `config.json` of a causal language model, or its folder.
+        model: "llama-8b", or the config.json of a causal language model, or its folder.
         tokens: length of a prefix of explicit tokens, beside the state that stands for one of any length.
-        meshes: sizes such as `data=8,tensor=8`; 8, 64 and 512 devices if none is given.
+        meshes: how devices share the work, such as data=8,tensor=8; docs/parallel.md has the names.
         batch_size: rows of a step, on all devices together.
         micro_rows: rows that a device works on at a time.
         length: tokens of a row.
-        answer: of them, those of the answer.
-        dtype: of weights and matrix products; what trains is float32.
+        answer: tokens of a row that are the answer, which is learnt.
+        dtype: of numbers in weights and matrix products; what trains is float32.
         json: print the plans as JSON.
 
     Raises:
@@ -68,7 +69,7 @@ class Config:
 
     model: str = "llama-8b"
     tokens: int = 2**20
-    meshes: tuple[str, ...] = ()
+    meshes: Annotated[tuple[str, ...], default_told("of 8, 64 and 512 devices")] = ()
     batch_size: int = 64
     micro_rows: int = 1
     length: int = 2048

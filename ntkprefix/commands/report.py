@@ -33,7 +33,9 @@ class Config:
         ValueError: no runs, or a file that is no HTML.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...", help_behavior_hint="(required)")
+    ]
     out: Path = Path("report.html")
     title: str = "Report"
 

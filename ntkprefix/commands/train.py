@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -19,6 +19,7 @@ from rich.text import Text
 from ntkprefix import checks
 from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
+from ntkprefix.commands.options import default_told
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
 from ntkprefix.run_folder import run_folder
 from ntkprefix.runs import environment, progress, write_json
@@ -59,20 +60,19 @@ class Config:
         adapter: what trains: head, full, lora, tokens, reparametrised, prompt, features or measure, with
             options (lora:rank=8,targets=query/value) and stacked (lora:rank=4+features).
         task: "images", or a text task: text, pair or prompt for rows of your own, or the name of a known set (sst2,
-            boolq, svamp, ...; see `ntkprefix.texts.TEMPLATES`).
-        data_dir: where the task's data are: images as a folder or `.npz` file (scikit-learn's digits if absent), texts
-            as a folder of JSON Lines files.
-        out: run folder; `runs/train-<time>` if absent. Give that of a run that was stopped to go on with it.
+            boolq, svamp, ...), all of which docs/training.md has.
+        data_dir: where the task's data are: images as a folder or .npz file, texts as a folder of JSON Lines files.
+        out: run folder. Give that of a run that was stopped to go on with it.
         epochs: passes over the training rows.
         batch_size: rows per step.
         micro_batches: parts that a batch is computed in, one after another, to save memory.
-        learning_rate: peak step size of the adapter; 0 for one that its kind does well with (see `usual_step_size`).
-        head_learning_rate: of the head, before and beside the adapter.
+        learning_rate: peak step size of the adapter; 0 for one that its kind does well with.
+        head_learning_rate: step size of the head, before and beside the adapter.
         head_epochs: passes in which the head is trained alone, on features computed once: before the adapter, and all
-            there are for `head`.
+            there are for the adapter head.
         warmup: share of the steps in which the step size rises.
-        schedule: what follows.
-        weight_decay: of AdamW.
+        schedule: how the step size goes on from there.
+        weight_decay: of the optimiser, AdamW.
         checkpoint_every: steps between checkpoints within a pass; 0 for the ends of passes alone. A run that was
             stopped goes on from the last.
         patience: epochs without a better loss on held-back training rows after which training stops; 0 for never.
@@ -81,10 +81,10 @@ class Config:
         test_rows: at most so many test rows; 0 for all.
         size: side of images in pixels.
         length: tokens of a text; longer ones are cut.
-        dtype: of the model's matrix products; what trains is float32 always.
+        dtype: of numbers in the model's matrix products; what trains is float32 always.
         remat: compute blocks again for the gradient, to save memory.
         seed: of the random start, the order of the data and what is held back.
-        mesh: how the devices share the work, `data=4,tensor=2` (see `ntkprefix.parallel.mesh_of`); one device if empty.
+        mesh: how the devices share the work, such as data=4,tensor=2; docs/parallel.md has the names.
 
     Raises:
         ValueError: a setting out of range.
@@ -93,8 +93,8 @@ class Config:
     model: str = "dinov2"
     adapter: str = "features:share=0.3,steps=state"
     task: str = "images"
-    data_dir: Path | None = None
-    out: Path | None = None
+    data_dir: Annotated[Path | None, default_told("scikit-learn's handwritten digits")] = None
+    out: Annotated[Path | None, default_told("runs/train-<time>")] = None
     epochs: int = 3
     batch_size: int = 16
     micro_batches: int = 1
@@ -114,7 +114,7 @@ class Config:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: bool = False
     seed: int = 0
-    mesh: str = ""
+    mesh: Annotated[str, default_told("one device")] = ""
 
     def __post_init__(self):
         spelt(self.adapter)
