@@ -1,17 +1,20 @@
-"""Write the tables of the README and of `docs/` from the committed result files."""
+"""Write the tables of the README and of `docs/` from the committed result files: `python -m experiments.documents`."""
 
 from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
 from benchmarks import RESULTS as BENCHMARKS
-from experiments import RESULTS, plots
+from experiments import RESULTS, commands, plots
 from experiments import real_kernels as real_models
 from experiments.algebra import PATH as JOINED
 from experiments.algebra_table import algebra
@@ -22,6 +25,7 @@ from experiments.many_shot_table import many_shot
 from experiments.scale import FAINT
 from experiments.speed import attention_speed, cost, gpu_speed, kernels_speed, models_speed, scaling_speed
 from ntkprefix.commands import plan
+from ntkprefix.commands.options import default_told
 from ntkprefix.report import number
 from ntkprefix.runs import read_json, write_bytes
 from theory.verify import cautions
@@ -34,10 +38,34 @@ PREFIXES, THEORY, SPEED, COMPRESSION, ALGEBRA, PARALLEL, TASKS = (
 )
 
 
-def main() -> None:
-    """Rewrite the tables in place, and the picture that stands beside one."""
+@dataclass(frozen=True)
+class DocumentsConfig:
+    """Write tables of documents, and the pictures beside them, from the committed result files.
+
+    Attributes:
+        names: documents whose tables are written; pictures are drawn when none is named.
+    """
+
+    names: Annotated[
+        tuple[Literal[*(path.name for path in TABLES)], ...], tyro.conf.Positional, default_told("all")
+    ] = ()
+
+
+def main(config: DocumentsConfig) -> None:
+    """Rewrite the tables in place, and the pictures.
+
+    Raises:
+        OSError: a document or picture cannot be written.
+        ValueError: a table's markers are missing.
+    """
     for document in TABLES:
-        write_bytes(document, render(document).encode())
+        if document.name in (config.names or (document.name,)):
+            write_bytes(document, render(document).encode())
+    if not config.names:
+        _draw()
+
+
+def _draw() -> None:
     pictures = {
         "real_kernels": plots.real_kernels(_real_kernels()),
         "cost": plots.cost(read_json(BENCHMARKS / "attention.json")),
@@ -190,4 +218,4 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.run("documents", DocumentsConfig, main, None))

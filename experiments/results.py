@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
 
 import theory
-from experiments import RESULTS, documents, scale, tables
+from experiments import RESULTS, commands, documents, scale, tables
+from ntkprefix.commands.options import default_told
 from ntkprefix.runs import environment, write_bytes, write_json
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
@@ -39,19 +43,32 @@ MAKERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def main(names: list[str]) -> None:
-    """Remake the named files, all if none is named, and then the tables made of them."""
-    unknown = set(names) - set(MAKERS)
-    if unknown:
-        sys.exit(f"experiments.results: expected {', '.join(MAKERS)}; got {', '.join(sorted(unknown))}.")
+@dataclass(frozen=True)
+class ResultsConfig:
+    """Remake committed result files, which takes hours, and the tables made of them.
+
+    Attributes:
+        names: files to remake.
+    """
+
+    names: Annotated[tuple[Literal[*MAKERS], ...], tyro.conf.Positional, default_told("all")] = ()
+
+
+def main(config: ResultsConfig) -> None:
+    """Remake the files, and then all tables.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: the code has changes that are in no commit.
+    """
     if str(environment()["commit"]).endswith("-dirty"):
-        sys.exit("experiments.results: expected a commit that has the code, got changes to it. Commit them first.")
+        raise ValueError("expected a commit that has the code, got changes to it. Commit them first.")
     for name, make in MAKERS.items():
-        if not names or name in names:
+        if name in (config.names or MAKERS):
             print(f"making {name} ...", flush=True)
             make()
-    documents.main()
+    documents.main(documents.DocumentsConfig())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(commands.run("results", ResultsConfig, main, None))

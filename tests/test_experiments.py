@@ -15,8 +15,8 @@ from models.tiny_vit import TINY
 
 from benchmarks import RESULTS as BENCHMARKS
 from benchmarks import attention
+from experiments import commands, documents, notebooks, plots, results, summary, tables
 from experiments import compare as comparison
-from experiments import documents, notebooks, plots, summary, tables
 from experiments.compare import compare
 from experiments.documents import README
 from experiments.field_table import field_results
@@ -185,6 +185,27 @@ def test_a_document_without_markers_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(documents.TABLES, tmp_path / "page.md", (documents.cost,))
     with pytest.raises(ValueError, match=r"page.md: expected the markers of the table 'cost'"):
         documents.render(tmp_path / "page.md")
+
+
+@pytest.mark.parametrize("module", [documents, results], ids=["documents", "results"])
+def test_help_writes_nothing(module, monkeypatch, capsys):
+    """Nor does a name that is none."""
+    name = module.__name__.rpartition(".")[2]
+    config = {documents: documents.DocumentsConfig, results: results.ResultsConfig}[module]
+    for argument, status in (("--help", 0), ("nothing", 2)):
+        with pytest.raises(SystemExit) as ended:
+            commands.run(name, config, lambda _: pytest.fail("it ran"), [argument])
+        assert ended.value.code == status
+    shown = capsys.readouterr()
+    assert f"usage: python -m experiments.{name}" in shown.out
+    assert "invalid choice 'nothing'" in shown.err
+
+
+def test_tables_of_one_document_are_written_alone(monkeypatch):
+    written = []
+    monkeypatch.setattr(documents, "write_bytes", lambda path, content: written.append((path, content)))
+    documents.main(documents.DocumentsConfig(("parallel.md",)))
+    assert written == [(documents.PARALLEL, documents.PARALLEL.read_bytes())]
 
 
 def test_committed_memory_is_the_compilers():
