@@ -1,16 +1,21 @@
 """Files of compressed prompts: what is saved comes back, and what is damaged or strange is refused by name."""
 
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from models.random_damage import assert_named
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix, feature_map
 from ntkprefix.cli import main
+from ntkprefix.commands import compress, generate
+from ntkprefix.compress import Report
 from ntkprefix.prompts import load_prompt, save_prompt
 
 L, C, K, H, HV = 2, 5, 3, 4, 6
@@ -190,7 +195,7 @@ def test_a_prompt_of_another_model_is_not_taken(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "expected a text file here"), (b"\xff\xfe\x00", "expected text as UTF-8")]
+    ("content", "message"), [(None, "expected a text file here"), (b"\xff\xfe\x00", "Save it as UTF-8")]
 )
 def test_prompts_that_are_no_text(content, message, tmp_path, capsys):
     if content is not None:
@@ -206,6 +211,20 @@ def test_unknown_methods_are_refused_before_anything_is_read(capsys):
         main(["compress", "--prompt", "none", "--out", "none", "--method", "magic"])
     message = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert "invalid choice 'magic' for argument '--method'. Expected one of ('ends', 'uniform'" in message
+
+
+def test_the_next_command_can_be_copied(tmp_path, capsys, monkeypatch):
+    """Whatever the names are, and however narrow the window."""
+    monkeypatch.setenv("COLUMNS", "30")
+    out = tmp_path / "it's small.safetensors"
+    out.touch()
+    config = compress.Config(prompt=tmp_path / "prompt.txt", out=out)
+    report = Report(*6 * [jnp.ones((1, 1))], held_out=1, numbers=1.0, itemsize=4, prompt_numbers=2)
+    compress._tell(Console(), config, report, 100, 1.0)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
+    program, name, *options = shlex.split(line.removeprefix("Next: "))
+    assert (program, name) == ("ntkprefix", "generate")
+    assert tyro.cli(generate.Config, args=options).prefix == (out,)
 
 
 def test_a_prompt_that_is_a_folder(tmp_path, capsys):
