@@ -24,8 +24,8 @@ from experiments.field_table import field_results, field_table
 from experiments.many_shot_table import many_shot
 from experiments.scale import FAINT
 from experiments.speed import attention_speed, cost, gpu_speed, kernels_speed, models_speed, scaling_speed
+from ntkprefix._options import default_told
 from ntkprefix.commands import plan
-from ntkprefix.commands.options import default_told
 from ntkprefix.report import number
 from ntkprefix.runs import read_json, write_bytes
 from theory.verify import cautions

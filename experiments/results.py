@@ -12,7 +12,7 @@ import tyro
 
 import theory
 from experiments import RESULTS, commands, documents, scale, tables
-from ntkprefix.commands.options import default_told
+from ntkprefix._options import default_told
 from ntkprefix.runs import environment, write_bytes, write_json
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from ntkprefix._options import default_told
 from ntkprefix.parallel import sizes_of
 from theory.data import Inputs, Projection, Targets
 
@@ -43,6 +44,7 @@ _QUICK = {
     "scaling_n": (2, 4, 8),
     "scaling_sigma": (0.5, 0.7, 1.0),
 }
+_OF_RUN = default_told("that of the full or quick run")
 # Beyond these a run would take weeks, or more memory than there is, and the error would come from deep inside.
 _MOST_STEPS = 100_000
 _LONGEST = 2**24
@@ -86,31 +88,31 @@ class Config:
     """Inputs per step for sgd; half of them when 0. Where the search has fewer inputs, all of them."""
     seed: int = 0
     """Seed of data, targets and prefixes. The quick run has too few prefixes for verdict 7 on most seeds but 0."""
-    steps: int = 0
+    steps: Annotated[int, _OF_RUN] = 0
     """Training steps."""
-    seeds: int = 0
+    seeds: Annotated[int, _OF_RUN] = 0
     """Prefixes trained per length, at least 5."""
-    kernel_seeds: int = 0
+    kernel_seeds: Annotated[int, _OF_RUN] = 0
     """Prefixes drawn per length for the kernel at the start, at least 5."""
-    lengths: tuple[int, ...] = ()
+    lengths: Annotated[tuple[int, ...], _OF_RUN] = ()
     """Prefix lengths to train, at least 3."""
-    kernel_lengths: tuple[int, ...] = ()
+    kernel_lengths: Annotated[tuple[int, ...], _OF_RUN] = ()
     """Prefix lengths for the kernel at the start, at least 3."""
     # Where the first of the ladder is enough, the smallest one is not known.
-    scaling_lengths: tuple[int, ...] = ()
+    scaling_lengths: Annotated[tuple[int, ...], _OF_RUN] = ()
     """Prefix lengths among which the smallest that keeps the guarantee is sought, from 2 on, the shortest there is."""
-    scaling_max_steps: int = 0
+    scaling_max_steps: Annotated[int, _OF_RUN] = 0
     """Longest training in that search. A case counts when the bound by then demands a tenth of the loss."""
-    scaling_seeds: int = 0
+    scaling_seeds: Annotated[int, _OF_RUN] = 0
     """Prefixes per length in that search, at least 5. What one of them needs varies a hundredfold at sigma = 1."""
-    scaling_n: tuple[int, ...] = ()
+    scaling_n: Annotated[tuple[int, ...], _OF_RUN] = ()
     """Numbers of inputs in that search."""
     scaling_d: tuple[int, ...] = (6, 8, 16)
     """Widths in that search."""
-    scaling_sigma: tuple[float, ...] = ()
+    scaling_sigma: Annotated[tuple[float, ...], _OF_RUN] = ()
     """Standard deviations in that search."""
-    mesh: str = ""
-    """How devices share out the prefix's tokens, such as prefix=8; one device if empty."""
+    mesh: Annotated[str, default_told("one device")] = ""
+    """How devices share out the prefix's tokens, such as prefix=8."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

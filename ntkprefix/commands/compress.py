@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ntkprefix import checks
-from ntkprefix.commands.options import default_told
+from ntkprefix._options import default_told
 from ntkprefix.compress import METHODS, Report
 from ntkprefix.compress.budget import amount_of
 from ntkprefix.models import TextModel, load_text_model

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ntkprefix import checks
-from ntkprefix.commands.options import default_told
+from ntkprefix._options import default_told
 from ntkprefix.models import generate, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prompts import StoredPrompt, batch_prompts, load_prompt

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ntkprefix import checks
+from ntkprefix._options import default_told
 from ntkprefix.adapters import FeatureAdapter, TokenAdapter
-from ntkprefix.commands.options import default_told
 from ntkprefix.models import TextConfig
 from ntkprefix.models.families import TEXT
 from ntkprefix.models.families.settings import Settings, make_from

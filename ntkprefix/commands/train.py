@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ntkprefix import checks
+from ntkprefix._options import default_told
 from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
-from ntkprefix.commands.options import default_told
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
 from ntkprefix.run_folder import run_folder
 from ntkprefix.runs import environment, progress, write_json

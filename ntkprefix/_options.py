@@ -10,7 +10,7 @@ def default_told(words: str) -> object:
 
     Example:
         >>> from typing import Annotated
-        >>> from ntkprefix.commands.options import default_told
+        >>> from ntkprefix._options import default_told
         >>> option = Annotated[str, default_told("one device")]
     """
     return tyro.conf.arg(help_behavior_hint=f"(default: {words})")
