@@ -19,7 +19,7 @@ from ntkprefix.models import BlockConfig, ViT, ViTConfig
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
 TWO = ["--adapters", "tokens:length=10", "lora:rank=4", "--seeds", "0", "1"]
-SMALL = ["--train-rows", "32", "--test-rows", "30", "--epochs", "2", "--size", "8", "--head-epochs", "1"]
+SMALL = ["--train-rows", "32", "--test-rows", "32", "--epochs", "2", "--size", "8", "--head-epochs", "1"]
 
 
 def listed(capsys, *options):
@@ -170,7 +170,8 @@ def test_a_sweep_that_was_stopped_goes_on_and_is_one_table(tmp_path, monkeypatch
     assert listed(capsys, *options, "--left") == []
 
     page = tmp_path / "page.html"
-    assert main(["report", *map(str, sorted((tmp_path / "my runs").iterdir())), "--out", str(page)]) == 0
+    results = sorted(map(str, (tmp_path / "my runs").glob("*/results.json")))
+    assert main(["report", *results, "--out", str(page)]) == 0
     header, *rows = read(page).tables[0]
     assert [row[0] for row in rows] == ["head", "tokens:length=2"]
     assert [row[header.index("seeds")] for row in rows] == ["0, 1", "0, 1"]
