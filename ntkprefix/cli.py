@@ -8,8 +8,8 @@ import importlib.util
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import tyro
@@ -61,6 +61,16 @@ COMMANDS = {
         gives="a run folder with the adapter, the head, metrics and checkpoints, and results.json, which has how often "
         "held-out rows are right. A run that was stopped goes on when it is started again with its folder.",
         example="ntkprefix train --model minilm --task sst2 --data-dir data/sst2 --adapter lora:rank=8 --out runs/sst2",
+    ),
+    "sweep": Command(
+        module="ntkprefix.commands.sweep",
+        summary="list runs of train over adapters, step sizes and seeds, a command a line",
+        needs=_MODELS,
+        install='pip install ".[models]"',
+        less_memory="fewer --adapters, --learning-rates or --seeds",
+        gives="a list of commands, each a run of its own for any scheduler, checked before the first is printed. "
+        "ntkprefix report merges what they find.",
+        example="ntkprefix sweep --adapters lora:rank=4 tokens:length=10 --seeds 0 1 2 --runs runs/digits --out runs.sh",
     ),
     "compress": Command(
         module="ntkprefix.commands.compress",
@@ -253,8 +263,26 @@ def with_file(options: Sequence[str]) -> list[str]:
     if place + 1 == len(options):
         raise ValueError("--config: expected a file, got nothing.")
     path, rest = options[place + 1], [*options[:place], *options[place + 2 :]]
+    return [*spelt_out(read_json(path), path), *rest]
+
+
+def spelt_out(settings: Mapping[str, Any], source: str) -> list[str]:
+    """Settings as a command's options.
+
+    Args:
+        settings: texts, numbers, flags and lists of them by their names; what is None is left out.
+        source: named in messages.
+
+    Raises:
+        ValueError: a setting of another kind.
+
+    Example:
+        >>> from ntkprefix.cli import spelt_out
+        >>> spelt_out({"batch_size": 8, "remat": True, "meshes": ["data=2", "data=4"]}, "here")
+        ['--batch-size', '8', '--remat', '--meshes', 'data=2', 'data=4']
+    """
     spelt: list[str] = []
-    for name, value in read_json(path).items():
+    for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             spelt.append(flag if value else f"--no-{flag[2:]}")
@@ -263,8 +291,8 @@ def with_file(options: Sequence[str]) -> list[str]:
         elif isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
             spelt += [flag, *map(str, value)]
         elif value is not None:
-            raise ValueError(f"{path}: expected a text, a number, a flag or a list of them as {name}, got {value!r}.")
-    return [*spelt, *rest]
+            raise ValueError(f"{source}: expected a text, a number, a flag or a list of them as {name}, got {value!r}.")
+    return spelt
 
 
 def _apart(option: str) -> list[str]:

@@ -22,7 +22,7 @@ from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, count, save
 from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
 from ntkprefix.run_folder import run_folder
-from ntkprefix.runs import environment, progress, write_json
+from ntkprefix.runs import environment, progress, read_json, write_json
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 
 # Near the best of those tried in most tables of `experiments`, whose result files have the rest.
@@ -30,6 +30,9 @@ _STEP_SIZES = {"full": 3e-5, "lora": 3e-3, "measure": 3e-2}
 _STEP_SIZE = 1e-1
 # Of a state whose value takes whole steps, see `FeatureAdapter.steps`.
 _OF_VALUES = 3e-2
+_RESULTS = "results.json"
+# Settings on which nothing depends that a run finds.
+_APART = ("out", "checkpoint_every")
 
 
 def usual_step_size(adapter: str) -> float:
@@ -117,7 +120,10 @@ class Config:
     mesh: Annotated[str, default_told("one device")] = ""
 
     def __post_init__(self):
-        spelt(self.adapter)
+        try:
+            spelt(self.adapter)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
         if self.learning_rate == 0:
             object.__setattr__(self, "learning_rate", usual_step_size(self.adapter))
         checks.at_least(0, "train", train_rows=self.train_rows, test_rows=self.test_rows)
@@ -138,12 +144,14 @@ class Config:
 def main(config: Config) -> int:
     """Train, test, and write the run folder: adapter, head, metrics, checkpoints and results.
 
+    Where the folder has the results of this run already, nothing is left to do.
+
     Returns:
         0.
 
     Raises:
         OSError: data, weights or the run folder cannot be read or written, or another run has it.
-        ValueError: data or weights are not what they should be, or checkpoints are those of another run.
+        ValueError: data or weights are not what they should be, or checkpoints or results are those of another run.
         FloatingPointError: training diverged.
     """
     console = Console()
@@ -151,6 +159,9 @@ def main(config: Config) -> int:
     adapter = spelt(config.adapter)
     mesh = mesh_of(config.mesh) if config.mesh else None
     with run_folder(out), on_mesh(mesh):
+        if finished(config, out):
+            console.print(Text(f"Finished before: look at {out / _RESULTS}."), soft_wrap=True)
+            return 0
         with console.status("Loading model and data"):
             job = job_of(config, adapter, mesh)
         console.print(Text(f"{config.model}, {config.adapter}, {job.about}"))
@@ -161,7 +172,7 @@ def main(config: Config) -> int:
         if name != "right":  # of every row
             table.add_row(name.replace("_", " "), _shown(value))
     console.print(table)
-    console.print(Text(f"Look at {out / 'results.json'}; the adapter is in {out / 'adapter'}."), soft_wrap=True)
+    console.print(Text(f"Look at {out / _RESULTS}; the adapter is in {out / 'adapter'}."), soft_wrap=True)
     return 0
 
 
@@ -205,7 +216,7 @@ def run(
     seconds, params = time.perf_counter() - began, result.params
     found = job.test(params, watch)
     results = {
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
+        "config": _plain(config),
         "environment": environment(),
         "data": job.about,
         "test": found,
@@ -223,8 +234,39 @@ def run(
     }
     save_adapter(out / "adapter", adapter, jax.device_get(params["adapter"]))
     job.save(params, out)
-    write_json(out / "results.json", results)
+    write_json(out / _RESULTS, results)
     return results
+
+
+def finished(config: Config, out: Path) -> bool:
+    """Whether a run's results, which it writes last, are in its folder.
+
+    Args:
+        config: of the run.
+        out: run folder, which need not be there.
+
+    Raises:
+        OSError: the results cannot be read.
+        ValueError: they are those of another run, or none; the message names the file and what differs.
+    """
+    path = out / _RESULTS
+    if not path.exists():
+        return False
+    found, wanted = read_json(path).get("config"), _plain(config)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected results of ntkprefix train, got something else. Choose another folder.")
+    for name in (name for name in wanted if name in found and name not in _APART):
+        if found[name] != wanted[name]:
+            raise ValueError(
+                f"{path}: expected results of this run, but {name} is {found[name]} there and {wanted[name]} here. "
+                "Choose another folder, or delete this one to start afresh."
+            )
+    return True
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """Settings as JSON has them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
 
 
 def shown(bar: Progress, title: str) -> Watch:

@@ -141,8 +141,24 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "train", original)
     resumed = trained(tmp_path / "run")
     assert resumed["test"] == whole["test"]
+    (tmp_path / "run" / "results.json").unlink()
     assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--learning-rate", "0.5"]) == 2
     assert "but learning_rate is 0.1 there and 0.5 here" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
+    trained(tmp_path / "run", "--adapter", "head")
+    before = (tmp_path / "run" / "results.json").stat().st_mtime_ns
+    monkeypatch.setattr(command, "job_of", lambda *_: pytest.fail("something was computed"))
+    trained(tmp_path / "run", "--adapter", "head", "--checkpoint-every", "3")
+    assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == before
+    assert f"Finished before: look at {tmp_path / 'run' / 'results.json'}." in capsys.readouterr().out
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--adapter", "head", "--size", "12"]) == 2
+    told = "results.json: expected results of this run, but size is 8 there and 12 here. Choose another folder, or"
+    assert told in capsys.readouterr().err
+    (tmp_path / "run" / "results.json").write_text("{}")
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run")]) == 2
+    assert "results.json: expected results of ntkprefix train, got something else" in capsys.readouterr().err
 
 
 def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
@@ -181,6 +197,7 @@ BAD = {
     "adapter": (["--adapter", "lore"], "unknown name 'lore'; expected one of head, full, lora"),
     "option": (["--adapter", "lora:rnk=2"], "lora has no option 'rnk=2'; expected rank=.., alpha=.., targets=.."),
     "value": (["--adapter", "lora:rank=0"], "rank of at least 1, got 0"),
+    "kind": (["--adapter", "lora:rank=x"], "LoraAdapter"),  # types are checked once more in tests
     "held back": (["--held-back", "1"], "held_back between 0 and 1, got 1"),
     "micro": (["--micro-batches", "3"], "micro_batches that divide"),
 }
