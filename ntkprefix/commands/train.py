@@ -20,7 +20,7 @@ from ntkprefix import checks
 from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
-from ntkprefix.run_folder import run_folder
+from ntkprefix.run_folder import run_folder, same_run
 from ntkprefix.runs import environment, progress, write_json
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 
@@ -29,6 +29,10 @@ _STEP_SIZES = {"full": 3e-5, "lora": 3e-3, "measure": 3e-2}
 _STEP_SIZE = 1e-1
 # Of a state whose value takes whole steps, see `FeatureAdapter.steps`.
 _OF_VALUES = 3e-2
+# Of checkpoints in a run's folder.
+_CHECKPOINTS = "checkpoints"
+# Settings that no number depends on.
+_FREE = ("out", "checkpoint_every")
 
 
 def usual_step_size(adapter: str) -> float:
@@ -143,7 +147,7 @@ def main(config: Config) -> int:
 
     Raises:
         OSError: data, weights or the run folder cannot be read or written, or another run has it.
-        ValueError: data or weights are not what they should be, or checkpoints are those of another run.
+        ValueError: data or weights are not what they should be, or the run folder is another run's.
         FloatingPointError: training diverged.
     """
     console = Console()
@@ -183,7 +187,7 @@ def run(
         job: model and data.
         out: run folder.
         watch: told how far the work is.
-        resumable: keep checkpoints, and go on from those that are there.
+        resumable: keep settings and checkpoints, and go on from those that are there.
         mesh: on which the job's weights lie.
 
     Returns:
@@ -192,20 +196,24 @@ def run(
 
     Raises:
         OSError: the run folder cannot be written.
-        ValueError: `head` on a language model, or checkpoints of another run.
+        ValueError: `head` on a language model, or the folder of a run with other settings, data or weights.
         FloatingPointError: training diverged.
     """
     out.mkdir(parents=True, exist_ok=True)
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
+    if resumable:
+        decisive = {name: value for name, value in settings.items() if name not in _FREE}
+        same_run(out, {**decisive, **job.fingerprints()}, goes_on_from=_CHECKPOINTS)
     began = time.perf_counter()
     if isinstance(adapter, HeadAdapter):
         result = _probe(config, job, out, watch)
     else:
-        checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every) if resumable else None
+        checkpoints = Checkpoints(out / _CHECKPOINTS, config.checkpoint_every) if resumable else None
         result = _train(config, job, out, watch, checkpoints, mesh)
     seconds, params = time.perf_counter() - began, result.params
     found = job.test(params, watch)
     results = {
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()},
+        "config": settings,
         "environment": environment(),
         "data": job.about,
         "test": found,

@@ -56,7 +56,8 @@ def texts(folder, rows):
 
 @pytest.fixture
 def labelled(tmp_path):
-    rows = [{"text": text, "label": label} for text, label in [("one two", 0), ("five six", 1)] for _ in range(30)]
+    labels = [("one two", 0), ("five six", 1)]
+    rows = [{"text": text, "sentence": text, "label": label} for text, label in labels for _ in range(30)]
     folder = texts(tmp_path / "data", rows)
     (folder / "labels.json").write_text('["three", "four"]')
     return folder
@@ -143,6 +144,99 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
     assert resumed["test"] == whole["test"]
     assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--learning-rate", "0.5"]) == 2
     assert "but learning_rate is 0.1 there and 0.5 here" in capsys.readouterr().err
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def begun(tmp_path, labelled, monkeypatch):
+    """Begins a run on texts that is stopped before anything is trained, and gives its options."""
+    options = ["train", *SMALL, "--model", "encoder", "--task", "text", "--data-dir", str(labelled)]
+    options += ["--adapter", "lora:rank=2", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_train", interrupted)
+        assert main(options) == 130
+    monkeypatch.setattr(command, "_train", lambda *_: pytest.fail("something was trained"))
+    return options
+
+
+OTHER = {
+    "model": ("decoder", "model is 'encoder' there and 'decoder' here"),
+    "adapter": ("lora:rank=2,alpha=64", "adapter is 'lora:rank=2' there and 'lora:rank=2,alpha=64' here"),
+    "task": ("sst2", "task is 'text' there and 'sst2' here"),
+    "size": ("42", "size is 8 there and 42 here"),
+    "length": ("9", "length is 12 there and 9 here"),
+    "dtype": ("bfloat16", "dtype is 'float32' there and 'bfloat16' here"),
+    "epochs": ("3", "epochs is 2 there and 3 here"),
+    "micro-batches": ("2", "micro_batches is 1 there and 2 here"),
+    "head-learning-rate": ("0.01", "head_learning_rate is 0.001 there and 0.01 here"),
+    "head-epochs": ("3", "head_epochs is 10 there and 3 here"),
+    "weight-decay": ("0", "weight_decay is 0.0001 there and 0.0 here"),
+    "held-back": ("0.2", "held_back is 0.1 there and 0.2 here"),
+    "train-rows": ("32", "train_rows is 48 there and 32 here"),
+    "test-rows": ("20", "test_rows is 30 there and 20 here"),
+    "seed": ("1", "seed is 0 there and 1 here"),
+    "mesh": ("data=1", "mesh is '' there and 'data=1' here"),
+}
+
+
+@pytest.mark.parametrize("option", OTHER)
+def test_other_settings_are_refused(option, begun, tmp_path, capsys):
+    value, told = OTHER[option]
+    before = (tmp_path / "run" / "settings.json").read_bytes()
+    assert main([*begun, f"--{option}", value]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"ntkprefix train: {tmp_path / 'run'}: expected the run that was begun there, but {told}")
+    assert shown.endswith("Choose another with --out, or give the settings that it was begun with.\n")
+    assert (tmp_path / "run" / "settings.json").read_bytes() == before
+
+
+def test_other_rows_of_the_same_number_are_refused(begun, labelled, capsys):
+    file = labelled / "train.jsonl"
+    file.write_text(file.read_text().replace("one two", "two one"))
+    assert main(begun) == 2
+    assert re.search(r"but fingerprint of the data is '\w{16}' there and '\w{16}' here\. ", capsys.readouterr().err)
+
+
+def test_other_weights_of_the_same_shapes_are_refused(begun, models, monkeypatch, capsys):
+    other = nnx.clone(models.encoder)
+    other.tokens.embedding[...] = other.tokens.embedding[...].at[0, 0].add(1e-6)
+    monkeypatch.setattr(models, "encoder", other)
+    assert main(begun) == 2
+    assert re.search(r"but fingerprint of the model is '\w{16}' there and '\w{16}' here\. ", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("left", ["all", "none", "half"])
+def test_the_same_settings_go_on_whatever_was_written_of_them(left, begun, tmp_path, monkeypatch):
+    file = tmp_path / "run" / "settings.json"
+    before = file.read_bytes()
+    if left != "all":
+        file.unlink()
+    if left == "half":
+        (tmp_path / "run" / ".settings.json.1.ntkprefix-partial").write_bytes(before[:50])
+    monkeypatch.setattr(command, "_train", interrupted)
+    # No number depends on how often it is kept.
+    assert main([*begun, "--checkpoint-every", "1"]) == 130
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["settings.json"]
+    assert file.read_bytes() == before
+
+
+def test_checkpoints_of_nobody_knows_what_are_refused(begun, tmp_path, capsys):
+    (tmp_path / "run" / "settings.json").unlink()
+    (tmp_path / "run" / "checkpoints").mkdir()
+    assert main(begun) == 2
+    told = f"{tmp_path / 'run'}: expected settings.json beside checkpoints, which says what run it is, found none."
+    assert told in capsys.readouterr().err
+
+
+def test_a_finished_run_keeps_its_results_from_other_settings(tmp_path, capsys):
+    trained(tmp_path / "run", "--adapter", "head", "--head-epochs", "1")
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--adapter", "head", "--head-epochs", "2"]) == 2
+    assert "head_epochs is 1 there and 2 here" in capsys.readouterr().err
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 
 def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
