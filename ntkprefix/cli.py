@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import tyro
@@ -100,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         it was interrupted.
 
     Raises:
-        SystemExit: with status 2, the command has no such option, or its settings are out of range; with 0, its help
-            was asked for.
+        SystemExit: with status 2, the command has no such option, or it takes no such value; with 0, its help was
+            asked for.
 
     Example:
         >>> from ntkprefix.cli import main
@@ -118,7 +120,7 @@ def guard(program: str, work: Callable[[], int]) -> int:
     """Do a program's work, with what its user can cause told in one message on stderr instead of a traceback.
 
     Args:
-        program: named at the start of the message.
+        program: named at the start of the message; its last word is not repeated if the error begins with it.
         work: returns the exit status.
 
     Returns:
@@ -133,7 +135,9 @@ def guard(program: str, work: Callable[[], int]) -> int:
         status = work()
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        for how_to_go_on in getattr(stopped, "__notes__", ()):
+            print(f"{program}: stopped. {printable(how_to_go_on)}", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells have it
     except BrokenPipeError:
         # The reader, `head` perhaps, has seen enough. Python flushes stdout once more as it ends: let that succeed.
@@ -141,7 +145,8 @@ def guard(program: str, work: Callable[[], int]) -> int:
         return 1
     except _EXPECTED as error:
         # A file's name, quoted in a message, may hold what a terminal would obey.
-        lines = (str(error) or type(error).__name__).splitlines()
+        told = str(error) or type(error).__name__
+        lines = told.removeprefix(f"{program.split()[-1]}: ").splitlines()
         print(f"{program}: {chr(10).join(map(printable, lines))}", file=sys.stderr)
         return 2
 
@@ -187,8 +192,8 @@ def _run(name: str, options: list[str]) -> int:
             f"{command.install}"
         )
     module = importlib.import_module(command.module)
-    options = with_file(options)
-    config = tyro.cli(module.Config, args=options, prog=f"ntkprefix {name}", description=command.summary)
+    options = with_file(options, module.Config)
+    config = tyro.cli(_made(module.Config), args=options, prog=f"ntkprefix {name}", description=command.summary)
     try:
         return module.main(config)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -198,18 +203,30 @@ def _run(name: str, options: list[str]) -> int:
         raise MemoryError(f"{said}. What takes less: {command.less_memory}.") from error
 
 
-def with_file(options: Sequence[str]) -> list[str]:
+def _made(config: type) -> Callable[..., Any]:
+    """Makes a configuration. Unlike a class's, tyro leaves a function's errors to `guard`, which names the command."""
+
+    @functools.wraps(config, updated=())
+    def make(*settings: Any, **named: Any) -> Any:
+        return config(*settings, **named)
+
+    return make
+
+
+def with_file(options: Sequence[str], config: type) -> list[str]:
     """Options with those of `--config FILE` spelt out before them, so that the command line's own, which are last, win.
 
     Args:
         options: of a command.
+        config: the dataclass of its settings.
 
     Returns:
         Options without `--config`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no file is named, or it is no JSON object of texts, numbers, flags and lists of them.
+        ValueError: no file is named, or it is no JSON object of texts, numbers, flags and lists of them by the names
+            of settings.
     """
     options = [part for option in options for part in _apart(option)]
     if "--config" not in options:
@@ -219,7 +236,12 @@ def with_file(options: Sequence[str]) -> list[str]:
         raise ValueError("--config: expected a file, got nothing.")
     path, rest = options[place + 1], [*options[:place], *options[place + 2 :]]
     spelt: list[str] = []
+    known = [field.name for field in dataclasses.fields(config)]
     for name, value in read_json(path).items():
+        if name.replace("-", "_") not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{path}: expected settings of this command, got {name!r}.{hint}")
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             spelt.append(flag if value else f"--no-{flag[2:]}")

@@ -57,6 +57,7 @@ def run_folder(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         BlockingIOError: another run has it.
+        KeyboardInterrupt: as it comes from the block, with a note of how to go on if anything is in the folder.
         OSError: it cannot be made, or nothing can be written there.
 
     Example:
@@ -74,6 +75,12 @@ def run_folder(folder: str | Path) -> Iterator[Path]:
             for left in folder.glob(pattern):
                 left.unlink(missing_ok=True)
         yield folder
+    except KeyboardInterrupt as stopped:
+        if any(folder.glob("*")):
+            stopped.add_note(
+                f"What is done is kept in {folder}: the same command, with the same --out, goes on from there."
+            )
+        raise
     finally:
         if lock is not None:
             os.close(lock)

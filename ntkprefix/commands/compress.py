@@ -111,6 +111,10 @@ def main(config: Config) -> int:
         raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {len(tokens)}.")
     began = time.perf_counter()
     kept = config.out.with_name(f"{config.out.name}.parts")
+    if any(kept.glob("*/*")):
+        Console().print(
+            Text(f"Going on from what is kept in {kept}, where it is of the same settings."), soft_wrap=True
+        )
     with scratch_folder(kept):
         small = _compressed(config, model, tokens, mesh, kept)
         seconds = time.perf_counter() - began

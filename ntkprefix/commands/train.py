@@ -126,6 +126,7 @@ class Config:
             object.__setattr__(self, "learning_rate", usual_step_size(self.adapter))
         checks.at_least(0, "train", train_rows=self.train_rows, test_rows=self.test_rows)
         checks.at_least(0, "train", checkpoint_every=self.checkpoint_every)
+        checks.finite("train", learning_rate=self.learning_rate, head_learning_rate=self.head_learning_rate)
         checks.at_least(1, "train", head_epochs=self.head_epochs, size=self.size, length=self.length)
         if not 0 < self.held_back < 1:
             raise ValueError(f"train: expected held_back between 0 and 1, got {self.held_back}.")

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -109,9 +108,8 @@ def test_choices_of_a_language_model(tmp_path, labelled):
 
 @pytest.mark.parametrize(("mesh", "message"), [("data=3", "number of devices, 1"), ("rows=1", "sizes of data, tensor")])
 def test_a_mesh_of_other_devices(mesh, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) if "rows" in mesh else nullcontext():
-        assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--mesh", mesh]) == 2
-    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--mesh", mesh]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_free_answers_of_a_language_model(tmp_path):
@@ -243,7 +241,8 @@ def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
     (tmp_path / "run.json").write_text(
         json.dumps({"epochs": 1, "adapter": "head", "remat": True, "seed": 3, "out": None})
     )
-    options = with_file(["--epochs", "2", f"--config={tmp_path / 'run.json'}", "--seed", "1"])
+    options = ["--epochs", "2", f"--config={tmp_path / 'run.json'}", "--seed", "1"]
+    options = with_file(options, command.Config)
     assert options == ["--epochs", "1", "--adapter", "head", "--remat", "--seed", "3", "--epochs", "2", "--seed", "1"]
     results = trained(tmp_path / "run", "--config", str(tmp_path / "run.json"))
     assert results["config"]["adapter"] == "head"
@@ -256,6 +255,10 @@ FILES = {
     "nothing": (None, "--config: expected a file, got nothing"),
     "absent": ("absent.json", "absent.json"),
     "no JSON": ("text.json", "text.json: expected JSON"),
+    "misspelt": (
+        "misspelt.json",
+        "misspelt.json: expected settings of this command, got 'epohcs'. Did you mean 'epochs'?",
+    ),
     "nested": ("nested.json", "expected a text, a number, a flag or a list of them as epochs, got {'a': 1}"),
 }
 
@@ -264,6 +267,7 @@ FILES = {
 def test_bad_files_of_options(case, tmp_path, capsys):
     name, message = FILES[case]
     (tmp_path / "text.json").write_text("text")
+    (tmp_path / "misspelt.json").write_text('{"epohcs": 1}')
     (tmp_path / "nested.json").write_text('{"epochs": {"a": 1}}')
     assert main(["train", "--config", *([] if name is None else [str(tmp_path / name)])]) == 2
     shown = capsys.readouterr().err
@@ -276,6 +280,7 @@ BAD = {
     "option": (["--adapter", "lora:rnk=2"], "lora has no option 'rnk=2'; expected rank=.., alpha=.., targets=.."),
     "value": (["--adapter", "lora:rank=0"], "rank of at least 1, got 0"),
     "held back": (["--held-back", "1"], "held_back between 0 and 1, got 1"),
+    "no number": (["--head-learning-rate", "nan"], "expected a finite number as head_learning_rate, got nan"),
     "micro": (["--micro-batches", "3"], "micro_batches that divide"),
 }
 
@@ -283,10 +288,11 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_options(case, capsys):
     options, message = BAD[case]
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", *options])
-    assert stopped.value.code == 2
-    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert main(["train", *options]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.startswith("ntkprefix train: ")
+    assert shown.count("train: ") == 1
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/training.md"])
