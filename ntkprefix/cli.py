@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import os
@@ -70,7 +72,7 @@ COMMANDS = {
         less_memory="fewer --adapters, --learning-rates or --seeds",
         gives="a list of commands, each a run of its own for any scheduler, checked before the first is printed. "
         "ntkprefix report merges what they find.",
-        example="ntkprefix sweep --adapters lora:rank=4 tokens:length=10 --seeds 0 1 2 --runs runs/digits --out runs.sh",
+        example="ntkprefix sweep --adapters lora:rank=4 tokens:length=9 --seeds 0 1 2 --runs runs/digits --out runs.sh",
     ),
     "compress": Command(
         module="ntkprefix.commands.compress",
@@ -139,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         it was interrupted.
 
     Raises:
-        SystemExit: with status 2, the command has no such option, or its settings are out of range; with 0, its help
-            was asked for.
+        SystemExit: with status 2, the command has no such option, or it takes no such value; with 0, its help was
+            asked for.
 
     Example:
         >>> from ntkprefix.cli import main
@@ -157,7 +159,7 @@ def guard(program: str, work: Callable[[], int]) -> int:
     """Do a program's work, with what its user can cause told in one message on stderr instead of a traceback.
 
     Args:
-        program: named at the start of the message.
+        program: named at the start of the message; its last word is not repeated if the error begins with it.
         work: returns the exit status.
 
     Returns:
@@ -172,7 +174,9 @@ def guard(program: str, work: Callable[[], int]) -> int:
         status = work()
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        for how_to_go_on in getattr(stopped, "__notes__", ()):
+            print(f"{program}: stopped. {printable(how_to_go_on)}", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells have it
     except BrokenPipeError:
         # The reader, `head` perhaps, has seen enough. Python flushes stdout once more as it ends: let that succeed.
@@ -180,7 +184,8 @@ def guard(program: str, work: Callable[[], int]) -> int:
         return 1
     except _EXPECTED as error:
         # A file's name, quoted in a message, may hold what a terminal would obey.
-        lines = (str(error) or type(error).__name__).splitlines()
+        told = str(error) or type(error).__name__
+        lines = told.removeprefix(f"{program.split()[-1]}: ").splitlines()
         print(f"{program}: {chr(10).join(map(printable, lines))}", file=sys.stderr)
         return 2
 
@@ -226,9 +231,9 @@ def _run(name: str, options: list[str]) -> int:
             f"{command.install}"
         )
     module = importlib.import_module(command.module)
-    options = with_file(options)
+    options = with_file(options, module.Config)
     config = tyro.cli(
-        module.Config,
+        _made(module.Config),
         args=options,
         prog=f"ntkprefix {name}",
         description=command.page(),
@@ -243,18 +248,30 @@ def _run(name: str, options: list[str]) -> int:
         raise MemoryError(f"{said}. What takes less: {command.less_memory}.") from error
 
 
-def with_file(options: Sequence[str]) -> list[str]:
+def _made(config: type) -> Callable[..., Any]:
+    """Makes a configuration. Unlike a class's, tyro leaves a function's errors to `guard`, which names the command."""
+
+    @functools.wraps(config, updated=())
+    def make(*settings: Any, **named: Any) -> Any:
+        return config(*settings, **named)
+
+    return make
+
+
+def with_file(options: Sequence[str], config: type) -> list[str]:
     """Options with those of `--config FILE` spelt out before them, so that the command line's own, which are last, win.
 
     Args:
         options: of a command.
+        config: the dataclass of its settings.
 
     Returns:
         Options without `--config`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no file is named, or it is no JSON object of texts, numbers, flags and lists of them.
+        ValueError: no file is named, or it is no JSON object of texts, numbers, flags and lists of them by the names
+            of settings.
     """
     options = [part for option in options for part in _apart(option)]
     if "--config" not in options:
@@ -263,7 +280,14 @@ def with_file(options: Sequence[str]) -> list[str]:
     if place + 1 == len(options):
         raise ValueError("--config: expected a file, got nothing.")
     path, rest = options[place + 1], [*options[:place], *options[place + 2 :]]
-    return [*spelt_out(read_json(path), path), *rest]
+    settings = read_json(path)
+    known = [field.name for field in dataclasses.fields(config)]
+    for name in settings:
+        if name.replace("-", "_") not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{path}: expected settings of this command, got {name!r}.{hint}")
+    return [*spelt_out(settings, path), *rest]
 
 
 def spelt_out(settings: Mapping[str, Any], source: str) -> list[str]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ntkprefix.runs import PARTIAL
+from ntkprefix.runs import PARTIAL, read_json, write_json
 
 try:
     import fcntl
 except ImportError:  # Windows has other locks; runs there are not kept apart
     fcntl = None  # type: ignore[assignment]
+
+# Of the run that a folder is of.
+SETTINGS = "settings.json"
 
 
 def prepare_folder(folder: str | Path) -> None:
@@ -52,6 +56,7 @@ def run_folder(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         BlockingIOError: another run has it.
+        KeyboardInterrupt: as it comes from the block, with a note of how to go on if anything is in the folder.
         OSError: it cannot be made, or nothing can be written there.
 
     Example:
@@ -69,9 +74,55 @@ def run_folder(folder: str | Path) -> Iterator[Path]:
             for left in folder.glob(pattern):
                 left.unlink(missing_ok=True)
         yield folder
+    except KeyboardInterrupt as stopped:
+        if any(folder.glob("*")):
+            stopped.add_note(
+                f"What is done is kept in {folder}: the same command, with the same --out, goes on from there."
+            )
+        raise
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def same_run(folder: str | Path, settings: Mapping[str, Any], *, goes_on_from: str) -> None:
+    """Write a run's settings into its folder, or find there that they are those of the run that was begun in it.
+
+    Args:
+        folder: of the run.
+        settings: all that the run's results depend on, ready for JSON.
+        goes_on_from: the name of what runs go on from in their folder, which they write after their settings.
+
+    Raises:
+        OSError: they cannot be written.
+        ValueError: other settings, or none beside what to go on from; the message names the folder and what differs.
+
+    Example:
+        >>> import tempfile
+        >>> from ntkprefix.run_folder import same_run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     same_run(folder, {"rank": 2}, goes_on_from="checkpoints")
+        ...     same_run(folder, {"rank": 4}, goes_on_from="checkpoints")
+        Traceback (most recent call last):
+        ValueError: ...: expected the run that was begun there, but rank is 2 there and 4 here. Choose...
+    """
+    path, begun = Path(folder) / SETTINGS, Path(folder) / goes_on_from
+    if not path.exists():
+        if begun.exists():
+            raise ValueError(
+                f"{folder}: expected {SETTINGS} beside {goes_on_from}, which says what run it is, found none. Choose "
+                f"another with --out, or delete {begun} to start afresh."
+            )
+        write_json(path, settings)
+        return
+    found = read_json(path)
+    differing = [name for name in {**settings, **found} if found.get(name) != settings.get(name)]
+    if differing:
+        told = ", ".join(f"{name} is {found.get(name)!r} there and {settings.get(name)!r} here" for name in differing)
+        raise ValueError(
+            f"{folder}: expected the run that was begun there, but {told}. Choose another with --out, or give the "
+            "settings that it was begun with."
+        )
 
 
 def _lock(folder: Path) -> int | None:

@@ -18,6 +18,7 @@ import tyro
 import ntkprefix
 from ntkprefix import cli
 from ntkprefix.cli import Command, guard, main
+from ntkprefix.run_folder import run_folder, scratch_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,7 +82,6 @@ BAD_OPTIONS = {
     "text for a number": (["--n", "many"], "Error parsing --n"),
     "no value": (["--n"], "--n"),
     "no such choice": (["--data", "cats"], "invalid choice 'cats' for argument '--data'"),
-    "setting out of range": (["--sigma", "-1"], "expected sigma above 0 and finite, got -1.0"),
 }
 
 
@@ -97,6 +97,11 @@ def test_bad_options(case, capsys):
     assert not shown.out
 
 
+def test_settings_out_of_range_are_one_line_that_names_the_command_once(capsys):
+    assert main(["verify", "--sigma", "-1"]) == 2
+    assert capsys.readouterr().err == "ntkprefix verify: expected sigma above 0 and finite, got -1.0.\n"
+
+
 def in_a_process(program, *, stdout):
     return subprocess.run(
         [sys.executable, "-c", program],
@@ -107,6 +112,13 @@ def in_a_process(program, *, stdout):
         timeout=100,
         check=False,
     )
+
+
+@dataclasses.dataclass
+class Settings:
+    """Of a command that is made up."""
+
+    size: int = 0
 
 
 def raises(error):
@@ -133,6 +145,15 @@ def test_what_users_cause_is_one_line(error, capsys):
     assert capsys.readouterr().err == "program: what\n"
 
 
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [("plan: what", "what"), ("planning: what", "planning: what"), ("load: plan: what", "load: plan: what")],
+)
+def test_the_command_is_named_once(told, shown, capsys):
+    assert guard("ntkprefix plan", raises(ValueError(told))) == 2
+    assert capsys.readouterr().err == f"ntkprefix plan: {shown}\n"
+
+
 def test_control_characters_of_a_file_name_do_not_reach_the_terminal(capsys):
     assert guard("program", raises(ValueError("\x1b[31mX.jpg: no image\nTry: another"))) == 2
     assert capsys.readouterr().err == "program: \\x1b[31mX.jpg: no image\nTry: another\n"
@@ -148,8 +169,28 @@ def test_our_own_mistakes_keep_their_traceback():
         guard("program", raises(KeyError("a mistake")))
 
 
+def test_an_interrupt_tells_how_to_go_on_where_something_is_kept(tmp_path, capsys):
+    def work():
+        with run_folder(tmp_path / "run") as folder:
+            (folder / "half").write_text("1 2")
+            raise KeyboardInterrupt
+
+    assert guard("ntkprefix train", work) == 130
+    kept = f"What is done is kept in {tmp_path / 'run'}: the same command, with the same --out, goes on from there."
+    assert capsys.readouterr() == ("", f"ntkprefix train: stopped. {kept}\n")
+
+
+def test_an_interrupt_before_anything_is_kept_is_quiet(tmp_path, capsys):
+    def work():
+        with scratch_folder(tmp_path / "run"):
+            raise KeyboardInterrupt
+
+    assert guard("ntkprefix compress", work) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_interrupt_is_quiet(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "stopped", SimpleNamespace(Config=dict, main=raises_interrupt))
+    monkeypatch.setitem(sys.modules, "stopped", SimpleNamespace(Config=Settings, main=raises_interrupt))
     monkeypatch.setitem(cli.COMMANDS, "stop", Command("stopped", "stop", (), "", ""))
     assert main(["stop"]) == 130
     assert capsys.readouterr() == ("", "")
@@ -167,7 +208,7 @@ def test_interrupt_is_quiet(capsys, monkeypatch):
     ],
 )
 def test_memory_that_is_not_enough_is_told_with_what_takes_less(error, told, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "greedy", SimpleNamespace(Config=dict, main=lambda _: raises(error)()))
+    monkeypatch.setitem(sys.modules, "greedy", SimpleNamespace(Config=Settings, main=lambda _: raises(error)()))
     monkeypatch.setitem(cli.COMMANDS, "greedy", Command("greedy", "", (), "", "fewer --things"))
     assert main(["greedy"]) == 2
     assert capsys.readouterr().err == f"ntkprefix greedy: {told}. What takes less: fewer --things.\n"
@@ -175,7 +216,7 @@ def test_memory_that_is_not_enough_is_told_with_what_takes_less(error, told, cap
 
 def test_other_errors_of_the_device_stay_as_they_are(capsys, monkeypatch):
     error = jax.errors.JaxRuntimeError("INTERNAL: what")
-    monkeypatch.setitem(sys.modules, "broken", SimpleNamespace(Config=dict, main=lambda _: raises(error)()))
+    monkeypatch.setitem(sys.modules, "broken", SimpleNamespace(Config=Settings, main=lambda _: raises(error)()))
     monkeypatch.setitem(cli.COMMANDS, "broken", Command("broken", "", (), "", "fewer --things"))
     assert main(["broken"]) == 2
     assert capsys.readouterr().err == "ntkprefix broken: INTERNAL: what\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -313,17 +312,11 @@ def main(config: Config) -> int:
 
     Raises:
         ImportError: a package is not installed.
-        KeyboardInterrupt: as it came, once stderr says how to go on.
         OSError: the run folder cannot be made or written.
         ValueError: a piece of an earlier run is damaged, or the setting cannot be measured.
     """
     console = Console()
-    try:
-        report = verify(config, show_progress=console.is_terminal)
-    except KeyboardInterrupt:
-        folder = _pieces_folder(config.out)
-        print(f"ntkprefix verify: stopped. The same command goes on from the pieces in {folder}.", file=sys.stderr)
-        raise
+    report = verify(config, show_progress=console.is_terminal)
     setting = report.results["setting"]
     console.print(table(report))
     console.print(

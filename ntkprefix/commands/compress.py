@@ -108,6 +108,9 @@ def main(config: Config) -> int:
         raise ValueError(f"{config.out}: expected another file than the prompt's to write to. Choose another --out.")
     check_writable(config.out)
     with parts_folder(config.out.with_name(f"{config.out.name}.parts")) as kept:
+        if any(kept.glob("*/*")):
+            told = f"Going on from what is kept in {kept}, where it is of the same settings."
+            Console().print(Text(told), soft_wrap=True)
         mesh = mesh_of(config.mesh) if config.mesh else None
         model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
         if mesh is not None:

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from ntkprefix.adapters import Adapter, step_factors
 from ntkprefix.classify import Classifier, head_loss, logits, probe
+from ntkprefix.fingerprints import of_data, of_model
 from ntkprefix.images import ImageData, load_images, stratified
 from ntkprefix.language import LanguageTask
 from ntkprefix.models import ViT, load_dinov2, load_text_model
@@ -60,6 +61,10 @@ class Job(Protocol):
     train: tuple[np.ndarray, ...]
     frozen: PyTree
     numbers_per_token: int
+
+    def fingerprints(self) -> dict[str, str]:
+        """What tells its data, those to test on too, and its model from others."""
+        ...
 
     def start(self, config: Any, watch: Watch, metrics: Path | None = None) -> Start:
         """What to train from; `metrics` is a file for the steps of the head."""
@@ -149,6 +154,9 @@ class _Classes:
         self.numbers_per_token = _numbers_per_token(model)
         self.about = f"{title}: {_rows(self.train, self._held, self._test)}, {len(names)} classes"
 
+    def fingerprints(self):
+        return _fingerprints(self._config, self.frozen, self.train, self._held, self._test)
+
     def start(self, config, watch, metrics=None):
         *inputs, labels = self.train
         calibration = [array[:_CALIBRATION] for array in inputs]
@@ -225,6 +233,9 @@ class _Answers:
         self.numbers_per_token = _numbers_per_token(model)
         self.about = f"{texts.name}: {_rows(*parts)}"
 
+    def fingerprints(self):
+        return _fingerprints(self._config, self.frozen, self.train, self._held, self._test)
+
     def start(self, config, watch, metrics=None):  # noqa: ARG002 - there is no head that starts first
         calibration = type(self._held)(*(array[:_CALIBRATION] for array in self.train))
         return Start(self._task.init(jax.random.key(config.seed), calibration), None)
@@ -288,6 +299,10 @@ def _split(config: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return chosen, chosen[:0]
     held = stratified(labels[chosen], max(1, round(config.held_back * len(chosen))), config.seed)
     return chosen[~held], chosen[held]
+
+
+def _fingerprints(config: Any, weights: PyTree, *rows: Any) -> dict[str, str]:
+    return {"fingerprint of the data": of_data(rows), "fingerprint of the model": of_model(config, weights)}
 
 
 def _rows(train: Any, held: Any, test: Any) -> str:

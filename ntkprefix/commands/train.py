@@ -21,7 +21,7 @@ from ntkprefix._options import default_told
 from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
-from ntkprefix.run_folder import run_folder
+from ntkprefix.run_folder import run_folder, same_run
 from ntkprefix.runs import environment, progress, read_json, write_json
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 
@@ -31,8 +31,10 @@ _STEP_SIZE = 1e-1
 # Of a state whose value takes whole steps, see `FeatureAdapter.steps`.
 _OF_VALUES = 3e-2
 _RESULTS = "results.json"
-# Settings on which nothing depends that a run finds.
-_APART = ("out", "checkpoint_every")
+# Of checkpoints in a run's folder.
+_CHECKPOINTS = "checkpoints"
+# Settings that no number depends on.
+_FREE = ("out", "checkpoint_every")
 
 
 def usual_step_size(adapter: str) -> float:
@@ -128,6 +130,7 @@ class Config:
             object.__setattr__(self, "learning_rate", usual_step_size(self.adapter))
         checks.at_least(0, "train", train_rows=self.train_rows, test_rows=self.test_rows)
         checks.at_least(0, "train", checkpoint_every=self.checkpoint_every)
+        checks.finite("train", learning_rate=self.learning_rate, head_learning_rate=self.head_learning_rate)
         checks.at_least(1, "train", head_epochs=self.head_epochs, size=self.size, length=self.length)
         if not 0 < self.held_back < 1:
             raise ValueError(f"train: expected held_back between 0 and 1, got {self.held_back}.")
@@ -151,7 +154,7 @@ def main(config: Config) -> int:
 
     Raises:
         OSError: data, weights or the run folder cannot be read or written, or another run has it.
-        ValueError: data or weights are not what they should be, or checkpoints or results are those of another run.
+        ValueError: data or weights are not what they should be, or the run folder is another run's.
         FloatingPointError: training diverged.
     """
     console = Console()
@@ -194,7 +197,7 @@ def run(
         job: model and data.
         out: run folder.
         watch: told how far the work is.
-        resumable: keep checkpoints, and go on from those that are there.
+        resumable: keep settings and checkpoints, and go on from those that are there.
         mesh: on which the job's weights lie.
 
     Returns:
@@ -203,20 +206,24 @@ def run(
 
     Raises:
         OSError: the run folder cannot be written.
-        ValueError: `head` on a language model, or checkpoints of another run.
+        ValueError: `head` on a language model, or the folder of a run with other settings, data or weights.
         FloatingPointError: training diverged.
     """
     out.mkdir(parents=True, exist_ok=True)
+    settings = _plain(config)
+    if resumable:
+        decisive = {name: value for name, value in settings.items() if name not in _FREE}
+        same_run(out, {**decisive, **job.fingerprints()}, goes_on_from=_CHECKPOINTS)
     began = time.perf_counter()
     if isinstance(adapter, HeadAdapter):
         result = _probe(config, job, out, watch)
     else:
-        checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every) if resumable else None
+        checkpoints = Checkpoints(out / _CHECKPOINTS, config.checkpoint_every) if resumable else None
         result = _train(config, job, out, watch, checkpoints, mesh)
     seconds, params = time.perf_counter() - began, result.params
     found = job.test(params, watch)
     results = {
-        "config": _plain(config),
+        "config": settings,
         "environment": environment(),
         "data": job.about,
         "test": found,
@@ -255,7 +262,7 @@ def finished(config: Config, out: Path) -> bool:
     found, wanted = read_json(path).get("config"), _plain(config)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected results of ntkprefix train, got something else. Choose another folder.")
-    for name in (name for name in wanted if name in found and name not in _APART):
+    for name in (name for name in wanted if name in found and name not in _FREE):
         if found[name] != wanted[name]:
             raise ValueError(
                 f"{path}: expected results of this run, but {name} is {found[name]} there and {wanted[name]} here. "

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
@@ -17,6 +16,7 @@ from ntkprefix import checks
 from ntkprefix.compress import Method, Report
 from ntkprefix.compress.budget import numbers_within
 from ntkprefix.compress.compress import fitted_to, method_of
+from ntkprefix.fingerprints import of_model
 from ntkprefix.models import TextModel
 from ntkprefix.parts import Parts
 from ntkprefix.prompts.calibration import calibrate, texts_behind, without_last
@@ -155,10 +155,9 @@ def compress_prompt(
 
 
 def _parts(folder: str | Path | None, model: TextModel, tokens: Any, texts: Any, **what: Any) -> Parts:
-    """The parts of one compression: two models are taken for one if their weights have the same sums."""
+    """The parts of one compression."""
     if folder is None:
         return Parts()
-    sums = jax.jit(partial(jax.tree.map, lambda leaf: jnp.sum(leaf, dtype=jnp.float32)))(nnx.state(model))
-    what["model"] = repr(model.config), [float(leaf) for leaf in jax.tree.leaves(sums)]
+    what["model"] = of_model(model.config, nnx.state(model))
     what["texts"] = texts if isinstance(texts, str) else np.asarray(texts).tolist()
     return Parts.of(folder, tokens=np.asarray(tokens).tolist(), **what)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ntkprefix.records.base import Kind, Record
 from ntkprefix.records.registry import KINDS
 from ntkprefix.records.shape import check
+from ntkprefix.run_folder import SETTINGS
 from ntkprefix.runs import read_json, read_json_lines
 
 _RESULTS, _METRICS = "results.json", "metrics.jsonl"
@@ -58,7 +59,7 @@ def _file(path: Path) -> Path:
 
 
 def _hint(folder: Path) -> str:
-    if (folder / _METRICS).exists() or (folder / "pieces").exists():
+    if any((folder / name).exists() for name in (SETTINGS, _METRICS, "pieces")):
         return " The run has not finished: the command that began it goes on with it."
     inside = sorted(
         str(each.parent if each.name == _RESULTS else each)

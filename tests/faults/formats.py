@@ -30,8 +30,10 @@ from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parts import Parts
 from ntkprefix.prompts import load_prompt, save_prompt
 from ntkprefix.records import read_all, sections
+from ntkprefix.run_folder import same_run
 from ntkprefix.texts import load_texts
 from ntkprefix.train import Checkpoints, TrainConfig, train
+from theory.config import Config
 from theory.pieces import Pieces
 
 FORMATS = {}
@@ -179,8 +181,14 @@ for _path in (RESULTS / "verify.json", RESULTS / "tables" / "vision" / "digits.j
 
 @kind("run.json")
 def options(folder):
-    (folder / "run.json").write_text(json.dumps({"epochs": 1, "adapter": "head", "remat": True, "lengths": [2, 4]}))
-    return lambda: with_file(["--config", str(folder / "run.json")])
+    (folder / "run.json").write_text(json.dumps({"steps": 1, "data": "digits", "quick": True, "lengths": [2, 4]}))
+    return lambda: with_file(["--config", str(folder / "run.json")], Config)
+
+
+@kind("settings.json")
+def settings(folder):
+    same_run(folder, {"epochs": 1, "adapter": "head", "remat": True}, goes_on_from="checkpoints")
+    return lambda: same_run(folder, {"epochs": 1, "adapter": "head", "remat": True}, goes_on_from="checkpoints")
 
 
 @kind("square.json")

@@ -153,7 +153,7 @@ def test_interrupted_from_the_keyboard(command, place, run, finish, undisturbed,
 
 # What fits in a file, and what does not fit then.
 FULL = {
-    "train, a checkpoint": ("train", 300, "run/checkpoints/"),
+    "train, a checkpoint": ("train", 2000, "run/checkpoints/"),
     "verify, a piece": ("verify", 100, "run/pieces/"),
     "verify, a plot": ("verify", 30_000, "run/kernel.png"),
     "compress, a part": ("compress", 1000, "p.safetensors.parts/"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tyro
 from models.random_damage import assert_named
+from models.tiny_gguf import write_gguf
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
@@ -204,6 +205,23 @@ def test_prompts_that_are_no_text(content, message, tmp_path, capsys):
     assert main(["compress", "--prompt", str(tmp_path / "prompt.txt"), "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_stopped_command_says_that_it_goes_on(tmp_path, monkeypatch, capsys):
+    def stopped(config, model, tokens, mesh, kept):
+        (kept / ("0" * 16)).mkdir(exist_ok=True)
+        (kept / ("0" * 16) / "layer-0.safetensors").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress, "_compressed", stopped)
+    (tmp_path / "prompt.txt").write_text("ab a b " * 4)
+    model, kept = write_gguf(tmp_path / "m.gguf"), tmp_path / "p.safetensors.parts"
+    options = ["--model", str(model), "--prompt", str(tmp_path / "prompt.txt"), "--out", str(kept.with_suffix(""))]
+    for going_on in (False, True):
+        assert main(["compress", *options]) == 130
+        shown = capsys.readouterr()
+        assert (f"Going on from what is kept in {kept}" in shown.out) is going_on
+        assert shown.err.startswith(f"ntkprefix compress: stopped. What is done is kept in {kept}: the same command")
 
 
 def test_unknown_methods_are_refused_before_anything_is_read(capsys):
