@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from safetensors.numpy import save
 from ntkprefix.run_folder import run_folder
 from ntkprefix.runs import environment, write_bytes
 
-_T = TypeVar("_T", bound=PyTree)
 # Of a computation, its folder's name.
 _NAME = re.compile("[0-9a-f]{16}")
 # Of `environment()`, what results depend on.
@@ -120,7 +119,7 @@ class Parts:
         text = json.dumps({"made_by": made_by, "what": what}, sort_keys=True, default=repr)
         return cls(Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16])
 
-    def __call__(self, name: str, make: Callable[[], _T]) -> _T:
+    def __call__(self, name: str, make: Callable[[], PyTree]) -> Any:
         """A part from its file, or made and then kept.
 
         Args:
@@ -139,7 +138,7 @@ class Parts:
         self.put(name, part)
         return part
 
-    def find(self, name: str, like: _T) -> _T | None:
+    def find(self, name: str, like: PyTree) -> Any:
         """A part if it has been kept.
 
         Args:
@@ -171,7 +170,7 @@ class Parts:
         assert self.folder is not None
         return self.folder / f"{name}.safetensors"
 
-    def _read(self, name: str, like: _T) -> _T:
+    def _read(self, name: str, like: PyTree) -> Any:
         path, (leaves, tree) = self._file(name), jax.tree.flatten(like)
         try:
             with safe_open(path, framework="numpy") as file:

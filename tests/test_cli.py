@@ -18,7 +18,8 @@ import tyro
 import ntkprefix
 from ntkprefix import cli
 from ntkprefix.cli import Command, guard, main
-from ntkprefix.run_folder import run_folder, scratch_folder
+from ntkprefix.parts import parts_folder
+from ntkprefix.run_folder import run_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -182,7 +183,7 @@ def test_an_interrupt_tells_how_to_go_on_where_something_is_kept(tmp_path, capsy
 
 def test_an_interrupt_before_anything_is_kept_is_quiet(tmp_path, capsys):
     def work():
-        with scratch_folder(tmp_path / "run"):
+        with parts_folder(tmp_path / "run"):
             raise KeyboardInterrupt
 
     assert guard("ntkprefix compress", work) == 130

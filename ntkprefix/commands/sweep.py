@@ -10,10 +10,12 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal  # noqa: F401 - by checkers of types the settings of train are read here, too
 
 from rich.console import Console
 from rich.text import Text
 
+from ntkprefix._options import default_told
 from ntkprefix.cli import spelt_out
 from ntkprefix.commands import train
 from ntkprefix.runs import write_bytes
@@ -29,24 +31,24 @@ class Config(train.Config):
     """What to run: every adapter with every step size and every seed, under the options of `ntkprefix train`.
 
     Attributes:
-        adapters: what trains, each as `adapter` has it; that one if none is given.
-        learning_rates: step sizes, each as `learning_rate` has it; that one if none is given. The adapter `head` has
-            none of these, and is run once for all.
-        seeds: each as `seed` has it; that one if none is given.
+        adapters: what trains, each as --adapter has it.
+        learning_rates: step sizes, each as --learning-rate has it. The adapter head has none of these, and is run once
+            for all.
+        seeds: of all that is random, each as --seed has it.
         runs: folder in which every run gets a folder of its own.
         left: leave out the runs whose results are there.
-        out: file to write the commands to; they are printed if absent.
+        out: file to write the commands to.
 
     Raises:
         ValueError: a setting of a run out of range, or two runs that are the same.
     """
 
-    adapters: tuple[str, ...] = ()
-    learning_rates: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = ()
+    adapters: Annotated[tuple[str, ...], default_told("one, that of --adapter")] = ()
+    learning_rates: Annotated[tuple[float, ...], default_told("one, that of --learning-rate")] = ()
+    seeds: Annotated[tuple[int, ...], default_told("one, that of --seed")] = ()
     runs: Path = Path("runs")
     left: bool = False
-    out: Path | None = None
+    out: Annotated[Path | None, default_told("the standard output")] = None
 
     def __post_init__(self):
         for several, one in (("adapters", "adapter"), ("learning_rates", "learning_rate"), ("seeds", "seed")):
