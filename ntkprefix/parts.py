@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ntkprefix.fingerprints import of_data
 from ntkprefix.run_folder import run_folder
 from ntkprefix.runs import environment, write_bytes
 
@@ -83,7 +84,7 @@ def parts_folder(folder: str | Path) -> Iterator[Path]:
 class Parts:
     """Where the finished parts of one computation are kept, so that a run that was stopped goes on from them.
 
-    A part is a pytree of arrays, and its file has these arrays and their digest: what pytree it is comes from the
+    A part is a pytree of arrays, and its file has these and their fingerprint: what pytree it is comes from the
     program that reads it, and never from the file.
 
     Attributes:
@@ -160,7 +161,7 @@ class Parts:
         """
         if self.folder is not None:
             arrays = {str(index): _host(leaf) for index, leaf in enumerate(jax.tree.leaves(part))}
-            write_bytes(self._file(name), save(arrays, {"sha256": _digest(arrays)}))
+            write_bytes(self._file(name), save(arrays, {"digest": of_data(arrays)}))
 
     def beside(self, name: str) -> Path | None:
         """A folder for parts that are kept by other means; None where nothing is kept."""
@@ -175,9 +176,9 @@ class Parts:
         try:
             with safe_open(path, framework="numpy") as file:
                 arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-                digest = (file.metadata() or {}).get("sha256")
+                digest = (file.metadata() or {}).get("digest")
             _check(arrays, {str(index): leaf for index, leaf in enumerate(leaves)})
-            if digest != _digest(arrays):
+            if digest != of_data(arrays):
                 raise ValueError("it is not what was written: it is damaged")
         except (SafetensorError, ValueError, OSError) as error:
             raise ValueError(
@@ -190,14 +191,6 @@ def _host(leaf: Any) -> np.ndarray:
     """Safetensors' side of numpy has no bfloat16, which float32 holds exactly."""
     array = np.asarray(leaf)
     return np.asarray(array, np.float32 if array.dtype == jnp.bfloat16 else None, order="C")
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
-        found.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return found.hexdigest()
 
 
 def _check(arrays: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> None:
