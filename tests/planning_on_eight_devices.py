@@ -88,8 +88,9 @@ for adapter, text, micro_rows in (
     count = once.all_reduces // once.micro_batches
     if jax.__version_info__ < (0, 11):
         assert (sum(found), len(found)) == (formula, count), (text, found, once.exchanges)
-    else:  # whose compiler may sum a token's state once more than it needs to
-        assert formula <= sum(found) <= 1.15 * formula, (text, found, once.exchanges)
+    else:  # JAX 0.12 joins other arrays, and may sum the tokens' states once more than it needs to
+        states = micro_rows * LENGTH * config.block.width * 4
+        assert sum(found) - formula in (0, states), (text, found, once.exchanges)
 
     flops = sum(once.flops.values()) / once.micro_batches
     assert 1 <= program.cost_analysis()["flops"] / flops < 1.05, (text, flops)  # besides: all that is no matrix product

@@ -190,6 +190,19 @@ def test_training_and_generation_are_timed_beside_a_peer(results, tmp_path, monk
         assert found["rows"][0]["relative_time"] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("layouts", [(), (1, 2), (0, 9), (0, -1)])
+def test_scaling_is_against_one_core(layouts):
+    with pytest.raises(ValueError, match="expected layouts of 0 to 7, and first 0"):
+        scaling.ScalingConfig(layouts=layouts)
+
+
+def test_scaling_needs_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    scaling.ScalingConfig(layouts=(0,))
+    with pytest.raises(ValueError, match="expected 2 cores for these layouts, got 1"):
+        scaling.ScalingConfig(layouts=(0, 1))
+
+
 @pytest.mark.slow
 def test_scaling(results):
     """Two processes, a core each, beside one: a device has half of what is shared out, and both take the steps."""

@@ -143,7 +143,7 @@ def _made(arrays, call):
     query, key, _ = arrays
     sides = query.shape[2], key.shape[2]
     if call["window"] is not None:
-        mask = _splash.LocalMask(sides, (call["window"], 0 if call["is_causal"] else None), offset=0)
+        mask = _splash.LocalMask(sides, (call["window"], 0), offset=0)  # only causal ones come here
     else:
         mask = _splash.CausalMask(sides) if call["is_causal"] else _splash.FullMask(sides)
     rows, columns = (next(side for side in (_LARGEST, 256, _LANES) if length % side == 0) for length in sides)
