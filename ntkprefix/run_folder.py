@@ -115,14 +115,24 @@ def same_run(folder: str | Path, settings: Mapping[str, Any], *, goes_on_from: s
             )
         write_json(path, settings)
         return
-    found = read_json(path)
-    differing = [name for name in {**settings, **found} if found.get(name) != settings.get(name)]
-    if differing:
-        told = ", ".join(f"{name} is {found.get(name)!r} there and {settings.get(name)!r} here" for name in differing)
+    others = differing(read_json(path), settings)
+    if others:
         raise ValueError(
-            f"{folder}: expected the run that was begun there, but {told}. Choose another with --out, or give the "
+            f"{folder}: expected the run that was begun there, but {others}. Choose another with --out, or give the "
             "settings that it was begun with."
         )
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Settings that are others, with both values, in words; nothing if none are.
+
+    Example:
+        >>> from ntkprefix.run_folder import differing
+        >>> differing({"rank": 2, "seed": 0}, {"rank": 4, "seed": 0})
+        'rank is 2 there and 4 here'
+    """
+    names = (name for name in {**here, **there} if there.get(name) != here.get(name))
+    return ", ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
 
 
 def _lock(folder: Path) -> int | None:

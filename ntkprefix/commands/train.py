@@ -21,7 +21,7 @@ from ntkprefix._options import default_told
 from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
-from ntkprefix.run_folder import run_folder, same_run
+from ntkprefix.run_folder import differing, run_folder, same_run
 from ntkprefix.runs import environment, progress, read_json, write_json
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 
@@ -262,12 +262,13 @@ def finished(config: Config, out: Path) -> bool:
     found, wanted = read_json(path).get("config"), _plain(config)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected results of ntkprefix train, got something else. Choose another folder.")
-    for name in (name for name in wanted if name in found and name not in _FREE):
-        if found[name] != wanted[name]:
-            raise ValueError(
-                f"{path}: expected results of this run, but {name} is {found[name]} there and {wanted[name]} here. "
-                "Choose another folder, or delete this one to start afresh."
-            )
+    names = [name for name in wanted if name in found and name not in _FREE]
+    others = differing(*({name: settings[name] for name in names} for settings in (found, wanted)))
+    if others:
+        raise ValueError(
+            f"{path}: expected results of this run, but {others}. Choose another folder, or delete this one to start "
+            "afresh."
+        )
     return True
 
 
