@@ -120,8 +120,11 @@ def _encoded(name: str) -> Task:
 
 
 def _answered(name: str, test_rows: int) -> Task:
-    """By the likelihood of the class's word, or of the answer. A step of SmolLM2 on two cores takes seconds."""
-    options = {"length": _LENGTHS[name][1], "train_rows": 512, "test_rows": test_rows, "epochs": 1}
+    """By the likelihood of the class's word, or of the answer. A step of SmolLM2 on two cores takes seconds.
+
+    Blocks are computed again for the gradient: a population of nine would else take tens of gigabytes.
+    """
+    options = {"length": _LENGTHS[name][1], "train_rows": 512, "test_rows": test_rows, "epochs": 1, "remat": True}
     return Task("smollm2", name, {"task": name, **options})
 
 

@@ -2,20 +2,21 @@
 
 Every method gets the same budget on every task: three step sizes, each three times the one before, and while the
 smallest or the largest of them does best, up to two more beyond it. The loss on a fifth of the training rows decides,
-and where several step sizes do equally well, the smallest is taken; then every seed takes the same steps on all
-training rows. A population of step sizes, or of seeds, trains in one program. What is measured is kept piece by piece,
-so that a table which was stopped goes on, and methods that are measured anew take their places in the table that is
-there.
+in the mean over three seeds that are used for nothing else, and where several step sizes do equally well, the smallest
+is taken; then every seed takes the same steps on all training rows. A population of step sizes and seeds trains in one
+program. What is measured is kept piece by piece, so that a table which was stopped goes on, methods that are measured
+anew take their places in the table that is there, and several processes may measure methods of one table at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -27,6 +28,7 @@ from experiments.fields import FIELDS, PROBING, Task
 from ntkprefix.adapters import count, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.commands.train import Config, shown, usual_step_size
+from ntkprefix.run_folder import one_at_a_time
 from ntkprefix.runs import environment, progress, read_json, write_json
 from ntkprefix.train import step_memory, train_population
 from theory.pieces import Pieces
@@ -35,9 +37,11 @@ FieldName = Literal["vision", "language", "language-smollm2", "mathematics", "ab
 TABLES = RESULTS / "tables"
 # A step size that does best at an end of those tried is followed so many times further.
 _FURTHER = 2
-# Losses that are no further apart, relatively, are equally good: one seed decides, and where the loss is flat, noise
-# would choose a step size at the edge of those that diverge with another seed.
+# Losses that are no further apart, relatively, are equally good: where the loss is flat, noise would choose a step size
+# at the edge of those that diverge with another seed.
 _EQUALLY_GOOD = 0.01
+# Seeds that choose step sizes, so that none of those that are told is a choice's.
+_CHOOSING = (100, 101, 102)
 # The middle of the step sizes that linear probing tries first.
 _HEAD_STEP = 3e-3
 
@@ -63,7 +67,7 @@ class TablesConfig:
     data_root: Path | None = None
     tasks: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     train_rows: int = 0
     test_rows: int = 0
     epochs: int = 0
@@ -104,9 +108,10 @@ def main(config: TablesConfig) -> dict[str, dict[str, Any]]:
                 found = _measured(task, adapter, pieces, config, watch)
                 row = {"method": method, "adapter": adapter, **made_by(where), **found}
                 path = path_of(config.field, name)
-                rows = _with_others(row, path, about, list(field.methods))
-                results[name] = {"environment": where, **about, "rows": rows}
-                write_json(path, results[name])
+                with one_at_a_time(path.parent):
+                    rows = _with_others(row, path, about, list(field.methods))
+                    results[name] = {"environment": where, **about, "rows": rows}
+                    write_json(path, results[name])
                 bar.advance(total)
     return results
 
@@ -140,14 +145,18 @@ def _measured(task, adapter, pieces, config, watch) -> dict[str, Any]:
     """What was tried, what was chosen, and what each seed found: read, or measured."""
     settings = {"task": dataclasses.asdict(task), "adapter": adapter}
     middle = _HEAD_STEP if adapter == PROBING else usual_step_size(adapter)
+    # One job for all that is measured, so that what it compiles serves them all; none where nothing is.
+    job = cache(lambda: job_of(config_of(task, adapter, config.data_root), spelt(adapter)))
     tried = pieces.get(
-        "tune", settings | {"middle": middle}, partial(_tune, task, adapter, middle, config.data_root, watch)
+        "tune",
+        settings | {"middle": middle, "seeds": list(_CHOOSING)},
+        lambda: _tune(job(), task, adapter, middle, config.data_root, watch),
     )
     chosen = tried["step_sizes"][_chosen(tried["losses"])]
     found = pieces.get(
         "seeds",
         settings | {"chosen": chosen, "seeds": list(config.seeds)},
-        partial(_final, task, adapter, chosen, config, watch),
+        lambda: _final(job(), task, adapter, chosen, config, watch),
     )
     return {"tried": tried, "step_size": chosen, **found}
 
@@ -159,15 +168,22 @@ class _Trained(NamedTuple):
     start: Any
     job: Job
     steps: int
-    step_memory: int
 
 
-def _tune(task: Task, adapter: str, middle: float, root: Path | None, watch: Watch) -> dict[str, Any]:
-    """Loss on held-back training rows for every step size, smallest first; None where training diverged."""
+def _tune(job: Job, task: Task, adapter: str, middle: float, root: Path | None, watch: Watch) -> dict[str, Any]:
+    """Loss on held-back training rows for every step size, smallest first; None where a seed's training diverged."""
+    starts: dict[Any, Any] = {}
 
     def losses_of(sizes: Sequence[float]) -> list[float | None]:
-        trained = _train([config_of(task, adapter, root, size, patience=1, held_back=0.2) for size in sizes], watch)
-        return [None if member is None else round(trained.job.validate(member), 5) for member in trained.members]
+        configs = [
+            config_of(task, adapter, root, size, seed=seed, patience=1, held_back=0.2)
+            for size in sizes
+            for seed in _CHOOSING
+        ]
+        trained = _train(job, configs, starts, watch)
+        found = [math.inf if member is None else trained.job.validate(member) for member in trained.members]
+        means = np.reshape(found, (len(sizes), len(_CHOOSING))).mean(axis=1)
+        return [round(float(loss), 5) if np.isfinite(loss) else None for loss in means]
 
     sizes = [middle / 3, middle, middle * 3]
     losses = losses_of(sizes)
@@ -179,7 +195,7 @@ def _tune(task: Task, adapter: str, middle: float, root: Path | None, watch: Wat
         elif best == len(sizes) - 1:
             sizes = [*sizes, sizes[-1] * 3]
             losses = [*losses, *losses_of(sizes[-1:])]
-    return {"step_sizes": sizes, "losses": losses}
+    return {"step_sizes": sizes, "losses": losses, "seeds": list(_CHOOSING)}
 
 
 def _best(losses: Sequence[float | None]) -> int:
@@ -196,14 +212,16 @@ def _finite(losses: Sequence[float | None]) -> np.ndarray:
     return np.array([np.inf if loss is None else loss for loss in losses])
 
 
-def _final(task: Task, adapter: str, step_size: float, config: TablesConfig, watch: Watch) -> dict[str, Any]:
+def _final(job: Job, task: Task, adapter: str, step_size: float, config: TablesConfig, watch: Watch) -> dict[str, Any]:
     """What every seed finds on the test rows."""
-    trained = _train([config_of(task, adapter, config.data_root, step_size, seed=seed) for seed in config.seeds], watch)
+    configs = [config_of(task, adapter, config.data_root, step_size, seed=seed) for seed in config.seeds]
+    trained = _train(job, configs, {}, watch)
     tests = [
         None if member is None else {name: _rounded(value) for name, value in trained.job.test(member, watch).items()}
         for member in trained.members
     ]
-    trains = count(trained.start["adapter"])
+    trains, data = count(trained.start["adapter"]), trained.job.train
+    memory = 0 if adapter == PROBING else step_memory(job.loss, trained.start, job.frozen, data, configs[0].training())
     return {
         "data": trained.job.about,
         "tests": tests,
@@ -212,20 +230,22 @@ def _final(task: Task, adapter: str, step_size: float, config: TablesConfig, wat
         "break_even_tokens": round(trains / trained.job.numbers_per_token, 1),
         "bytes": 4 * trains,
         "steps": trained.steps,
-        "step_megabytes": round(trained.step_memory / 1e6, 1),
+        "step_megabytes": round(memory / 1e6, 1),
     }
 
 
-def _train(configs: Sequence[Config], watch: Watch) -> _Trained:
-    """One population, whose members differ in step size or seed."""
-    job = job_of(configs[0], spelt(configs[0].adapter))
-    # Step sizes of the adapter share a start.
-    made = {(config.seed, config.head_learning_rate): config for config in configs}
-    made = {key: job.start(config, watch).params for key, config in made.items()}
-    starts = [made[config.seed, config.head_learning_rate] for config in configs]
+def _train(job: Job, configs: Sequence[Config], made: dict[Any, Any], watch: Watch) -> _Trained:
+    """One population, whose members differ in step size and seed, from starts that are made already or join those."""
+    job = job.divided(configs[0])
+    starts = []
+    for config in configs:
+        start = (config.seed, config.head_learning_rate)  # step sizes of the adapter share one
+        if start not in made:
+            made[start] = job.start(config, watch).params
+        starts.append(made[start])
     if configs[0].adapter == PROBING:
         steps = configs[0].head_epochs * (len(job.train[0]) // configs[0].batch_size)
-        return _Trained(starts, starts[0], job, steps, 0)
+        return _Trained(starts, starts[0], job, steps)
     training = [dataclasses.replace(config.training(), patience=0) for config in configs]
     steps = training[0].steps(len(job.train[0]))
     population = train_population(
@@ -242,8 +262,7 @@ def _train(configs: Sequence[Config], watch: Watch) -> _Trained:
         on_step=lambda step, losses: watch(" ".join(f"{loss:.3f}" for loss in losses), step, steps),
     )
     members = [None if lost else population.member(index) for index, lost in enumerate(population.diverged)]
-    memory = step_memory(job.loss, starts[0], job.frozen, job.train, training[0])
-    return _Trained(members, starts[0], job, steps, memory)
+    return _Trained(members, starts[0], job, steps)
 
 
 def config_of(task: Task, adapter: str, root: Path | None, step_size: float = 0.0, **more: Any) -> Config:

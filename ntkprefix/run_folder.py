@@ -85,6 +85,32 @@ def run_folder(folder: str | Path) -> Iterator[Path]:
             os.close(lock)
 
 
+@contextmanager
+def one_at_a_time(folder: str | Path) -> Iterator[None]:
+    """Wait until no other process is in a block of this kind for the folder, and keep others waiting until it ends.
+
+    Args:
+        folder: made if it is not there. File systems without locks do not keep processes apart.
+
+    Raises:
+        OSError: it cannot be made, or nothing can be written there.
+
+    Example:
+        >>> import tempfile
+        >>> from ntkprefix.run_folder import one_at_a_time
+        >>> with tempfile.TemporaryDirectory() as folder, one_at_a_time(folder):
+        ...     pass  # read a file there, change what it holds, write it
+    """
+    folder = Path(folder)
+    prepare_folder(folder)
+    lock = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
 def same_run(folder: str | Path, settings: Mapping[str, Any], *, goes_on_from: str) -> None:
     """Write a run's settings into its folder, or find there that they are those of the run that was begun in it.
 
@@ -135,13 +161,13 @@ def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
 
 
-def _lock(folder: Path) -> int | None:
+def _lock(folder: Path, *, wait: bool = False) -> int | None:
     """A descriptor of the folder that holds its lock; None where there are no locks."""
     if fcntl is None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise BlockingIOError(

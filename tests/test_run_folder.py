@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from ntkprefix import runs
 from ntkprefix.cli import main
 from ntkprefix.commands import compress, train
-from ntkprefix.run_folder import prepare_folder, run_folder
+from ntkprefix.run_folder import one_at_a_time, prepare_folder, run_folder
 from theory import measure
 
 NOBODY = 65534
@@ -135,3 +136,21 @@ def test_a_line_that_does_not_fit_is_an_error_that_names_the_file(tmp_path):
     lines.path.symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"metrics.jsonl: cannot be written \(No space left on device\)"):
         lines.add(step=1)
+
+
+def test_one_at_a_time_waits_for_its_turn(tmp_path):
+    entered, order = threading.Event(), []
+
+    def second():
+        with one_at_a_time(tmp_path):
+            order.append("second")
+        entered.set()
+
+    with one_at_a_time(tmp_path):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        assert not entered.wait(0.2)
+        order.append("first")
+    assert entered.wait(10)
+    waiting.join()
+    assert order == ["first", "second"]

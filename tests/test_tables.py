@@ -22,9 +22,12 @@ class FakeJob:
     frozen = None
     train = (np.ones((32, 1), np.float32),)
 
-    def __init__(self, config, log):
+    def __init__(self, log):
         self.log = log
+
+    def divided(self, config):
         self.log.append((config.adapter, config.learning_rate, config.patience, config.seed))
+        return self
 
     def start(self, config, _):
         return Start({"adapter": {"w": jnp.zeros(3)}, "head": {"b": jnp.full((), float(config.seed))}}, None)
@@ -53,7 +56,7 @@ class FakeJob:
 @pytest.fixture
 def log(monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(tables, "job_of", lambda config, _: FakeJob(config, made))
+    monkeypatch.setattr(tables, "job_of", lambda *_: FakeJob(made))
     monkeypatch.setattr(tables, "TABLES", tmp_path / "results")
     return made
 
@@ -68,12 +71,13 @@ def test_the_smallest_held_back_loss_decides_and_every_seed_is_tested(log, tmp_p
     assert row["tried"]["step_sizes"] == pytest.approx([1 / 30, 0.1, 0.3])
     assert int(np.argmin(row["tried"]["losses"])) == 1
     assert row["step_size"] == pytest.approx(0.1)
-    assert row["tests"] == [{"accuracy": seed / 10, "right": "10"} for seed in range(3)]
+    assert row["tests"] == [{"accuracy": seed / 10, "right": "10"} for seed in range(5)]
     sizes = ("adapter_parameters", "head_parameters", "bytes", "break_even_tokens")
     assert [row[name] for name in sizes] == [3, 1, 12, 0.8]
     assert row["steps"] == 6
-    # held-back rows for the choice alone
-    assert [entry[2] for entry in log] == [1, 0]
+    # held-back rows for the choice alone, by seeds of its own
+    assert [entry[2:] for entry in log] == [(1, 100), (0, 0)]
+    assert not set(row["tried"]["seeds"]) & set(range(5))
 
 
 @pytest.mark.parametrize(
@@ -96,13 +100,21 @@ def test_a_best_step_size_at_the_upper_end_is_followed_until_it_is_passed(log, t
 
 
 def test_of_step_sizes_that_do_equally_well_the_smallest_is_taken(log, tmp_path, monkeypatch):
-    losses = iter([0.4049, 0.4044, 0.4043, 0.4016, 0.4486])
+    losses = iter(np.repeat([0.4049, 0.4044, 0.4043, 0.4016, 0.4486], 3))
     monkeypatch.setattr(FakeJob, "validate", lambda *_: next(losses))
     row = main(config(tmp_path))["clothing"]["rows"][0]
     assert row["step_size"] == pytest.approx(1 / 30)
-    losses = iter([0.41, 0.4044, 0.4049])
+    losses = iter(np.repeat([0.41, 0.4044, 0.4049], 3))
     row = main(config(tmp_path / "other"))["clothing"]["rows"][0]
     assert row["step_size"] == pytest.approx(0.1)
+
+
+def test_a_step_size_with_which_one_seed_fails_is_not_taken(log, tmp_path, monkeypatch):
+    losses = iter([0.5, 0.5, 0.5, 0.4, 0.4, 0.9, 0.8, 0.8, 0.8, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7])
+    monkeypatch.setattr(FakeJob, "validate", lambda *_: next(losses))
+    row = main(config(tmp_path))["clothing"]["rows"][0]
+    assert row["tried"]["losses"][-3:] == [0.5, pytest.approx(1.7 / 3, abs=1e-5), 0.8]
+    assert row["step_size"] == pytest.approx(1 / 30)
 
 
 def test_other_methods_of_a_table_keep_their_rows_with_what_made_them(log, tmp_path, monkeypatch):
@@ -133,7 +145,7 @@ def test_what_is_measured_is_not_measured_again(log, tmp_path):
 
 def test_rows_and_epochs_of_all_tasks_can_be_set(log, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(tables, "job_of", lambda config, _: seen.append(config) or FakeJob(config, log))
+    monkeypatch.setattr(tables, "job_of", lambda config, _: seen.append(config) or FakeJob(log))
     main(config(tmp_path, train_rows=64, test_rows=32, epochs=1))
     assert {(each.train_rows, each.test_rows, each.epochs) for each in seen} == {(64, 32, 1)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -22,7 +23,7 @@ from ntkprefix.models import ViT, load_dinov2, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import adapter_specs, put_model
 from ntkprefix.runs import write_bytes
-from ntkprefix.texts import Example, for_decoder, for_encoder, load_texts
+from ntkprefix.texts import Answers, Example, for_decoder, for_encoder, load_texts
 from ntkprefix.train import TrainConfig, TrainResult
 
 # Ends a free answer, in training as in what is generated.
@@ -61,6 +62,13 @@ class Job(Protocol):
     train: tuple[np.ndarray, ...]
     frozen: PyTree
     numbers_per_token: int
+
+    def divided(self, config: Any) -> Job:
+        """The same with what this configuration chooses of the training rows to train on and to hold back.
+
+        Programs that are compiled for one serve the other.
+        """
+        ...
 
     def fingerprints(self) -> dict[str, str]:
         """What tells its data, those to test on too, and its model from others."""
@@ -144,15 +152,22 @@ class _Classes:
         classifier = Classifier(model, adapter)
         self._classifier, self._adapter, self._names, self._config = classifier, adapter, names, model.config
         (inputs, labels), (test_inputs, test_labels) = train, test
-        kept, held = _split(config, labels)
-        self.train = (*(array[kept] for array in inputs), labels[kept])
-        self._held = (*(array[held] for array in inputs), labels[held])
+        chosen = _shuffled(config, labels)
+        self._title, self._all = title, tuple(array[chosen] for array in (*inputs, labels))
         tested = _chosen(config.test_rows, test_labels, seed=0)
         self._test = (*(array[tested] for array in test_inputs), test_labels[tested])
         self.frozen = classifier.frozen
         self.loss, self.project = classifier.loss, classifier.project
         self.numbers_per_token = _numbers_per_token(model)
-        self.about = f"{title}: {_rows(self.train, self._held, self._test)}, {len(names)} classes"
+        self._divide(config)
+
+    def _divide(self, config):
+        held = _held_back(config, self._all[-1])
+        self.train, self._held = (tuple(array[rows] for array in self._all) for rows in (~held, held))
+        self.about = f"{self._title}: {_rows(self.train, self._held, self._test)}, {len(self._names)} classes"
+
+    def divided(self, config):
+        return _divided(self, config)
 
     def fingerprints(self):
         return _fingerprints(self._config, self.frozen, self.train, self._held, self._test)
@@ -214,24 +229,31 @@ class _Answers:
 
     def __init__(self, config, model, adapter, tokenizer, texts):
         self._tokenizer, self._adapter, self._choices, self._config = tokenizer, adapter, None, model.config
-        labels = np.array([example.label for example in texts.train])
-        kept, held = _split(config, labels)
-        tested = _chosen(config.test_rows, np.array([example.label for example in texts.test]), seed=0)
-        train, self._held, self._test = (
-            for_decoder(_take(part, chosen), tokenizer, config.length, end="" if texts.choices else _END)
-            for part, chosen in ((texts.train, kept), (texts.train, held), (texts.test, tested))
-        )
-        self._wanted = [example.answer.strip() for example in _take(texts.test, tested)]
+        labels, test_labels = (np.array([example.label for example in part]) for part in (texts.train, texts.test))
+        tested = _chosen(config.test_rows, test_labels, seed=0)
+        test = _take(texts.test, tested)
+        self._test = for_decoder(test, tokenizer, config.length, end="" if texts.choices else _END)
+        self._wanted = [example.answer.strip() for example in test]
         if texts.choices:
             self._choices = np.array([tokenizer.encode(choice, special=False)[0] for choice in texts.choices])
-            self._labels = np.array([example.label for example in _take(texts.test, tested)])
-        self.train = tuple(train)
-        parts = (train, self._held, self._test)
-        longest = max(int((part.lengths - part.starts).max(initial=1)) for part in parts)
+            self._labels = test_labels[tested]
+        chosen = _shuffled(config, labels)
+        self._all = for_decoder(_take(texts.train, chosen), tokenizer, config.length, end="" if texts.choices else _END)
+        self._title, self._train_labels = texts.name, labels[chosen]
+        longest = max(int((part.lengths - part.starts).max(initial=1)) for part in (self._all, self._test))
         self._task = LanguageTask(model, adapter, longest)
         self.frozen, self.loss, self.project = self._task.frozen, self._task.loss, self._task.project
         self.numbers_per_token = _numbers_per_token(model)
-        self.about = f"{texts.name}: {_rows(*parts)}"
+        self._divide(config)
+
+    def _divide(self, config):
+        held = _held_back(config, self._train_labels)
+        train, self._held = (Answers(*(array[rows] for array in self._all)) for rows in (~held, held))
+        self.train = tuple(train)
+        self.about = f"{self._title}: {_rows(train, self._held, self._test)}"
+
+    def divided(self, config):
+        return _divided(self, config)
 
     def fingerprints(self):
         return _fingerprints(self._config, self.frozen, self.train, self._held, self._test)
@@ -292,13 +314,22 @@ def _chosen(most: int, labels: np.ndarray, seed: int) -> np.ndarray:
     return np.flatnonzero(stratified(labels, min(most or len(labels), len(labels)), seed))
 
 
-def _split(config: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows and those held back, shuffled: files come sorted, and the first rows calibrate."""
-    chosen = np.random.default_rng(0).permutation(_chosen(config.train_rows, labels, seed=0))
+def _shuffled(config: Any, labels: np.ndarray) -> np.ndarray:
+    """Which training rows there are, in an order of no meaning: files come sorted, and the first rows calibrate."""
+    return np.random.default_rng(0).permutation(_chosen(config.train_rows, labels, seed=0))
+
+
+def _held_back(config: Any, labels: np.ndarray) -> np.ndarray:
+    """Of these rows, those that decide when to stop, as booleans."""
     if not config.patience:
-        return chosen, chosen[:0]
-    held = stratified(labels[chosen], max(1, round(config.held_back * len(chosen))), config.seed)
-    return chosen[~held], chosen[held]
+        return np.zeros(len(labels), bool)
+    return stratified(labels, max(1, round(config.held_back * len(labels))), config.seed)
+
+
+def _divided(job: Any, config: Any) -> Any:
+    other = copy.copy(job)
+    other._divide(config)
+    return other
 
 
 def _fingerprints(config: Any, weights: PyTree, *rows: Any) -> dict[str, str]:

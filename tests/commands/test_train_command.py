@@ -1,5 +1,6 @@
 """`ntkprefix train` from a shell's words to files, with tiny models."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -104,6 +105,19 @@ def test_choices_of_a_language_model(tmp_path, labelled):
     assert results["test"]["accuracy"] == 1.0
     assert results["test"]["loss"] < 0.5
     assert not (tmp_path / "run" / "head.safetensors").exists()
+
+
+@pytest.mark.parametrize("model", ["encoder", "decoder"])
+def test_a_job_divided_anew_is_as_if_made_anew_and_shares_its_programs(model, labelled):
+    first = command.Config(model=model, task="text", data_dir=labelled, adapter="lora", train_rows=40)
+    other = dataclasses.replace(first, patience=1, held_back=0.25, seed=3)
+    job = jobs.job_of(first, spelt("lora"))
+    divided, made = job.divided(other), jobs.job_of(other, spelt("lora"))
+    assert divided.about == made.about != job.about
+    assert divided.fingerprints() == made.fingerprints() != job.fingerprints()
+    assert divided.loss == job.loss
+    assert len(job.train[0]) == 40
+    assert len(divided.train[0]) == 30
 
 
 @pytest.mark.parametrize(("mesh", "message"), [("data=3", "number of devices, 1"), ("rows=1", "sizes of data, tensor")])
