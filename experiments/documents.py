@@ -114,6 +114,16 @@ def language_smollm2() -> str:
     return field_table("language-smollm2")
 
 
+def mathematics() -> str:
+    """Every method on every set of word problems, by the final answer that SmolLM2 writes."""
+    return field_table("mathematics")
+
+
+def mathematics_loss() -> str:
+    """The same by the likelihood of the right answers."""
+    return field_table("mathematics", "loss")
+
+
 def verify() -> str:
     """The verdicts of the full ladder."""
     results = read_json(RESULTS / "verify.json")
@@ -213,7 +223,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     COMPRESSION: (compression, many_shot),
     ALGEBRA: (algebra,),
     PARALLEL: (scaling_speed, planned),
-    TASKS: (language_smollm2,),
+    TASKS: (language_smollm2, mathematics, mathematics_loss),
 }
 
 

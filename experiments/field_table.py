@@ -59,8 +59,9 @@ def field_table(field: str, what: What = "right") -> str:
             f"{first['model']}: {_MEASURED[what]}, mean over {len(first['seeds'])} seeds and half of its 95 % "
             f"interval over them; numbers trained{besides}; {times}MB: "
             f"working memory of the compiled step, for {first['task']}. {sizes}. "
-            f"Step sizes are chosen by one rule for all methods, on training rows held back{before}. "
-            f"{_made_on(tables)} Remade by `python -m experiments.tables {field} --data-root FOLDER`.",
+            f"Step sizes are chosen by one rule for all methods, on training rows held back, by "
+            f"{_choosing(first)}{before}. {_made_on(tables)} "
+            f"Remade by `python -m experiments.tables {field} --data-root FOLDER`.",
             "",
             *(f"- {_ahead(tables, other, what)}" for other in methods if other not in (OURS, PROBED)),
             *(f"- {sentence}" for sentence in seeds.diverged(tables)),
@@ -111,6 +112,12 @@ def _ahead(tables: Sequence[dict[str, Any]], other: str, what: What) -> str:
     )
     points = "points" if what == "right" else "nats, by which its loss is smaller,"
     return f"{OURS} is {surely} {other}: {value} {points} {where}, 95 % interval of pairs {low} to {high}."
+
+
+def _choosing(table: dict[str, Any]) -> str:
+    """How many seeds chose the step sizes; the first tables had one, and do not say so."""
+    seeds = max(len(row["tried"].get("seeds", "1")) for row in table["rows"])
+    return f"{seeds} seeds" if seeds > 1 else "one seed"
 
 
 def _few_right(tables: Sequence[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ EPYC, H200 = "EPYC, 2 cores", "NVIDIA H200"
 
 def row(method, rights, losses, machine=EPYC):
     tests = [{"right": right, "loss": loss} for right, loss in zip(rights, losses, strict=True)]
-    sizes = {"adapter_parameters": 1234, "head_parameters": 0, "step_megabytes": 5.0, "data": "8 rows"}
+    sizes = {"adapter_parameters": 1234, "head_parameters": 0, "step_megabytes": 5.0, "data": "8 rows", "tried": {}}
     return {"method": method, "machine": machine, "tests": tests, **sizes}
 
 
@@ -79,6 +79,12 @@ def test_a_smaller_loss_is_ahead():
     against_lora = next(line for line in lines if f"{LORA}:" in line)
     assert "+0.125 nats, by which its loss is smaller, in the mean over 2 tasks" in against_lora  # (0.75 - 0.5) / 2
     assert lines[-1].endswith("exactly right: 1.000 on first, 1.000 on second.")
+
+
+def test_how_many_seeds_chose_is_told(monkeypatch):
+    assert "held back, by one seed." in "\n".join(lines_of("right"))
+    monkeypatch.setitem(TABLES[0]["rows"][0], "tried", {"seeds": [7, 8]})
+    assert "held back, by 2 seeds." in "\n".join(lines_of("right"))
 
 
 def test_machines_are_told_with_their_rows():
