@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 from ntkprefix._extras import extra
 from ntkprefix.adapters import Adapter
+from ntkprefix.hosts import to_host
 from ntkprefix.images import normalise
 from ntkprefix.models import TextModel, ViT
 from ntkprefix.models.adaptation import Adaptation, merge
@@ -134,7 +135,7 @@ class Classifier:
             rows = len(batch[0])
             # Every batch has one shape, so one program serves them all.
             padded = [np.concatenate([a, np.zeros((_BATCH - rows, *a.shape[1:]), a.dtype)]) for a in batch]
-            parts.append(np.asarray(_features(self, params, self.frozen, *padded))[:rows])
+            parts.append(to_host(_features(self, params, self.frozen, *padded))[:rows])
             if on_batch is not None:
                 on_batch(start + rows)
         return np.concatenate(parts)

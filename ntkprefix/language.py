@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ntkprefix._extras import extra
 from ntkprefix.adapters import Adapter
+from ntkprefix.hosts import to_host
 from ntkprefix.models import TextModel, generate
 from ntkprefix.models.adaptation import merge
 from ntkprefix.texts.arrays import Answers
@@ -177,7 +178,7 @@ class LanguageTask:
         for start in range(0, len(answers.starts), _BATCH):
             tokens, starts, _ = _padded(answers, start)
             found = generate(model, tokens, new, lengths=jnp.maximum(starts, 1), adapter=adaptation, stop=stop)
-            for row, length in zip(np.asarray(found.tokens), np.asarray(found.lengths), strict=True):
+            for row, length in zip(*to_host((found.tokens, found.lengths)), strict=True):
                 kept = row[:length].tolist()
                 made.append(kept[:-1] if stop is not None and kept[-1] == stop else kept)
             if on_batch is not None:
@@ -228,7 +229,7 @@ def _padded(answers: Answers, start: int) -> list[Array]:
 def _by_batches(one: Callable[..., Array], answers: Answers, on_batch: Callable[[int], Any] | None) -> np.ndarray:
     found, rows = [], len(answers.starts)
     for start in range(0, rows, _BATCH):
-        found.append(np.asarray(one(*_padded(answers, start))))
+        found.append(to_host(one(*_padded(answers, start))))
         if on_batch is not None:
             on_batch(min(start + _BATCH, rows))
     return np.concatenate(found)[:rows]

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ntkprefix.fingerprints import of_data
+from ntkprefix.hosts import agreed, by_first, to_host
 from ntkprefix.run_folder import run_folder
 from ntkprefix.runs import environment, write_bytes
 
@@ -133,7 +134,7 @@ class Parts:
         """
         if self.folder is None:
             return make()
-        if self._file(name).exists():
+        if agreed(self._file(name).exists):
             return self._read(name, jax.eval_shape(make))
         part = make()
         self.put(name, part)
@@ -149,7 +150,7 @@ class Parts:
         Raises:
             ValueError: as for a call.
         """
-        if self.folder is None or not self._file(name).exists():
+        if self.folder is None or not agreed(self._file(name).exists):
             return None
         return self._read(name, like)
 
@@ -161,7 +162,7 @@ class Parts:
         """
         if self.folder is not None:
             arrays = {str(index): _host(leaf) for index, leaf in enumerate(jax.tree.leaves(part))}
-            write_bytes(self._file(name), save(arrays, {"digest": of_data(arrays)}))
+            by_first(lambda: write_bytes(self._file(name), save(arrays, {"digest": of_data(arrays)})))
 
     def beside(self, name: str) -> Path | None:
         """A folder for parts that are kept by other means; None where nothing is kept."""
@@ -189,7 +190,7 @@ class Parts:
 
 def _host(leaf: Any) -> np.ndarray:
     """Safetensors' side of numpy has no bfloat16, which float32 holds exactly."""
-    array = np.asarray(leaf)
+    array = np.asarray(to_host(leaf))
     return np.asarray(array, np.float32 if array.dtype == jnp.bfloat16 else None, order="C")
 
 

@@ -20,6 +20,7 @@ install_import_hook(["ntkprefix", "theory"], "typecheck.checked")
 # Scripts that make the golden files in environments of their own, and import what this one does not have; and those
 # that tests start as processes of their own.
 collect_ignore = [
+    "command_by_hosts.py",
     "compress_on_two_devices.py",
     "golden",
     "one_of_two_processes.py",

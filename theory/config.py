@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from ntkprefix import hosts
 from ntkprefix._options import default_told
 from ntkprefix.parallel import sizes_of
 from theory.data import Inputs, Projection, Targets
@@ -113,6 +114,8 @@ class Config:
     """Standard deviations in that search."""
     mesh: Annotated[str, default_told("one device")] = ""
     """How devices share out the prefix's tokens, such as prefix=8."""
+    hosts: Annotated[str, default_told("one process")] = ""
+    """Of one of several processes that verify together, as for ntkprefix train."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -134,6 +137,7 @@ class Config:
         self._expect("batch_size", 0 <= self.batch_size <= self.n, f"within 0..n={self.n}")
         if self.mesh:
             sizes_of(self.mesh)
+        hosts.check(self.hosts, self.mesh)
         for name in ("n", "d", "n_test", "sigma", "steps", "scaling_max_steps"):
             self._expect(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
         for name in ("step_size", "target_scale"):

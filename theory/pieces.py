@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ntkprefix.hosts import agreed, by_first
 from ntkprefix.runs import read_json, write_json
 
 
@@ -48,8 +49,9 @@ class Pieces:
         """
         settings = json.loads(json.dumps({"made_by": self.made_by, **settings}, sort_keys=True))
         path = self.path(name, settings)
-        if not path.exists():
-            write_json(path, {"settings": settings, "measured": measure()})
+        if not agreed(path.exists):
+            measured = measure()
+            by_first(lambda: write_json(path, {"settings": settings, "measured": measured}))
         try:
             content, cause = read_json(path), None
         except ValueError as error:

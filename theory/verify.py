@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ntkprefix import hosts
 from ntkprefix.checks import yes_or_no
+from ntkprefix.hosts import by_first, first
 from ntkprefix.parallel import mesh_of, on_mesh
 from ntkprefix.run_folder import prepare_folder, run_folder
 from ntkprefix.runs import environment, progress, write_json
@@ -68,9 +71,10 @@ def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -
     if not isinstance(config, Config):
         raise TypeError(f"verify: expected a Config, got {type(config).__name__}. Use Config(quick=True), for example.")
     yes_or_no("verify", plots=plots, show_progress=show_progress)
-    mesh = mesh_of(config.mesh) if config.mesh else None
-    with run_folder(config.out):
-        prepare_folder(_pieces_folder(config.out))
+    hosts.join(config.hosts)
+    mesh, show_progress = mesh_of(config.mesh) if config.mesh else None, show_progress and first()
+    with run_folder(config.out) if first() else nullcontext():
+        by_first(lambda: prepare_folder(_pieces_folder(config.out)))
         with on_mesh(mesh), progress(disable=not show_progress, transient=True) as bar:
             measured = _measure(config, bar)
         return _told(measured, config, plots)
@@ -86,8 +90,8 @@ def _told(measured: dict[str, Any], config: Config, plots: bool) -> Report:
         "verdicts": [_plain_verdict(verdict) for verdict in judged],
         **measured,
     }
-    write_json(config.out / "results.json", results)
-    if plots:
+    by_first(lambda: write_json(config.out / "results.json", results))
+    if plots and first():
         from theory.plots import draw_all
 
         draw_all(results, config.out)
@@ -248,13 +252,13 @@ def table(report: Report) -> Table:
     for verdict in report.verdicts:
         colour = _COLOURS[verdict.status]
         for index, finding in enumerate(verdict.findings):
-            first = index == 0
+            leads = index == 0
             result.add_row(
-                verdict.name if first else "",
+                verdict.name if leads else "",
                 finding.name,
                 "{:.3g} [{:.3g}, {:.3g}]".format(*map(_tidy, finding.estimate)),
                 f"{finding.band[0]:g} to {finding.band[1]:g}",
-                f"[{colour}]{verdict.status}[/]" if first else "",
+                f"[{colour}]{verdict.status}[/]" if leads else "",
                 end_section=index == len(verdict.findings) - 1,
             )
     reasons = dict.fromkeys(verdict.outside for verdict in report.verdicts if verdict.outside)
@@ -315,8 +319,8 @@ def main(config: Config) -> int:
         OSError: the run folder cannot be made or written.
         ValueError: a piece of an earlier run is damaged, or the setting cannot be measured.
     """
-    console = Console()
-    report = verify(config, show_progress=console.is_terminal)
+    report = verify(config, show_progress=Console().is_terminal)
+    console = Console(quiet=not first())
     setting = report.results["setting"]
     console.print(table(report))
     console.print(

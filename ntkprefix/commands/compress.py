@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shlex
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ntkprefix import checks
+from ntkprefix import checks, hosts
 from ntkprefix._options import default_told
 from ntkprefix.compress import METHODS, Report
 from ntkprefix.compress.budget import amount_of
+from ntkprefix.hosts import by_first, first, to_host
 from ntkprefix.models import TextModel, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import mesh_of, on_mesh, put_model, sizes_of
@@ -58,6 +59,7 @@ class Config:
         dtype: of the file's numbers: float16 takes half the bytes.
         seed: of all that is random.
         mesh: how the devices share the model out, such as tensor=8; docs/parallel.md has the names.
+        hosts: of one of several processes that compress together, as for ntkprefix train.
 
     Raises:
         ValueError: a setting out of range.
@@ -78,10 +80,12 @@ class Config:
     dtype: Literal["float32", "float16"] = "float32"
     seed: int = 0
     mesh: Annotated[str, default_told("one device")] = ""
+    hosts: Annotated[str, default_told("one process")] = ""
 
     def __post_init__(self):
         if self.mesh:
             sizes_of(self.mesh)
+        hosts.check(self.hosts, self.mesh)
         checks.at_least(0, "compress", distil=self.distil, tokens=self.tokens, seed=self.seed)
         checks.at_least(1, "compress", chunk=self.chunk)
         amount_of(self.budget)
@@ -103,14 +107,16 @@ def main(config: Config) -> int:
             anything.
         ValueError: a text that is not UTF-8 or empty, or as for `compress_prompt`.
     """
+    hosts.join(config.hosts)
     text = read_text(config.prompt)
     if config.out.exists() and config.out.samefile(config.prompt):
         raise ValueError(f"{config.out}: expected another file than the prompt's to write to. Choose another --out.")
-    check_writable(config.out)
-    with parts_folder(config.out.with_name(f"{config.out.name}.parts")) as kept:
+    by_first(lambda: check_writable(config.out))
+    console, parts = Console(quiet=not first()), config.out.with_name(f"{config.out.name}.parts")
+    with parts_folder(parts) if first() else nullcontext(parts) as kept:
         if any(kept.glob("*/*")):
             told = f"Going on from what is kept in {kept}, where it is of the same settings."
-            Console().print(Text(told), soft_wrap=True)
+            console.print(Text(told), soft_wrap=True)
         mesh = mesh_of(config.mesh) if config.mesh else None
         model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
         if mesh is not None:
@@ -123,13 +129,13 @@ def main(config: Config) -> int:
         small = _compressed(config, model, tokens, mesh, kept)
         seconds = time.perf_counter() - began
         notes = _notes(config, small.report, len(tokens))
-        save_prompt(config.out, small.prefixes, small.start, notes, dtype=config.dtype)
-    _tell(Console(), config, small.report, len(tokens), seconds)
+        by_first(lambda: save_prompt(config.out, small.prefixes, small.start, notes, dtype=config.dtype))
+    _tell(console, config, small.report, len(tokens), seconds)
     return 0
 
 
 def _compressed(config: Config, model: TextModel, tokens: np.ndarray, mesh: Any, kept: Path) -> CompressedPrompt:
-    with on_mesh(mesh), progress() as bar:
+    with on_mesh(mesh), progress(disable=not first()) as bar:
         task = bar.add_task("reading", total=len(tokens))
 
         def tell(what: str, done: int, of: int) -> None:
@@ -149,7 +155,7 @@ def _compressed(config: Config, model: TextModel, tokens: np.ndarray, mesh: Any,
             on_step=tell,
             folder=kept,
         )
-        return jax.block_until_ready(small)
+        return to_host(small)
 
 
 def _notes(config: Config, report: Report, tokens: int) -> dict[str, Any]:

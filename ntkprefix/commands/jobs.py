@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from ntkprefix.adapters import Adapter, step_factors
 from ntkprefix.classify import Classifier, head_loss, logits, probe
 from ntkprefix.fingerprints import of_data, of_model
+from ntkprefix.hosts import to_host
 from ntkprefix.images import ImageData, load_images, stratified
 from ntkprefix.language import LanguageTask
 from ntkprefix.models import ViT, load_dinov2, load_text_model
@@ -212,7 +213,7 @@ class _Classes:
     def _judge(self, params, rows, on_batch=None):
         *inputs, labels = rows
         features = jnp.asarray(self._classifier.all_features(params, inputs, on_batch=on_batch))
-        right = np.asarray(logits(params["head"], features)).argmax(axis=1) == labels
+        right = to_host(logits(params["head"], features)).argmax(axis=1) == labels
         return {
             "accuracy": float(np.mean(right)),
             "loss": float(head_loss(params["head"], None, features, jnp.asarray(labels))),
@@ -220,7 +221,7 @@ class _Classes:
         }
 
     def save(self, params, out):
-        head = {name: np.asarray(array) for name, array in params["head"].items()}
+        head = to_host(params["head"])
         write_bytes(out / "head.safetensors", save(head, metadata={"classes": "\n".join(self._names)}))
 
 

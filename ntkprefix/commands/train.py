@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from ntkprefix import checks
+from ntkprefix import checks, hosts
 from ntkprefix._options import default_told
 from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
+from ntkprefix.hosts import agreed, by_first, first, to_host
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
 from ntkprefix.run_folder import differing, run_folder, same_run
 from ntkprefix.runs import environment, progress, read_json, write_json
@@ -34,7 +35,7 @@ _RESULTS = "results.json"
 # Of checkpoints in a run's folder.
 _CHECKPOINTS = "checkpoints"
 # Settings that no number depends on.
-_FREE = ("out", "checkpoint_every")
+_FREE = ("out", "checkpoint_every", "hosts")
 
 
 def usual_step_size(adapter: str) -> float:
@@ -90,6 +91,9 @@ class Config:
         remat: compute blocks again for the gradient, to save memory.
         seed: of the random start, the order of the data and what is held back.
         mesh: how the devices share the work, such as data=4,tensor=2; docs/parallel.md has the names.
+        hosts: of one of several processes that train together, each with the same settings but for this: auto under
+            Slurm, Open MPI, Kubernetes or on a Cloud TPU, else where the first listens, this one's number and their
+            count, such as 10.0.0.1:1234,0/2.
 
     Raises:
         ValueError: a setting out of range.
@@ -120,6 +124,7 @@ class Config:
     remat: bool = False
     seed: int = 0
     mesh: Annotated[str, default_told("one device")] = ""
+    hosts: Annotated[str, default_told("one process")] = ""
 
     def __post_init__(self):
         try:
@@ -136,6 +141,9 @@ class Config:
             raise ValueError(f"train: expected held_back between 0 and 1, got {self.held_back}.")
         if self.mesh:
             sizes_of(self.mesh)
+        hosts.check(self.hosts, self.mesh)
+        if self.hosts and not self.out:
+            raise ValueError("train: expected --out beside --hosts, got none: a folder that all processes see.")
         self.training()
 
     def training(self) -> TrainConfig:
@@ -157,18 +165,19 @@ def main(config: Config) -> int:
         ValueError: data or weights are not what they should be, or the run folder is another run's.
         FloatingPointError: training diverged.
     """
-    console = Console()
+    hosts.join(config.hosts)
+    console = Console(quiet=not first())
     out = config.out or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
     adapter = spelt(config.adapter)
     mesh = mesh_of(config.mesh) if config.mesh else None
-    with run_folder(out), on_mesh(mesh):
-        if finished(config, out):
+    with run_folder(out) if first() else nullcontext(), on_mesh(mesh):
+        if agreed(lambda: finished(config, out)):
             console.print(Text(f"Finished before: look at {out / _RESULTS}."), soft_wrap=True)
             return 0
         with console.status("Loading model and data"):
             job = job_of(config, adapter, mesh)
         console.print(Text(f"{config.model}, {config.adapter}, {job.about}"))
-        with progress() as bar:
+        with progress(disable=not first()) as bar:
             results = run(config, adapter, job, out, shown(bar, ""), mesh=mesh)
     table = Table("", "")
     for name, value in {**results["test"], **results["sizes"], **results["times"]}.items():
@@ -209,11 +218,12 @@ def run(
         ValueError: `head` on a language model, or the folder of a run with other settings, data or weights.
         FloatingPointError: training diverged.
     """
-    out.mkdir(parents=True, exist_ok=True)
     settings = _plain(config)
+    by_first(lambda: out.mkdir(parents=True, exist_ok=True))
     if resumable:
         decisive = {name: value for name, value in settings.items() if name not in _FREE}
-        same_run(out, {**decisive, **job.fingerprints()}, goes_on_from=_CHECKPOINTS)
+        decisive |= job.fingerprints()
+        by_first(lambda: same_run(out, decisive, goes_on_from=_CHECKPOINTS))
     began = time.perf_counter()
     if isinstance(adapter, HeadAdapter):
         result = _probe(config, job, out, watch)
@@ -239,9 +249,14 @@ def run(
         },
         "validation": result.validation.tolist(),
     }
-    save_adapter(out / "adapter", adapter, jax.device_get(params["adapter"]))
-    job.save(params, out)
-    write_json(out / _RESULTS, results)
+    params = to_host(params)
+
+    def write() -> None:
+        save_adapter(out / "adapter", adapter, params["adapter"])
+        job.save(params, out)
+        write_json(out / _RESULTS, results)
+
+    by_first(write)
     return results
 
 
@@ -287,7 +302,7 @@ def shown(bar: Progress, title: str) -> Watch:
 
 def _probe(config: Config, job: Job, out: Path, watch: Watch) -> TrainResult:
     """The head alone, on features computed once."""
-    params, probing = job.start(config, watch, out / "metrics.jsonl")
+    params, probing = job.start(config, watch, _metrics(out))
     if probing is None:
         raise ValueError("train: expected an adapter other than head for a language model, which has no such head.")
     return probing._replace(params=params)
@@ -311,10 +326,15 @@ def _train(
         project=job.project,
         validate=job.validate if config.patience else None,
         checkpoints=checkpoints,
-        metrics=out / "metrics.jsonl",
+        metrics=_metrics(out),
         on_step=lambda step, loss: watch(f"loss {loss:8.4f}", step, steps),
         mesh=mesh,
     )
+
+
+def _metrics(out: Path) -> Path | None:
+    """Where steps are told, by one process for all."""
+    return out / "metrics.jsonl" if first() else None
 
 
 def _shown(value: Any) -> str:

@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from ntkprefix import checks
 from ntkprefix.digests import check_digests, write_digests
+from ntkprefix.hosts import agreed, by_first
 from ntkprefix.runs import PARTIAL
 from ntkprefix.train.config import TrainConfig
 
@@ -44,6 +45,7 @@ class Checkpoints:
 
     A checkpoint is written beside the last one and then takes its name in one step, so a run that is killed while
     writing has the one before. What is kept goes on to the same last bit on the same machine, with the same packages.
+    Several processes that train together need a folder that all of them see.
 
     Attributes:
         folder: of one run; made when absent.
@@ -96,7 +98,7 @@ class Checkpoints:
                     manager.save(len(saved.losses), args=ocp.args.Composite(**arguments), force=True)
             except Exception as error:  # orbax passes on what tensorstore raises, a ValueError on a full disk
                 raise self._unwritten(saved, _first_line(error)) from error
-        write_digests(Path(self.folder) / str(len(saved.losses)))
+        by_first(lambda: write_digests(Path(self.folder) / str(len(saved.losses))))
 
     def _check_room(self, saved: Saved) -> None:
         """Where orbax meets the disk's end, what it had not yet done goes on to fail on the screen."""
@@ -132,13 +134,9 @@ class Checkpoints:
             ValueError: the checkpoint is damaged, or that of another run; the message names the folder and what
                 differs.
         """
-        if not Path(self.folder).is_dir():
+        if not agreed(Path(self.folder).is_dir):
             return None
-        # Of a run that was killed as it wrote. Orbax would remove them too, but later, in the midst of a save.
-        for left in Path(self.folder).glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(left, ignore_errors=True)
-        for left in Path(self.folder).glob(f"*/.*{PARTIAL}"):
-            left.unlink(missing_ok=True)
+        by_first(self._tidy)
         with self._manager() as manager:
             newest = manager.latest_step()
             if newest is None:
@@ -166,6 +164,13 @@ class Checkpoints:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like.arrays)
             arrays = self._read(manager, newest, where, arrays=ocp.args.StandardRestore(abstract))["arrays"]
         return Saved(arrays, told["losses"], told["validation"], told["seconds"])
+
+    def _tidy(self) -> None:
+        """Remove what a killed run left half-written. Orbax would do so too, but later, in the midst of a save."""
+        for left in Path(self.folder).glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
+        for left in Path(self.folder).glob(f"*/.*{PARTIAL}"):
+            left.unlink(missing_ok=True)
 
     def _manager(self) -> ocp.CheckpointManager:
         # Written before `save` returns: what trains is donated to the next step, and small.
