@@ -1,7 +1,9 @@
 """Attention of any shape, dtype, mask, prefix, transformation and mesh: the float64 oracle's, by any implementation."""
 
 import itertools
+from contextlib import nullcontext
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from simulated_devices import on_devices
 
 from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix, attention
-from ntkprefix.kernels import EVERYWHERE
+from ntkprefix.kernels import EVERYWHERE, blockwise
+from ntkprefix.kernels.blocks import Blocks
 
 # Of an output, relative to its largest number; sums are float32 in all.
 TOLERANCES = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 4e-3}
@@ -31,6 +34,7 @@ class Case(NamedTuple):
     arrays: dict[str, bool]
     dtype: str
     how: str
+    blocks: Blocks | None
     seed: int
 
 
@@ -51,7 +55,9 @@ def cases(draw):
     arrays = {name: draw(st.booleans()) for name in ("bias", "key_value_seq_lengths")}
     dtype = draw(st.sampled_from(sorted(TOLERANCES)))
     how = draw(st.sampled_from(["plain"] * 8 + ["jit", "vmap"]))  # which compile every time
-    return Case(size, kind, options, masked, arrays, dtype, how, draw(st.integers(0, 2**32 - 1)))
+    # None, in which the sizes here are one block, or such as they are several.
+    blocks = draw(st.sampled_from([None, Blocks(2, 3, apart=False), Blocks(2, 3, apart=True)]))
+    return Case(size, kind, options, masked, arrays, dtype, how, blocks, draw(st.integers(0, 2**32 - 1)))
 
 
 def made(case):
@@ -99,11 +105,13 @@ def ours(case, implementation):
     def one(query, key, value):
         return attention(query, key, value, prefix=prefix, implementation=implementation, **options)
 
-    if case.how == "vmap":
-        return jax.vmap(one)(*inputs)
-    return jnp.stack(
-        [(jax.jit(one) if case.how == "jit" else one)(*(array[place] for array in inputs)) for place in (0, 1)]
-    )
+    cut = mock.patch.object(blockwise, "_blocks_for", return_value=case.blocks) if case.blocks else nullcontext()
+    with cut:
+        if case.how == "vmap":
+            return jax.vmap(one)(*inputs)
+        return jnp.stack(
+            [(jax.jit(one) if case.how == "jit" else one)(*(array[place] for array in inputs)) for place in (0, 1)]
+        )
 
 
 def expected(case):
