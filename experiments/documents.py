@@ -71,6 +71,8 @@ def _draw() -> None:
         "cost": plots.cost(read_json(BENCHMARKS / "attention.json")),
         "compression": plots.compression(read_json(PATH)),
         "vision": plots.field(field_results("vision")),
+        "texts": plots.field(field_results("language-smollm2")),
+        "mathematics": plots.field(field_results("mathematics"), "loss"),
         "algebra": plots.algebra(read_json(JOINED)),
     }
     for name, figure in pictures.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from experiments.field_table import What
 from ntkprefix.records.seeds import of_field, of_seeds
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -22,6 +24,8 @@ COLOURS = {
 
 # What is worse than no prompt by more than this much of the gain is drawn here.
 _LOWEST = -0.5
+# Panels of a field in a row.
+_WIDEST = 5
 
 
 def compression(results: dict[str, Any]) -> Figure:
@@ -50,25 +54,39 @@ def compression(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def field(tables: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy of every method on every task of a field, and in the mean over them, with 95 % intervals over seeds."""
-    methods = [row["method"] for row in tables[0]["rows"]]
-    figure = Figure(figsize=(11, 0.9 + 0.3 * len(methods)), layout="constrained")
-    panels = {table["task"]: partial(of_seeds, table) for table in tables} | {"mean": partial(of_field, tables)}
-    for axes, (title, of) in zip(figure.subplots(ncols=len(panels), sharey=True), panels.items(), strict=True):
+def field(tables: Sequence[dict[str, Any]], what: What = "right") -> Figure:
+    """Accuracy, or loss, of every method on every task of a field, and in the mean over them, with 95 % intervals over
+    seeds; a method that a task lacks is left out there.
+    """
+    made = [{row["method"] for row in table["rows"]} for table in tables]
+    methods = list(dict.fromkeys(row["method"] for table in tables for row in table["rows"]))
+    panels = [(table["task"], partial(of_seeds, table), of) for table, of in zip(tables, made, strict=True)]
+    panels.append(("mean", partial(of_field, tables), set.intersection(*made)))
+    rows = math.ceil(len(panels) / _WIDEST)
+    columns = math.ceil(len(panels) / rows)
+    figure = Figure(figsize=(11, 0.5 + rows * (0.5 + 0.3 * len(methods))), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes, (title, of, having) in zip(grid, panels, strict=False):
+        means = []
         for method in methods:
-            found = of(method)
+            if method not in having:
+                continue
+            found = of(method, what)
             ends = [[found.value - found.low], [found.high - found.value]]
             colour = COLOURS["NTK-Attention"] if method == "NTK-Attention" else "#7a7a7a"
-            axes.errorbar(found.value, method, xerr=ends, fmt="o", capsize=3, color=colour)
+            axes.errorbar(found.value, methods.index(method), xerr=ends, fmt="o", capsize=3, color=colour)
+            means.append(found.value)
         # A wide interval must not squeeze all others.
-        means = [line[0].get_xdata()[0] for line in axes.containers]
-        margin = 0.4 * (max(means) - min(means))
+        margin = 0.4 * (max(means) - min(means)) or 0.1  # of a single method
         axes.set(title=title, xlim=(min(means) - margin, max(means) + margin))
+        axes.set_yticks(range(len(methods)), methods)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
     figure.axes[0].invert_yaxis()
-    figure.supxlabel("accuracy on held-out rows, 95 % interval over seeds", fontsize=10)
+    shown = "accuracy on held-out rows" if what == "right" else "loss of the right answers, nats a token"
+    figure.supxlabel(f"{shown}, 95 % interval over seeds", fontsize=10)
     return figure
 
 

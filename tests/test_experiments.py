@@ -59,6 +59,18 @@ def test_a_fields_picture_has_every_method_on_every_task_and_in_the_mean():
     np.testing.assert_allclose(shown, [[1 / 3, 5 / 6], [1 / 3, 2 / 3], [1 / 3, 3 / 4]])
 
 
+def test_a_method_that_a_task_lacks_is_left_out_there_and_in_the_mean_and_losses_are_drawn_too():
+    tables = [a_table(a=("10",), b=("11",)) | {"task": f"{number}", "seeds": [0]} for number in range(6)]
+    for place, table in enumerate(tables):
+        for row in table["rows"]:
+            row["tests"][0]["loss"] = place + 1.0
+    del tables[1]["rows"][1]
+    panels = [panel for panel in plots.field(tables, "loss").axes if panel.get_visible()]
+    assert [len(panel.containers) for panel in panels] == [2, 1, 2, 2, 2, 2, 1]
+    assert [panel.containers[0].lines[0].get_xdata().item() for panel in panels] == [1, 2, 3, 4, 5, 6, 3.5]
+    assert {panel.get_subplotspec().rowspan.start for panel in panels} == {0, 1}
+
+
 def test_tables_are_compared_in_pairs_of_seeds_over_tasks():
     first = a_table(a=("1111", "1110", "1100"), b=("1100", "1100", "1100"))
     second = a_table(a=("10", "11", "10"), b=("11", "11", None))
