@@ -78,6 +78,11 @@ def on_mesh(mesh: Mesh | None) -> Any:
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
+def off_mesh() -> Any:
+    """A context without a mesh, whatever is set around it: what is computed within lies where its inputs do."""
+    return jax.set_mesh(Mesh(np.empty((), dtype=object), ()))
+
+
 def sizes_of(text: str) -> dict[str, int]:
     """The sizes of a mesh in words, without the devices.
 

@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from ntkprefix import checks
 from ntkprefix.digests import check_digests, write_digests
 from ntkprefix.hosts import agreed, by_first
+from ntkprefix.parallel import off_mesh
 from ntkprefix.runs import PARTIAL
 from ntkprefix.train.config import TrainConfig
 
@@ -91,7 +92,7 @@ class Checkpoints:
             "seconds": saved.seconds,
         }
         self._check_room(saved)
-        with self._manager() as manager:
+        with off_mesh(), self._manager() as manager:
             arguments = {"arrays": ocp.args.StandardSave(saved.arrays), "history": ocp.args.JsonSave(told)}
             try:
                 with _quiet():
@@ -137,7 +138,7 @@ class Checkpoints:
         if not agreed(Path(self.folder).is_dir):
             return None
         by_first(self._tidy)
-        with self._manager() as manager:
+        with off_mesh(), self._manager() as manager:
             newest = manager.latest_step()
             if newest is None:
                 return None
