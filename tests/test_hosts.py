@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -45,10 +47,10 @@ def alone(arguments, codes=(0,)):
     assert run.returncode in codes, run.stderr.decode()[-2000:]
 
 
-def by_two(arguments, *, others=()):
-    """Exit statuses, what was printed, and what went to stderr, of two processes with two devices each."""
+def begun(arguments, others=()):
+    """Two processes with two devices each, the second with further arguments."""
     port = free_port()
-    started = [
+    return [
         subprocess.Popen(
             [
                 sys.executable,
@@ -65,6 +67,10 @@ def by_two(arguments, *, others=()):
         )
         for number in range(2)
     ]
+
+
+def ended(started):
+    """Exit statuses, what was printed, and what went to stderr."""
     try:
         told = [process.communicate(timeout=240) for process in started]
     finally:
@@ -72,6 +78,10 @@ def by_two(arguments, *, others=()):
             process.kill()
             process.wait()
     return [process.returncode for process in started], *zip(*told, strict=True)
+
+
+def by_two(arguments, others=()):
+    return ended(begun(arguments, others))
 
 
 def losses(folder):
@@ -160,17 +170,50 @@ def test_two_processes_compress_as_one_does(tmp_path):
     assert not list(tmp_path.glob("*.parts"))
 
 
-def test_where_the_first_fails_the_others_end_too(data, tmp_path):
-    options = [*OPTIONS, *data, "--model", "decoder", "--adapter", "lora:rank=2", "--mesh", "data=4"]
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "results.json").write_text("{}")
-    codes, _, told = by_two([*options, "--out", str(tmp_path / "run")])
+LORA = [*OPTIONS, "--model", "decoder", "--adapter", "lora:rank=2", "--mesh", "data=4"]
+
+
+def test_processes_with_other_settings_are_told_apart(data, tmp_path):
+    codes, _, told = by_two([*LORA, *data, "--out", str(tmp_path / "run")], others=["--seed", "7"])
     assert codes == [2, 2]
-    assert "expected results of ntkprefix train" in told[0]
+    assert "expected the same settings in all processes, but they differ in seed (0 here)" in told[0]
+    assert "they differ in seed (7 here)" in told[1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fault", ["other results", "no folder"])
+def test_where_the_first_fails_the_others_end_too(fault, data, tmp_path):
+    run = tmp_path / "run"
+    if fault == "no folder":
+        run.write_text("a file")
+    else:
+        run.mkdir()
+        (run / "results.json").write_text("{}")
+    codes, _, told = by_two([*LORA, *data, "--out", str(run)])
+    assert codes == [2, 2]
+    assert ("cannot be made a run folder" if fault == "no folder" else "expected results of ntkprefix train") in told[0]
     assert "the first process failed, and says why" in told[1]
 
 
-@pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.1:1", "10.0.0.1:1,2/2", "10.0.0.1:1,0/0", ":1,0/1", "x:1,a/2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_where_one_ends_the_others_do_not_wait_for_ever(how, data, tmp_path):
+    options = [*LORA, "--epochs", "2000", *data, "--out", str(tmp_path / "run")]
+    started = begun(options)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while started[0].poll() is None and not (metrics.exists() and read_json_lines(metrics)):
+        time.sleep(0.1)
+    started[1].send_signal(how)
+    codes, _, told = ended(started)
+    assert codes == [2, -how]
+    assert "another process is gone" in told[0]
+    assert "with the same folder they go on" in told[0]
+    assert read_json_lines(metrics)
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.1", "10.0.0.1:1", "10.0.0.1:1,2/2", "10.0.0.1:1,0/0", ":1,0/1", "x:1,a/2", "x:99999,0/2"]
+)
 def test_other_words(text):
     with pytest.raises(ValueError, match="first process's address, this one's number from 0 and their count"):
         hosts.place_of(text)

@@ -136,7 +136,8 @@ class Config:
             self._check_type(name, hint)
         self._expect("batch_size", 0 <= self.batch_size <= self.n, f"within 0..n={self.n}")
         if self.mesh:
-            sizes_of(self.mesh)
+            sizes = sizes_of(self.mesh)
+            self._expect("mesh", sizes["data"] == sizes["tensor"] == 1, "along prefix alone, such as prefix=8")
         hosts.check(self.hosts, self.mesh)
         for name in ("n", "d", "n_test", "sigma", "steps", "scaling_max_steps"):
             self._expect(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")

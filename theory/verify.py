@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,10 @@ from rich.table import Table
 
 from ntkprefix import hosts
 from ntkprefix.checks import yes_or_no
-from ntkprefix.hosts import by_first, first
+from ntkprefix.hosts import by_first, entered_by_first, first
 from ntkprefix.parallel import mesh_of, on_mesh
 from ntkprefix.run_folder import prepare_folder, run_folder
-from ntkprefix.runs import environment, progress, write_json
+from ntkprefix.runs import environment, progress, read_json, write_json
 from theory import measure, verdicts
 from theory.bound import LAX, allowed_share
 from theory.config import Config
@@ -28,6 +27,7 @@ from theory.verdicts import Verdict
 _SETTING_FIELDS = ("n", "d", "n_test", "sigma", "data", "projection", "targets", "target_scale", "seed")
 _TRAINING_FIELDS = (*_SETTING_FIELDS, "optimizer", "step_size", "batch_size", "steps", "seeds")
 _SCALING_FIELDS = (*_TRAINING_FIELDS[:-2], "scaling_seeds", "scaling_lengths", "scaling_max_steps")
+_RESULTS = "results.json"
 _COLOURS = {"pass": "green", "undecided": "magenta", "fail": "red", "not applicable": "yellow"}
 
 
@@ -72,12 +72,20 @@ def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -
         raise TypeError(f"verify: expected a Config, got {type(config).__name__}. Use Config(quick=True), for example.")
     yes_or_no("verify", plots=plots, show_progress=show_progress)
     hosts.join(config.hosts)
+    hosts.same(_plain_config(config))
     mesh, show_progress = mesh_of(config.mesh) if config.mesh else None, show_progress and first()
-    with run_folder(config.out) if first() else nullcontext():
-        by_first(lambda: prepare_folder(_pieces_folder(config.out)))
+    with entered_by_first(lambda: run_folder(config.out)):
+        by_first(lambda: _prepare(config.out))
         with on_mesh(mesh), progress(disable=not show_progress, transient=True) as bar:
             measured = _measure(config, bar)
         return _told(measured, config, plots)
+
+
+def _prepare(out: Path) -> None:
+    path = out / _RESULTS
+    if path.exists() and "verdicts" not in read_json(path):
+        raise ValueError(f"{path}: expected results of ntkprefix verify, or none, got others. Choose another --out.")
+    prepare_folder(_pieces_folder(out))
 
 
 def _told(measured: dict[str, Any], config: Config, plots: bool) -> Report:
@@ -90,7 +98,7 @@ def _told(measured: dict[str, Any], config: Config, plots: bool) -> Report:
         "verdicts": [_plain_verdict(verdict) for verdict in judged],
         **measured,
     }
-    by_first(lambda: write_json(config.out / "results.json", results))
+    by_first(lambda: write_json(config.out / _RESULTS, results))
     if plots and first():
         from theory.plots import draw_all
 
@@ -221,7 +229,9 @@ def _plain_setting(setting: measure.Setting) -> dict[str, float]:
 
 
 def _plain_config(config: Config) -> dict[str, Any]:
-    return dataclasses.asdict(config) | {"out": str(config.out)}
+    plain = dataclasses.asdict(config) | {"out": str(config.out)}
+    del plain["hosts"]  # each process has its own
+    return plain
 
 
 def _plain_verdict(verdict: Verdict) -> dict[str, Any]:
@@ -327,7 +337,5 @@ def main(config: Config) -> int:
         f"lambda_min(H*) = {setting['lambda_min']:.4g}, lambda_max(H*) = {setting['lambda_max']:.4g}, "
         f"step size {setting['step_size']:.4g}, {config.steps} steps, {config.seeds} seeds"
     )
-    console.print(
-        f"Numbers: {report.folder / 'results.json'}. Plots: {report.folder}/*.png and *.pdf.", highlight=False
-    )
+    console.print(f"Numbers: {report.folder / _RESULTS}. Plots: {report.folder}/*.png and *.pdf.", highlight=False)
     return 0 if report.passed else 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +18,7 @@ from ntkprefix import checks, hosts
 from ntkprefix._options import default_told
 from ntkprefix.compress import METHODS, Report
 from ntkprefix.compress.budget import amount_of
-from ntkprefix.hosts import by_first, first, to_host
+from ntkprefix.hosts import by_first, entered_by_first, first, to_host
 from ntkprefix.models import TextModel, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import mesh_of, on_mesh, put_model, sizes_of
@@ -108,14 +107,15 @@ def main(config: Config) -> int:
         ValueError: a text that is not UTF-8 or empty, or as for `compress_prompt`.
     """
     hosts.join(config.hosts)
+    hosts.same({name: value for name, value in vars(config).items() if name != "hosts"})
     text = read_text(config.prompt)
     if config.out.exists() and config.out.samefile(config.prompt):
         raise ValueError(f"{config.out}: expected another file than the prompt's to write to. Choose another --out.")
     by_first(lambda: check_writable(config.out))
     console, parts = Console(quiet=not first()), config.out.with_name(f"{config.out.name}.parts")
-    with parts_folder(parts) if first() else nullcontext(parts) as kept:
-        if any(kept.glob("*/*")):
-            told = f"Going on from what is kept in {kept}, where it is of the same settings."
+    with entered_by_first(lambda: parts_folder(parts)):
+        if any(parts.glob("*/*")):
+            told = f"Going on from what is kept in {parts}, where it is of the same settings."
             console.print(Text(told), soft_wrap=True)
         mesh = mesh_of(config.mesh) if config.mesh else None
         model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
@@ -126,7 +126,7 @@ def main(config: Config) -> int:
         if len(tokens) < 2:
             raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {len(tokens)}.")
         began = time.perf_counter()
-        small = _compressed(config, model, tokens, mesh, kept)
+        small = _compressed(config, model, tokens, mesh, parts)
         seconds = time.perf_counter() - began
         notes = _notes(config, small.report, len(tokens))
         by_first(lambda: save_prompt(config.out, small.prefixes, small.start, notes, dtype=config.dtype))

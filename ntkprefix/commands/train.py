@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from ntkprefix import checks, hosts
 from ntkprefix._options import default_told
 from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
-from ntkprefix.hosts import agreed, by_first, first, to_host
+from ntkprefix.hosts import agreed, by_first, entered_by_first, first, to_host
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
 from ntkprefix.run_folder import differing, run_folder, same_run
 from ntkprefix.runs import environment, progress, read_json, write_json
@@ -35,7 +34,7 @@ _RESULTS = "results.json"
 # Of checkpoints in a run's folder.
 _CHECKPOINTS = "checkpoints"
 # Settings that no number depends on.
-_FREE = ("out", "checkpoint_every", "hosts")
+_FREE = ("out", "checkpoint_every")
 
 
 def usual_step_size(adapter: str) -> float:
@@ -166,11 +165,12 @@ def main(config: Config) -> int:
         FloatingPointError: training diverged.
     """
     hosts.join(config.hosts)
+    hosts.same(_plain(config))
     console = Console(quiet=not first())
     out = config.out or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
     adapter = spelt(config.adapter)
     mesh = mesh_of(config.mesh) if config.mesh else None
-    with run_folder(out) if first() else nullcontext(), on_mesh(mesh):
+    with entered_by_first(lambda: run_folder(out)), on_mesh(mesh):
         if agreed(lambda: finished(config, out)):
             console.print(Text(f"Finished before: look at {out / _RESULTS}."), soft_wrap=True)
             return 0
@@ -223,6 +223,7 @@ def run(
     if resumable:
         decisive = {name: value for name, value in settings.items() if name not in _FREE}
         decisive |= job.fingerprints()
+        hosts.same(decisive)
         by_first(lambda: same_run(out, decisive, goes_on_from=_CHECKPOINTS))
     began = time.perf_counter()
     if isinstance(adapter, HeadAdapter):
@@ -289,7 +290,9 @@ def finished(config: Config, out: Path) -> bool:
 
 def _plain(config: Config) -> dict[str, Any]:
     """Settings as JSON has them."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
+    del plain["hosts"]  # each process has its own
+    return plain
 
 
 def shown(bar: Progress, title: str) -> Watch:

@@ -51,11 +51,6 @@ class Tokenizer:
         """Numbers of the tokens; `special` adds those that the model expects around a text."""
         return self.inner.encode(text, add_special_tokens=special).ids
 
-    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
-        """Numbers of the tokens of two texts, as the model expects pairs, and the segment of each."""
-        encoding = self.inner.encode(first, second)
-        return encoding.ids, encoding.type_ids
-
     def decode(self, tokens: Sequence[int] | Int[np.ndarray, " T"] | Int[Array, " T"], *, special: bool = False) -> str:
         """The text of tokens; special ones are left out unless asked for."""
         return self.inner.decode([int(token) for token in np.asarray(tokens)], skip_special_tokens=not special)

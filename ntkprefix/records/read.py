@@ -74,7 +74,7 @@ def _kind(file: Path, content: dict) -> Kind:
         if all(mark in content for mark in kind.marks):
             return kind
     keys = ", ".join(repr(key)[:40] for key in list(content)[:10]) or "none"
-    known = "; ".join(kind.name for kind in KINDS)
+    known = "; ".join(dict.fromkeys(kind.name for kind in KINDS))
     raise ValueError(f"{file}: expected results of one of: {known}. Got an object with the keys {keys}.")
 
 
