@@ -20,7 +20,7 @@ from experiments.algebra import PATH as JOINED
 from experiments.algebra_table import algebra
 from experiments.compression import PATH
 from experiments.compression_table import compression
-from experiments.field_table import field_results, field_table
+from experiments.field_table import field_results, field_table, fields_table
 from experiments.many_shot_table import many_shot
 from experiments.scale import FAINT
 from experiments.speed import attention_speed, cost, gpu_speed, kernels_speed, models_speed, scaling_speed
@@ -104,6 +104,11 @@ def render(document: Path) -> str:
 def vision() -> str:
     """Every method on every set of images."""
     return field_table("vision")
+
+
+def texts_and_problems() -> str:
+    """Every method in the mean over texts, and over word problems, by SmolLM2."""
+    return fields_table([("language-smollm2", "texts", "right"), ("mathematics", "word problems", "loss")])
 
 
 def language() -> str:
@@ -218,14 +223,14 @@ def _median_and_range(values: list[float]) -> str:
 
 
 TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
-    README: (cost, vision, language, verify),
+    README: (cost, vision, texts_and_problems, verify),
     PREFIXES: (scale,),
     THEORY: (real_kernels,),
     SPEED: (attention_speed, gpu_speed, models_speed, kernels_speed),
     COMPRESSION: (compression, many_shot),
     ALGEBRA: (algebra,),
     PARALLEL: (scaling_speed, planned),
-    TASKS: (language_smollm2, mathematics, mathematics_loss),
+    TASKS: (language_smollm2, mathematics, mathematics_loss, language),
 }
 
 

@@ -70,6 +70,49 @@ def field_table(field: str, what: What = "right") -> str:
     )
 
 
+def fields_table(fields: Sequence[tuple[str, str, What]]) -> str:
+    """Every method's mean over the tasks of several fields, and by how much NTK-Attention is ahead of it there.
+
+    Args:
+        fields: name, what its tasks are called, and what is measured on them.
+    """
+    columns, notes = ["method", "trained numbers"], []
+    cells: dict[str, list[str]] = defaultdict(list)
+    found = {field: field_results(field) for field, _, _ in fields}
+    methods = [
+        method
+        for method in FIELDS[fields[0][0]].methods
+        if all(method in {row["method"] for row in table["rows"]} for tables in found.values() for table in tables)
+    ]
+    for field, called, what in fields:
+        tables = found[field]
+        columns += [f"{called}: {'accuracy' if what == 'right' else 'loss'}", f"{OURS} ahead by"]
+        for method in methods:
+            gain = summary.ahead(tables, OURS, method, what)
+            shown = (f"{100 * number:+.1f}" if what == "right" else f"{number:+.3f}" for number in gain)
+            ahead = "" if method == OURS else "{} ({} to {})".format(*shown)
+            cells[method] += [seeds.plus_minus(seeds.of_field(tables, method, what)), ahead]
+        unit = f"{_MEASURED[what]}, ahead by {'points' if what == 'right' else 'nats'}"
+        notes.append(f"{called}: {', '.join(table['task'] for table in tables)}; {unit}")
+    first = found[fields[0][0]][0]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [
+        f"| {method} | {_row(first, method)['adapter_parameters']:,} | {' | '.join(cells[method])} |"
+        for method in methods
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{first['model']}: means over tasks and {len(first['seeds'])} seeds, half of their 95 % intervals over "
+            f"seeds, and differences with 95 % intervals of pairs. {'. '.join(notes)}. "
+            f"Step sizes are chosen by one rule for all methods, on training rows held back, by {_choosing(first)}. "
+            f"{_made_on([table for tables in found.values() for table in tables])} Remade by "
+            f"{' and '.join(f'`python -m experiments.tables {field} --data-root FOLDER`' for field in found)}.",
+        ]
+    )
+
+
 def field_results(field: str) -> list[dict[str, Any]]:
     """What the result files say of the tasks on which NTK-Attention has been measured, in the field's order."""
     paths = [path_of(field, task) for task in FIELDS[field].tasks]

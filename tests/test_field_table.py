@@ -87,5 +87,22 @@ def test_how_many_seeds_chose_is_told(monkeypatch):
     assert "held back, by 2 seeds." in "\n".join(lines_of("right"))
 
 
+def test_fields_stand_side_by_side_with_what_ntk_attention_is_ahead_by():
+    lines = field_table.fields_table([("language-smollm2", "texts", "right"), ("mathematics", "problems", "loss")])
+    lines = lines.splitlines()
+    assert lines[0].split("|")[3:7] == [
+        " texts: accuracy ",
+        f" {OURS} ahead by ",
+        " problems: loss ",
+        f" {OURS} ahead by ",
+    ]
+    assert not any(line.startswith(f"| {TOKENS} |") for line in lines)  # the second task lacks it
+    cells = cells_of(lines, LORA)
+    assert cells[2] == "0.750 ± 0.000"
+    assert cells[3].startswith("+6.2 (")
+    assert cells[5].startswith("+0.125 (")
+    assert cells_of(lines, OURS)[3] == ""
+
+
 def test_machines_are_told_with_their_rows():
     assert f"Made on {EPYC}; on {H200}: first, {TOKENS}." in "\n".join(lines_of("right"))
