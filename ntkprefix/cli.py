@@ -7,12 +7,13 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import itertools
 import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin, get_type_hints
 
 import jax
 import tyro
@@ -245,6 +246,7 @@ def _run(name: str, options: list[str]) -> int:
         )
     module = importlib.import_module(command.module)
     options = with_file(options, module.Config)
+    _check_lists(options, module.Config)
     config = tyro.cli(
         _made(module.Config),
         args=options,
@@ -272,6 +274,15 @@ def _made(config: type) -> Callable[..., Any]:
     return make
 
 
+def _check_lists(options: Sequence[str], config: type) -> None:
+    """That no list is empty, which would quietly be the default: a shell's variable that is not set, perhaps."""
+    kinds = get_type_hints(config)
+    for option, value in itertools.pairwise([*options, "--"]):
+        name = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--") and get_origin(kinds.get(name)) is tuple and value.startswith("--"):
+            raise ValueError(f"{option}: expected at least one value, got none. Give some, or leave the option out.")
+
+
 def with_file(options: Sequence[str], config: type) -> list[str]:
     """Options with those of `--config FILE` spelt out before them, so that the command line's own, which are last, win.
 
@@ -284,8 +295,8 @@ def with_file(options: Sequence[str], config: type) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no file is named, or it is no JSON object of texts, numbers, flags and lists of them by the names
-            of settings.
+        ValueError: no file is named, or several are, or it is no JSON object of texts, numbers, flags and lists of
+            them by the names of settings.
     """
     options = [part for option in options for part in _apart(option)]
     if "--config" not in options:
@@ -294,6 +305,8 @@ def with_file(options: Sequence[str], config: type) -> list[str]:
     if place + 1 == len(options):
         raise ValueError("--config: expected a file, got nothing.")
     path, rest = options[place + 1], [*options[:place], *options[place + 2 :]]
+    if "--config" in rest:
+        raise ValueError("--config: expected one file, got several. Put their settings into one.")
     settings = read_json(path)
     known = [field.name for field in dataclasses.fields(config)]
     for name in settings:

@@ -74,12 +74,29 @@ def mesh_of(text: str, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def on_mesh(mesh: Mesh | None) -> Any:
-    """A context, `jax.set_mesh` where there is a mesh: what is computed within is shared out on it."""
+    """A context, `jax.set_mesh` where there is a mesh: what is computed within is shared out on it.
+
+    Args:
+        mesh: from `mesh_of`; the context does nothing if None.
+
+    Example:
+        >>> from ntkprefix.parallel import mesh_of, on_mesh
+        >>> with on_mesh(mesh_of("data=1")):
+        ...     jax.sharding.get_mesh().shape["data"]
+        1
+    """
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def off_mesh() -> Any:
-    """A context without a mesh, whatever is set around it: what is computed within lies where its inputs do."""
+    """A context without a mesh, whatever is set around it: what is computed within lies where its inputs do.
+
+    Example:
+        >>> from ntkprefix.parallel import mesh_of, off_mesh, on_mesh
+        >>> with on_mesh(mesh_of("data=1")), off_mesh():
+        ...     jax.sharding.get_mesh().empty
+        True
+    """
     return jax.set_mesh(Mesh(np.empty((), dtype=object), ()))
 
 
@@ -120,6 +137,16 @@ def weight_specs(weights: PyTree, config: Any, tensor: int) -> PyTree:
 
     Returns:
         A `PartitionSpec` for every array.
+
+    Example:
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel
+        >>> from ntkprefix.parallel import weight_specs
+        >>> config = TextConfig(vocabulary=8, layers=2, block=BlockConfig(width=8, heads=2, mlp_width=6), positions=4)
+        >>> weights = nnx.state(TextModel(config, rngs=nnx.Rngs(0)))
+        >>> specs = weight_specs(weights, config, tensor=2)
+        >>> specs["blocks"]["mlp"]["up"]["kernel"].get_value() == PartitionSpec(None, None, "tensor")
+        True
     """
     counts = {name: getattr(config.block, name) for name in ("kv_heads", "mlp_width")}
     counts["vocabulary"] = getattr(config, "vocabulary", 1)
@@ -144,6 +171,18 @@ def adapter_specs(params: PyTree, adapter: Any, config: Any, sizes: Mapping[str,
 
     Returns:
         A `PartitionSpec` for every array.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.adapters import TokenAdapter
+        >>> from ntkprefix.models import BlockConfig, TextConfig
+        >>> from ntkprefix.parallel import adapter_specs
+        >>> config = TextConfig(vocabulary=8, layers=2, block=BlockConfig(width=8, heads=2, mlp_width=6), positions=4)
+        >>> params = {"keys": jnp.ones((2, 64, 2, 4)), "values": jnp.ones((2, 64, 2, 4))}
+        >>> sizes = {"data": 1, "tensor": 2, "prefix": 4}
+        >>> specs = adapter_specs(params, TokenAdapter(length=64), config, sizes)
+        >>> specs["keys"] == PartitionSpec(None, "prefix", "tensor", None)
+        True
     """
     parts = getattr(adapter, "adapters", None)
     if parts is not None:
@@ -163,7 +202,22 @@ def adapter_specs(params: PyTree, adapter: Any, config: Any, sizes: Mapping[str,
 
 
 def put_model(model: Any, mesh: Mesh) -> None:
-    """Share the weights of a `ViT` or `TextModel` out between the devices of a mesh, in place."""
+    """Share the weights of a `ViT` or `TextModel` out between the devices of a mesh, in place.
+
+    Args:
+        model: whose weights `weight_specs` knows; it goes on to be called as before.
+        mesh: from `mesh_of`.
+
+    Example:
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, ViT, ViTConfig
+        >>> from ntkprefix.parallel import mesh_of, placed, put_model
+        >>> block = BlockConfig(width=8, heads=2, mlp_width=6)
+        >>> model = ViT(ViTConfig(patch=4, layers=2, grid=2, block=block), rngs=nnx.Rngs(0))
+        >>> put_model(model, mesh_of("tensor=1"))
+        >>> next(each.spec for each in placed(nnx.state(model)) if each.path.endswith("mlp.up.kernel"))
+        (None, None, 'tensor')
+    """
     from flax import nnx
 
     weights = nnx.state(model)
@@ -179,6 +233,15 @@ def put(tree: PyTree, specs: PyTree, mesh: Mesh) -> PyTree:
         tree: of arrays.
         specs: a `PartitionSpec` for every array, or one for all.
         mesh: where to.
+
+    Returns:
+        The same arrays, cut; those that lie so already are not copied.
+
+    Example:
+        >>> from ntkprefix.parallel import mesh_of, put
+        >>> on = put({"keys": np.zeros((8, 4))}, PartitionSpec("prefix"), mesh_of("prefix=1"))
+        >>> on["keys"].sharding.spec == PartitionSpec("prefix")
+        True
     """
     if isinstance(specs, PartitionSpec):
         specs = jax.tree.map(lambda _: specs, tree)

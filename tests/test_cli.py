@@ -273,3 +273,16 @@ def test_a_closed_pipe_is_quiet():
     os.close(write)
     assert ended.returncode == 1
     assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("options", [["sweep", "--seeds"], ["sweep", "--seeds", "--epochs", "2"], ["plan", "--meshes"]])
+def test_a_list_without_values_is_not_the_default(options, capsys):
+    assert main(options) == 2
+    assert "expected at least one value, got none" in capsys.readouterr().err
+
+
+def test_two_configuration_files(tmp_path, capsys):
+    (tmp_path / "a.json").write_text("{}")
+    path = str(tmp_path / "a.json")
+    assert main(["train", "--config", path, "--config", path]) == 2
+    assert "--config: expected one file, got several" in capsys.readouterr().err
