@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
 from ntkprefix import checks
-from ntkprefix.compress import Method, Report
+from ntkprefix.compress import Method, Report, compress
 from ntkprefix.compress.budget import numbers_within
 from ntkprefix.compress.compress import fitted_to, method_of
 from ntkprefix.fingerprints import of_model
-from ntkprefix.models import TextModel
+from ntkprefix.models import BlockConfig, TextModel
 from ntkprefix.parts import Parts
 from ntkprefix.prompts.calibration import calibrate, texts_behind, without_last
 from ntkprefix.prompts.distil import distil as distilled
@@ -27,6 +28,8 @@ from ntkprefix.train import Checkpoints, TrainConfig
 
 # Steps of training between checkpoints.
 _EVERY = 10
+# Queries of the trial without numbers: how many they are does not matter to it.
+_ASKED = 16
 
 
 class CompressedPrompt(NamedTuple):
@@ -120,7 +123,8 @@ def compress_prompt(
     # What is wrong with these is known before anything is read.
     method_of(method)
     sizes = {"heads": model.config.layers * block.kv_heads, "token": 2 * block.head_width}
-    numbers_within(budget, length=length, itemsize=np.float32().itemsize, **sizes)
+    even = numbers_within(budget, length=length, itemsize=np.float32().itemsize, **sizes)
+    _check_room(block, method, length, even)
     what = {"method": method, "budget": budget, "share": share, "error": error, "distil": distil}
     parts = _parts(folder, model, tokens, texts, seed=seed, chunk=chunk, **what)
     whole = read_prompt(model, tokens, chunk=chunk, on_chunk=lambda done: tell("reading", done, length), parts=parts)
@@ -152,6 +156,19 @@ def compress_prompt(
         held = jax.tree.map(lambda leaf: leaf[:, fitted_to(leaf.shape[1]) :], asked)
         report = judge_layers(prefixes, whole, held)
     return CompressedPrompt(prefixes, length, report)
+
+
+def _check_room(block: BlockConfig, method: str | Method, length: int, even: int) -> None:
+    """That a method's smallest state has room in an even share of the budget: its shapes alone tell."""
+    tokens = jax.ShapeDtypeStruct((length, block.kv_heads, block.head_width), jnp.float32)
+    queries = jax.ShapeDtypeStruct((_ASKED, block.heads, block.head_width), jnp.float32)
+    budget = f"{even * block.kv_heads} numbers"
+    jax.eval_shape(
+        lambda keys, values, queries: compress(keys, values, method=method, budget=budget, queries=queries).prefix,
+        tokens,
+        tokens,
+        queries,
+    )
 
 
 def _parts(folder: str | Path | None, model: TextModel, tokens: Any, texts: Any, **what: Any) -> Parts:

@@ -125,6 +125,15 @@ def test_a_budget_of_everything_loses_nothing(loaded):
     assert told[-1] == ("compressing", whole.keys.shape[0], whole.keys.shape[0])
 
 
+@pytest.mark.parametrize("method", ["elu", "taylor", "favor", "fitted-elu", "measure"])
+def test_a_budget_without_room_for_a_method_is_told_before_anything_is_read(method, loaded):
+    model, tokens = loaded("llama"), text_of("llama")
+    told = []
+    with pytest.raises(ValueError, match="larger budget"):
+        compress_prompt(model, tokens, method=method, budget="1 tokens", on_step=lambda *step: told.append(step))
+    assert told == []
+
+
 def test_less_is_less_exact_and_counts_bytes_of_all_layers(loaded):
     model, tokens = loaded("llama"), text_of("llama")
     layers, length, heads, width = read_prompt(model, tokens).keys.shape
