@@ -12,6 +12,7 @@ from experiments.fields import FIELDS, OURS, PROBED
 from experiments.tables import made_by, path_of
 from ntkprefix.records import seeds
 from ntkprefix.runs import read_json
+from theory.intervals import Estimate
 
 What = Literal["right", "loss"]
 _MEASURED = {"right": "accuracy on held-out rows", "loss": "loss on held-out rows, in nats per token of an answer"}
@@ -56,11 +57,11 @@ def field_table(field: str, what: What = "right") -> str:
         [
             *lines,
             "",
-            f"{first['model']}: {_MEASURED[what]}, mean over {len(first['seeds'])} seeds and half of its 95 % "
+            f"{first['model']}: {_MEASURED[what]}, mean over {_told_seeds(tables)} and half of its 95 % "
             f"interval over them; numbers trained{besides}; {times}MB: "
             f"working memory of the compiled step, for {first['task']}. {sizes}. "
             f"Step sizes are chosen by one rule for all methods, on training rows held back, by "
-            f"{_choosing(first)}{before}. {_made_on(tables)} "
+            f"{_choosing(tables)}{before}. {_made_on(tables)} "
             f"Remade by `python -m experiments.tables {field} --data-root FOLDER`.",
             "",
             *(f"- {_ahead(tables, other, what)}" for other in methods if other not in (OURS, PROBED)),
@@ -89,12 +90,11 @@ def fields_table(fields: Sequence[tuple[str, str, What]]) -> str:
         columns += [f"{called}: {'accuracy' if what == 'right' else 'loss'}", f"{OURS} ahead by"]
         for method in methods:
             gain = summary.ahead(tables, OURS, method, what)
-            shown = (f"{100 * number:+.1f}" if what == "right" else f"{number:+.3f}" for number in gain)
-            ahead = "" if method == OURS else "{} ({} to {})".format(*shown)
+            ahead = "" if method == OURS else "{} ({} to {})".format(*_signed(gain, what))
             cells[method] += [seeds.plus_minus(seeds.of_field(tables, method, what)), ahead]
         unit = f"{_MEASURED[what]}, ahead by {'points' if what == 'right' else 'nats'}"
         notes.append(f"{called}: {', '.join(table['task'] for table in tables)}; {unit}")
-    first = found[fields[0][0]][0]
+    first, every = found[fields[0][0]][0], [table for tables in found.values() for table in tables]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [
         f"| {method} | {_row(first, method)['adapter_parameters']:,} | {' | '.join(cells[method])} |"
@@ -104,10 +104,10 @@ def fields_table(fields: Sequence[tuple[str, str, What]]) -> str:
         [
             *lines,
             "",
-            f"{first['model']}: means over tasks and {len(first['seeds'])} seeds, half of their 95 % intervals over "
+            f"{first['model']}: means over tasks and {_told_seeds(every)}, half of their 95 % intervals over "
             f"seeds, and differences with 95 % intervals of pairs. {'. '.join(notes)}. "
-            f"Step sizes are chosen by one rule for all methods, on training rows held back, by {_choosing(first)}. "
-            f"{_made_on([table for tables in found.values() for table in tables])} Remade by "
+            f"Step sizes are chosen by one rule for all methods, on training rows held back, by {_choosing(every)}. "
+            f"{_made_on(every)} Remade by "
             f"{' and '.join(f'`python -m experiments.tables {field} --data-root FOLDER`' for field in found)}.",
         ]
     )
@@ -150,17 +150,33 @@ def _ahead(tables: Sequence[dict[str, Any]], other: str, what: What) -> str:
     gain = summary.ahead(tables, OURS, other, what)
     where = f"in the mean over {len(tables)} tasks" if len(tables) > 1 else f"on {tables[0]['task']}"
     surely = "ahead of" if gain.low > 0 else "behind" if gain.high < 0 else "neither surely ahead of nor surely behind"
-    value, low, high = (
-        f"{100 * number:+.1f}" if what == "right" else f"{number:+.3f}" for number in (gain.value, gain.low, gain.high)
-    )
+    value, low, high = _signed(gain, what)
     points = "points" if what == "right" else "nats, by which its loss is smaller,"
     return f"{OURS} is {surely} {other}: {value} {points} {where}, 95 % interval of pairs {low} to {high}."
 
 
-def _choosing(table: dict[str, Any]) -> str:
+def _signed(gain: Estimate, what: What) -> list[str]:
+    """A difference and its interval, in points or nats."""
+    return [f"{100 * number:+.1f}" if what == "right" else f"{number:+.3f}" for number in gain]
+
+
+def _told_seeds(tables: Sequence[dict[str, Any]]) -> str:
+    """Over how many seeds means are."""
+    return _on_tasks({table["task"]: len(table["seeds"]) for table in tables})
+
+
+def _choosing(tables: Sequence[dict[str, Any]]) -> str:
     """How many seeds chose the step sizes; the first tables had one, and do not say so."""
-    seeds = max(len(row["tried"].get("seeds", "1")) for row in table["rows"])
-    return f"{seeds} seeds" if seeds > 1 else "one seed"
+    return _on_tasks({table["task"]: len(table["rows"][0]["tried"].get("seeds", [0])) for table in tables})
+
+
+def _on_tasks(seeds: dict[str, int]) -> str:
+    """A number of seeds, or each with its tasks."""
+    counts = {count: [task for task, each in seeds.items() if each == count] for count in seeds.values()}
+    told = {count: f"{count} seeds" if count > 1 else "one seed" for count in counts}
+    if len(counts) == 1:
+        return next(iter(told.values()))
+    return " and ".join(f"{told[count]} on {', '.join(tasks)}" for count, tasks in counts.items())
 
 
 def _few_right(tables: Sequence[dict[str, Any]]) -> str:

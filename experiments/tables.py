@@ -124,9 +124,14 @@ def _with_others(row: dict[str, Any], path: Path, about: dict[str, Any], order: 
     others = [
         {**made_by(there["environment"]), **other}
         for other in there["rows"]
-        if other["method"] in order and other["method"] != row["method"]
+        if other["method"] in order and other["method"] != row["method"] and _chosen_alike(other, row)
     ]
     return sorted([row, *others], key=lambda each: order.index(each["method"]))
+
+
+def _chosen_alike(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the same seeds chose the step sizes of two rows; the first tables had one, and do not say so."""
+    return row["tried"].get("seeds") == other["tried"].get("seeds")
 
 
 def made_by(where: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,17 @@ def test_a_smaller_loss_is_ahead():
 def test_how_many_seeds_chose_is_told(monkeypatch):
     assert "held back, by one seed." in "\n".join(lines_of("right"))
     monkeypatch.setitem(TABLES[0]["rows"][0], "tried", {"seeds": [7, 8]})
+    assert "held back, by 2 seeds on first and one seed on second." in "\n".join(lines_of("right"))
+    monkeypatch.setitem(TABLES[1]["rows"][0], "tried", {"seeds": [7, 8]})
     assert "held back, by 2 seeds." in "\n".join(lines_of("right"))
+
+
+def test_over_how_many_seeds_means_are_is_told(monkeypatch):
+    assert "mean over 2 seeds and half" in "\n".join(lines_of("right"))
+    monkeypatch.setitem(TABLES[1], "seeds", [0, 1, 2])
+    for row in TABLES[1]["rows"]:
+        monkeypatch.setitem(row, "tests", [*row["tests"], None])
+    assert "mean over 2 seeds on first and 3 seeds on second and half" in "\n".join(lines_of("right"))
 
 
 def test_fields_stand_side_by_side_with_what_ntk_attention_is_ahead_by():

@@ -219,10 +219,18 @@ def test_other_words(text):
         hosts.place_of(text)
 
 
-@pytest.mark.parametrize(("more", "missing"), [({"out": Path("run")}, "--mesh"), ({"mesh": "data=2"}, "--out")])
-def test_hosts_need_a_mesh_and_a_folder(more, missing):
-    with pytest.raises(ValueError, match=f"expected {missing} beside --hosts"):
-        Config(hosts="auto", **more)
+def test_hosts_need_a_mesh_and_a_folder(capsys):
+    with pytest.raises(ValueError, match="expected --mesh beside --hosts"):
+        Config(hosts="auto", out=Path("run"))
+    assert main(["train", "--hosts", "auto", "--mesh", "data=1"]) == 2
+    assert "expected --out beside --hosts" in capsys.readouterr().err
+
+
+def test_a_sweep_of_several_processes(capsys):
+    assert main(["sweep", "--hosts", "auto", "--mesh", "data=2", "--seeds", "0", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(" --hosts auto" in line and " --mesh data=2" in line and " --out runs/" in line for line in lines)
 
 
 def test_auto_needs_something_that_starts_processes(monkeypatch, capsys, tmp_path):

@@ -134,6 +134,22 @@ def test_other_methods_of_a_table_keep_their_rows_with_what_made_them(log, tmp_p
     assert [row["method"] for row in rows] == [OURS]
 
 
+def test_rows_that_other_seeds_chose_do_not_stay_beside_new_ones(log, tmp_path, monkeypatch):
+    main(config(tmp_path, methods=(OURS, "LoRA, r = 8")))
+    monkeypatch.setattr(tables, "_CHOOSING", (100, 101))
+    assert [row["method"] for row in main(config(tmp_path, methods=(OURS,)))["clothing"]["rows"]] == [OURS]
+
+
+def test_one_job_serves_a_row_and_none_what_is_measured_already(log, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(tables, "job_of", lambda *_: made.append(FakeJob(log)) or made[-1])
+    monkeypatch.setattr(FakeJob, "best", 1e-5)  # followed twice
+    main(config(tmp_path))
+    assert len(made) == 1
+    main(config(tmp_path))
+    assert len(made) == 1
+
+
 def test_what_is_measured_is_not_measured_again(log, tmp_path):
     first = main(config(tmp_path))["clothing"]
     jobs = len(log)

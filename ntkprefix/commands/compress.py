@@ -18,6 +18,7 @@ from ntkprefix import checks, hosts
 from ntkprefix._options import default_told
 from ntkprefix.compress import METHODS, Report
 from ntkprefix.compress.budget import amount_of
+from ntkprefix.fingerprints import of_data
 from ntkprefix.hosts import by_first, entered_by_first, first, to_host
 from ntkprefix.models import TextModel, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
@@ -123,6 +124,7 @@ def main(config: Config) -> int:
             put_model(model, mesh)
         tokens = np.asarray(tokenizer.encode(text), np.int32)
         tokens = tokens[: config.tokens] if config.tokens else tokens
+        hosts.same({"the prompt's tokens": of_data([tokens])})
         if len(tokens) < 2:
             raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {len(tokens)}.")
         began = time.perf_counter()

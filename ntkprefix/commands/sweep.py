@@ -89,9 +89,7 @@ def runs_of(config: Config) -> dict[Path, train.Config]:
     for adapter in config.adapters:
         rates = (0.0,) if adapter == "head" else config.learning_rates
         for rate, seed in itertools.product(rates, config.seeds):
-            run = train.Config(
-                **{**common, "adapter": adapter, "learning_rate": rate, "seed": seed, "out": config.runs}
-            )
+            run = train.Config(**{**common, "adapter": adapter, "learning_rate": rate, "seed": seed, "out": None})
             folder = config.runs / folder_name(run)
             if folder in found:
                 raise ValueError(f"sweep: expected runs that differ, got {folder.name} twice. Leave one out.")

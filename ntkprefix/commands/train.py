@@ -141,8 +141,6 @@ class Config:
         if self.mesh:
             sizes_of(self.mesh)
         hosts.check(self.hosts, self.mesh)
-        if self.hosts and not self.out:
-            raise ValueError("train: expected --out beside --hosts, got none: a folder that all processes see.")
         self.training()
 
     def training(self) -> TrainConfig:
@@ -164,6 +162,8 @@ def main(config: Config) -> int:
         ValueError: data or weights are not what they should be, or the run folder is another run's.
         FloatingPointError: training diverged.
     """
+    if config.hosts and config.out is None:
+        raise ValueError("train: expected --out beside --hosts, got none: a folder that all processes see.")
     hosts.join(config.hosts)
     hosts.same(_plain(config))
     console = Console(quiet=not first())

@@ -164,6 +164,20 @@ def test_an_unusable_run_folder_is_refused_before_anything_is_measured(case, tmp
     assert printed.err.count("\n") == 1
 
 
+def test_results_of_another_command_are_not_overwritten(tmp_path, capsys):
+    (tmp_path / "results.json").write_text('{"test": {}}')
+    assert cli.main(["verify", "--quick", "--out", str(tmp_path)]) == 2
+    assert "expected results of ntkprefix verify, or none, got others" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_text() == '{"test": {}}'
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("mesh", ["data=2", "tensor=2,prefix=2"])
+def test_a_mesh_shares_out_the_prefix_alone(mesh):
+    with pytest.raises(ValueError, match="expected mesh along prefix alone, such as prefix=8"):
+        Config(mesh=mesh)
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_does(finished, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
