@@ -248,7 +248,7 @@ def _run(name: str, options: list[str]) -> int:
     options = with_file(options, module.Config)
     _check_lists(options, module.Config)
     config = tyro.cli(
-        _made(module.Config),
+        _made(module.Config, name),
         args=options,
         prog=f"ntkprefix {name}",
         description=command.page(),
@@ -264,12 +264,15 @@ def _run(name: str, options: list[str]) -> int:
         raise MemoryError(f"{said}. What takes less: {command.less_memory}.") from error
 
 
-def _made(config: type) -> Callable[..., Any]:
+def _made(config: type, command: str) -> Callable[..., Any]:
     """Makes a configuration. Unlike a class's, tyro leaves a function's errors to `guard`, which names the command."""
 
     @functools.wraps(config, updated=())
     def make(*settings: Any, **named: Any) -> Any:
-        return config(*settings, **named)
+        try:
+            return config(*settings, **named)
+        except ValueError as error:
+            raise ValueError(f"{error}\nWhat options take: ntkprefix {command} --help") from error
 
     return make
 
@@ -303,7 +306,7 @@ def with_file(options: Sequence[str], config: type) -> list[str]:
         return options
     place = options.index("--config")
     if place + 1 == len(options):
-        raise ValueError("--config: expected a file, got nothing.")
+        raise ValueError("--config: expected a file, got nothing. Give a JSON object of settings, or leave it out.")
     path, rest = options[place + 1], [*options[:place], *options[place + 2 :]]
     if "--config" in rest:
         raise ValueError("--config: expected one file, got several. Put their settings into one.")

@@ -98,9 +98,19 @@ def test_bad_options(case, capsys):
     assert not shown.out
 
 
-def test_settings_out_of_range_are_one_line_that_names_the_command_once(capsys):
-    assert main(["verify", "--sigma", "-1"]) == 2
-    assert capsys.readouterr().err == "ntkprefix verify: expected sigma above 0 and finite, got -1.0.\n"
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("verify", ["--sigma", "-1"], "sigma above 0 and finite, got -1.0"),
+        ("plan", ["--tokens", "0"], "tokens of at least 1, got 0"),
+        ("generate", ["--text", "a", "--top-p", "2"], "top_p above 0 and up to 1, got 2.0"),
+        ("generate", ["--text", "a", "--temperature", "-1"], "a temperature of at least 0, got -1.0"),
+    ],
+)
+def test_settings_out_of_range_are_one_sentence_and_where_to_read_on(capsys, name, options, said):
+    assert main([name, *options]) == 2
+    told = capsys.readouterr().err
+    assert told == f"ntkprefix {name}: expected {said}.\nWhat options take: ntkprefix {name} --help\n"
 
 
 def in_a_process(program, *, stdout):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ntkprefix import checks
 from ntkprefix._options import default_told
 from ntkprefix.models import generate, load_text_model
+from ntkprefix.models.checks import drawing
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prompts import StoredPrompt, batch_prompts, load_prompt
 
@@ -47,6 +48,7 @@ class Config:
     def __post_init__(self):
         checks.at_least(1, "generate", new=self.new)
         checks.at_least(0, "generate", seed=self.seed)
+        drawing(self.temperature, self.top_p, key=self.seed)
 
 
 def main(config: Config) -> int:

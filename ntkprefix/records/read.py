@@ -39,7 +39,8 @@ def read_all(paths: Sequence[Path]) -> list[Record]:
             # read_json speaks to those who can make the file again.
             raise ValueError(
                 f"{file}: expected a result file of ntkprefix, which is a JSON object "
-                f"({error.__cause__ or 'found other JSON'})."
+                f"({error.__cause__ or 'found other JSON'}). Give the folder that a command's --out named, or the "
+                "results.json in it."
             ) from error
         kind = _kind(file, content)
         check(content, kind.shape, file=file, maker=kind.name)
@@ -54,7 +55,10 @@ def _file(path: Path) -> Path:
             return path / _RESULTS
         raise FileNotFoundError(f"{path}: expected a run folder, with {_RESULTS} in it, found none.{_hint(path)}")
     if not path.exists():
-        raise FileNotFoundError(f"{path}: expected a run folder or a result file here, found none.")
+        raise FileNotFoundError(
+            f"{path}: expected a run folder or a result file here, found none. A command's --out names "
+            "the folder."
+        )
     return path
 
 
@@ -66,7 +70,7 @@ def _hint(folder: Path) -> str:
         for each in itertools.chain(folder.glob(f"*/{_RESULTS}"), folder.glob("*.json"))
     )
     more = f" and {len(inside) - _NAMED} more" if len(inside) > _NAMED else ""
-    return f" Give what is in it: {', '.join(inside[:_NAMED])}{more}." if inside else ""
+    return f" Give what is in it: {', '.join(inside[:_NAMED])}{more}." if inside else " A command's --out names one."
 
 
 def _kind(file: Path, content: dict) -> Kind:
