@@ -173,6 +173,28 @@ def probe(
     Raises:
         FloatingPointError: the loss is not finite.
         ValueError: fewer rows than a batch.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from flax import nnx
+        >>> from ntkprefix.adapters import FeatureAdapter
+        >>> from ntkprefix.classify import Classifier, probe
+        >>> from ntkprefix.models import BlockConfig, ViT, ViTConfig
+        >>> from ntkprefix.train import TrainConfig
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24)
+        >>> model = ViT(ViTConfig(patch=4, layers=2, grid=4, block=block), rngs=nnx.Rngs(0))
+        >>> labels = np.arange(32) % 2
+        >>> images = np.full((32, 8, 8, 3), 255, np.uint8) * labels[:, None, None, None].astype(np.uint8)
+        >>> classifier = Classifier(model, FeatureAdapter())
+        >>> start = classifier.init(jax.random.key(0), (images,), classes=2)
+        >>> config = TrainConfig(epochs=20, batch_size=32, learning_rate=0.1)
+        >>> params, result = probe(classifier, start, (images,), labels, config)
+        >>> params["adapter"] is start["adapter"]  # the head alone has changed
+        True
+        >>> bool((classifier.predict(params, (images,)) == labels).all())  # black and white are told apart
+        True
+
+    Source: probing before fine-tuning (arXiv 2202.10054).
     """
     features = classifier.all_features(params, inputs, on_batch=on_batch)
     result = train(head_loss, params["head"], None, (features, labels), config, metrics=metrics, on_step=on_step)
@@ -189,6 +211,22 @@ def pooled(model: ViT | TextModel, adaptation: Adaptation, *inputs: Array) -> Fl
 
     Returns:
         Features, [B, 2 model width].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.classify import pooled
+        >>> from ntkprefix.models import Adaptation, BlockConfig, TextConfig, TextModel
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> tokens, mask = jnp.array([[3, 1, 4, 1, 0]]), jnp.array([[True, True, True, True, False]])
+        >>> features, states = pooled(model, Adaptation(), tokens, mask), model(tokens, mask=mask)
+        >>> features.shape
+        (1, 24)
+        >>> bool(jnp.allclose(features[:, :12], states[:, 3]))  # a causal model's last token that is none of padding
+        True
+        >>> bool(jnp.allclose(features[:, 12:], states[:, :4].mean(axis=1), atol=1e-6))
+        True
     """
     return (_of_images if isinstance(model, ViT) else _of_texts)(model, adaptation, *inputs)
 
@@ -223,7 +261,22 @@ def _statistics(graph, frozen, first, mask=None, segments=None):  # noqa: ARG001
 
 
 def logits(head: PyTree, features: Float[Array, "B width"]) -> Float[Array, "B classes"]:
-    """The linear head."""
+    """The linear head, `features W + b`.
+
+    Args:
+        head: `{"kernel", "bias"}`, W [width, classes] and b [classes].
+        features: from `pooled` or `Classifier.all_features`, [B, width].
+
+    Returns:
+        A score for each class, [B, classes].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.classify import logits
+        >>> head = {"kernel": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "bias": jnp.array([0.0, 0.5])}
+        >>> logits(head, jnp.array([[3.0, 1.0]])).tolist()
+        [[3.0, 2.5]]
+    """
     return features @ head["kernel"] + head["bias"][None]
 
 
@@ -233,7 +286,24 @@ def head_loss(
     features: Float[Array, "B width"],
     labels: Int[Array, " B"],
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of the head alone, on features computed once: what linear probing minimises."""
+    """Mean cross-entropy of the head alone, on features computed once: what linear probing minimises.
+
+    Args:
+        head: as for `logits`.
+        frozen: not used.
+        features: [B, width].
+        labels: class numbers, [B].
+
+    Returns:
+        The mean over the batch, in nats.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.classify import head_loss
+        >>> head = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+        >>> round(float(head_loss(head, None, jnp.ones((2, 4)), jnp.array([0, 2]))), 4)  # log 3: it knows nothing yet
+        1.0986
+    """
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(head, features), labels))
 
 

@@ -28,7 +28,33 @@ MAX_FEATURES = 2**22
 
 @runtime_checkable
 class FeatureMap(Protocol):
-    """What a `FeaturePrefix` needs of a feature map. Implementations are hashable, or pytrees when they train."""
+    """What a `FeaturePrefix` needs of a feature map. Implementations are hashable, or pytrees when they train.
+
+    A `FeaturePrefix` is a pytree with its map in it: a map without numbers that train is registered as static.
+
+    Example:
+        >>> import dataclasses
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix import FeaturePrefix, attention
+        >>> from ntkprefix.feature_maps import FeatureMap
+        >>> @jax.tree_util.register_static
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Exponential:  # phi(x) = e^x, entrywise
+        ...     positive = nonnegative = True
+        ...
+        ...     def size(self, width):
+        ...         return width
+        ...
+        ...     def __call__(self, x):
+        ...         largest = jnp.max(x, axis=-1)  # to the log scale, so that no float overflows
+        ...         return jnp.exp(x - largest[..., None]), largest
+        >>> isinstance(Exponential(), FeatureMap)
+        True
+        >>> prefix = FeaturePrefix(Z=jnp.zeros((2, 4, 4)), k=jnp.ones((2, 4)), feature_map=Exponential())
+        >>> query, value = jnp.zeros((1, 6, 2, 4)), jnp.ones((1, 6, 2, 4))
+        >>> round(float(attention(query, query, value, prefix=prefix)[0, 0, 0, 0]), 3)  # 6 keys beside phi(0).k = 4
+        0.6
+    """
 
     @property
     def positive(self) -> bool:
@@ -45,14 +71,31 @@ class FeatureMap(Protocol):
         ...
 
     def __call__(self, x: Float[Array, "... H"]) -> tuple[Float[Array, "... R"], Float[Array, "..."]]:
-        """Features `phi` and their `log_scale`."""
+        """Features `phi` and their `log_scale`, which together stand for `phi * exp(log_scale)`.
+
+        Args:
+            x: queries or keys times the root of the logit scale, [.., H].
+
+        Returns:
+            Features [.., R], and the natural logarithm of the factor that was taken out of them, [..].
+        """
         ...
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Elu:
-    """phi(x) = elu(x) + 1, entrywise: R = H. The paper's practical choice; no approximation of e^{q.p}."""
+    """phi(x) = elu(x) + 1, entrywise: R = H. The paper's practical choice; no approximation of e^{q.p}.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.feature_maps import Elu
+        >>> phi, log_scale = Elu()(jnp.array([-1.0, 0.0, 2.0]))  # e^x below 0, x + 1 above
+        >>> [round(float(each), 3) for each in phi], float(log_scale)
+        ([0.368, 1.0, 3.0], 0.0)
+
+    Source: linear attention (arXiv 2006.16236); NTK-Attention (arXiv 2406.14036).
+    """
 
     @property
     def positive(self) -> bool:
@@ -97,6 +140,24 @@ class Taylor:
     as far as sums of products of features have room, so that terms which matter neither overflow nor vanish: in float32
     the constant term survives up to r^p = 8e28 in query and keys, or 1e51 in one of them. (The gradient of a state is
     of the size of the query's features, and overflows at r^p = 1e38.)
+
+    Attributes:
+        degree: p, at least 0.
+
+    Raises:
+        TypeError: a degree that is not an integer.
+        ValueError: a degree below 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.feature_maps import Taylor
+        >>> q, k = jnp.array([1.0, 0.5]), jnp.array([0.25, 0.5])  # q.k = 0.5
+        >>> phi = Taylor(degree=2)
+        >>> (a, log_a), (b, log_b) = phi(q), phi(k)
+        >>> a.shape  # binom(2 + 2, 2)
+        (6,)
+        >>> round(float(a @ b * jnp.exp(log_a + log_b)), 4)  # 1 + 0.5 + 0.5^2 / 2; e^0.5 is 1.6487
+        1.625
     """
 
     degree: int
@@ -150,8 +211,27 @@ class Taylor:
 class Favor:
     r"""Positive orthogonal random features, phi_r(x) = e^{w_r.x - |x|^2/2} / sqrt(R): unbiased for e^{q.p}.
 
-    Source: Performer (arXiv 2009.14794, FAVOR+). The directions w_r are drawn once per (seed, R, H), in orthogonal
-    blocks of H with the lengths of Gaussian vectors, and become constants of the compiled program.
+    The directions w_r are drawn once per (seed, R, H), in orthogonal blocks of H with the lengths of Gaussian vectors,
+    and become constants of the compiled program.
+
+    Attributes:
+        features: R, from 1 to `MAX_FEATURES`.
+        seed: integers of at least 0, which tell the directions; `feature_map` takes them from a random key.
+
+    Raises:
+        TypeError: a number of features that is not an integer, a seed that is no tuple of integers.
+        ValueError: too few or too many features, an empty seed, a negative number in it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.feature_maps import Favor
+        >>> q, k = jnp.array([0.5, 0.2]), jnp.array([0.4, 0.5])
+        >>> phi = Favor(features=4096, seed=(0,))
+        >>> (a, log_a), (b, log_b) = phi(q), phi(k)
+        >>> bool(abs(a @ b * jnp.exp(log_a + log_b) - jnp.exp(q @ k)) < 0.1)  # e^{q.k} = 1.35, up to the draw
+        True
+
+    Source: Performer (arXiv 2009.14794, FAVOR+).
     """
 
     features: int

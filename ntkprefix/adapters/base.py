@@ -14,7 +14,38 @@ from ntkprefix.models.statistics import AttentionStatistics
 
 @runtime_checkable
 class Adapter(Protocol):
-    """A way to change a frozen model by a few parameters."""
+    """A way to change a frozen model by a few parameters.
+
+    What is to be saved needs `axes()` and `sizes()` too, which the file's arrays are checked by, and a line in
+    `ADAPTERS`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.adapters import Adapter, count
+        >>> from ntkprefix.models import Adaptation, BlockConfig, TextConfig, TextModel
+        >>> class Rest:  # one trained key per head, whose value is zero: where attention may come to rest
+        ...     def init(self, key, model, statistics):
+        ...         return {"keys": statistics.key_mean}
+        ...
+        ...     def adapt(self, params):
+        ...         keys = params["keys"][:, None]
+        ...         return Adaptation(prefixes=TokenPrefix(keys, jnp.zeros_like(keys)))
+        ...
+        ...     def project(self, params):
+        ...         return params
+        >>> isinstance(Rest(), Adapter)
+        True
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.array([[3, 1, 4, 1, 5]])
+        >>> params = Rest().init(jax.random.key(0), model, model.attention_statistics(tokens))
+        >>> count(params)  # 2 layers of 3 heads, H = 4
+        24
+        >>> model(tokens, adapter=Rest().adapt(params)).shape
+        (1, 5, 12)
+    """
 
     def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:
         """Starting parameters.
@@ -30,11 +61,25 @@ class Adapter(Protocol):
         ...
 
     def adapt(self, params: PyTree) -> Adaptation:
-        """What a model takes as `adapter=`."""
+        """What a model takes as `adapter=`: a pure function, which training differentiates.
+
+        Args:
+            params: as from `init`.
+
+        Returns:
+            The change of the model, for all layers.
+        """
         ...
 
     def project(self, params: PyTree) -> PyTree:
-        """The nearest parameters that are allowed, which a training step ends with; most adapters allow all."""
+        """The nearest parameters that are allowed, which a training step ends with; most adapters allow all.
+
+        Args:
+            params: after a step of the optimiser.
+
+        Returns:
+            Parameters of the same shapes.
+        """
         ...
 
 

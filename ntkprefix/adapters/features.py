@@ -66,6 +66,24 @@ class FeatureAdapter:
             features, a share that is negative or infinite, or one of additive memory, which has no mass; an unknown way
             to keep k positive, or softplus without a share.
 
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.adapters import FeatureAdapter, count
+        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.array([[3, 1, 4, 1, 5]])
+        >>> adapter = FeatureAdapter()
+        >>> params = adapter.init(jax.random.key(0), model, model.attention_statistics(tokens))
+        >>> {name: array.shape for name, array in params.items() if name in ("Z", "k")}
+        {'Z': (2, 3, 4, 4), 'k': (2, 3, 4)}
+        >>> count(params)  # 2 * 3 * (4 * (4 + 1) + 4 + 4 + 1)
+        174
+        >>> changed = model(tokens, adapter=adapter.adapt(params))
+        >>> bool(jnp.allclose(changed, model(tokens), atol=1e-6))  # Z = k = 0 changes nothing
+        True
+
     Source: NTK-Attention (arXiv 2406.14036). The paper's code passes k through an absolute value, whose derivative at
     its start is zero, and has neither scale nor centre; docs/prefixes.md has what they do.
     """

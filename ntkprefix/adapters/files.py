@@ -69,6 +69,20 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
         FileNotFoundError: a file is not there.
         ValueError: a file is damaged, not of this kind, or has other arrays than the adapter's: names, shapes that do
             not go together, integers, numbers that are not finite. The message names it.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.adapters import PromptAdapter, Stack, TokenAdapter, load_adapter, save_adapter
+        >>> tokens = {"keys": jnp.zeros((2, 5, 3, 4)), "values": jnp.zeros((2, 5, 3, 4))}
+        >>> both = Stack([PromptAdapter(length=2), TokenAdapter(length=5)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_adapter(folder, both, {"0": {"prompt": jnp.ones((2, 12))}, "1": tokens})
+        ...     adapter, params = load_adapter(folder)
+        >>> adapter.adapters[0]
+        PromptAdapter(length=2, deviation=0.02)
+        >>> adapter.adapt(params).prefixes.keys.shape
+        (2, 5, 3, 4)
     """
     folder = Path(folder)
     for name in (_CONFIG, _WEIGHTS):

@@ -20,6 +20,24 @@ class FullAdapter:
 
     The frozen weights stay as they are beside it, so that one copy of them serves every method; weight decay then pulls
     towards the pretrained model and not towards zero.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.adapters import FullAdapter, count
+        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel
+        >>> from ntkprefix.models.adaptation import merge
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.array([[3, 1, 4, 1, 5]])
+        >>> graph, frozen = nnx.split(model)
+        >>> adapter = FullAdapter()
+        >>> params = adapter.init(jax.random.key(0), model, model.attention_statistics(tokens))
+        >>> count(params) == count(frozen)
+        True
+        >>> same = merge(graph, frozen, adapter.adapt(params))  # a change of zero, added to the weights
+        >>> bool((same(tokens) == model(tokens)).all())
+        True
     """
 
     def axes(self) -> None:

@@ -13,7 +13,13 @@ from ntkprefix.models.statistics import AttentionStatistics
 
 @dataclasses.dataclass(frozen=True)
 class HeadAdapter:
-    """The baseline without parameters of its own: linear probing."""
+    """The baseline without parameters of its own: linear probing.
+
+    Example:
+        >>> from ntkprefix.adapters import HeadAdapter
+        >>> vars(HeadAdapter().adapt({}))  # nothing of the model is changed
+        {'prefixes': None, 'low_rank': None, 'prompt': None, 'weights': None}
+    """
 
     def axes(self) -> dict[str, str]:
         """No parameters."""

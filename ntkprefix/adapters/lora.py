@@ -33,6 +33,23 @@ class LoraAdapter:
         TypeError: a rank that is not an integer, an alpha that is not a number.
         ValueError: a rank below 1, an unknown target or none, an alpha that is not finite.
 
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.adapters import LoraAdapter, count
+        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.array([[3, 1, 4, 1, 5]])
+        >>> adapter = LoraAdapter(rank=2)
+        >>> params = adapter.init(jax.random.key(0), model, model.attention_statistics(tokens))
+        >>> count(params)  # 2 layers of 2 targets, each 2 * (12 + 12)
+        192
+        >>> params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # as if trained
+        >>> merged = adapter.merge(model, params)  # costs nothing in use
+        >>> bool(jnp.allclose(merged(tokens), model(tokens, adapter=adapter.adapt(params)), atol=1e-5))
+        True
+
     Source: LoRA (arXiv 2106.09685); A starts uniform within 1/sqrt(in) as in PEFT, B at zero.
     """
 
@@ -59,7 +76,11 @@ class LoraAdapter:
         return {"r": self.rank}
 
     def init(self, key: PRNGKeyArray, model: Any, statistics: AttentionStatistics) -> PyTree:  # noqa: ARG002
-        """`down` [L, in, r] and `up` [L, r, out] of every target."""
+        """`down` [L, in, r] and `up` [L, r, out] of every target.
+
+        Raises:
+            ValueError: the target `gate` of a model whose MLPs have none.
+        """
         params = {}
         for index, target in enumerate(self.targets):
             layers, inputs, outputs = kernel_of(model, target).shape
@@ -78,7 +99,19 @@ class LoraAdapter:
         return params
 
     def merge(self, model: nnx.Module, params: PyTree, *, sign: float = 1.0) -> nnx.Module:
-        """A copy of the model with the updates in its weights; `sign` -1 takes them out again."""
+        """A copy of the model with the updates in its weights.
+
+        Args:
+            model: the frozen model, which stays as it is.
+            params: trained parameters.
+            sign: 1, or -1 to take out again what has been merged, up to rounding.
+
+        Returns:
+            The copy, which needs no adapter.
+
+        Raises:
+            ValueError: the target `gate` of a model whose MLPs have none.
+        """
         merged = nnx.clone(model)
         for target in self.targets:
             kernel, update = kernel_of(merged, target), self._update(params[target])

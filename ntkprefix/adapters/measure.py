@@ -33,6 +33,22 @@ class MeasureAdapter:
         TypeError: a count that is not an integer, a share or deviation that is no number.
         ValueError: fewer than 1 component, a negative rank or deviation, a share that is not above 0.
 
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.adapters import MeasureAdapter, count
+        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.array([[3, 1, 4, 1, 5]])
+        >>> statistics = model.attention_statistics(tokens)
+        >>> params = MeasureAdapter(components=5, rank=2, share=0.1).init(jax.random.key(0), model, statistics)
+        >>> count(params)  # 2 layers, 5 clouds, 3 heads: 2 * 5 * 3 * (1 + (4 + 4) * (1 + 2))
+        750
+        >>> shares = jnp.exp(jax.nn.logsumexp(params["log_weight"], axis=1) - statistics.log_centred_mass)
+        >>> bool(jnp.allclose(shares, 0.1, rtol=1e-4))  # of the input's mass, in every head
+        True
+
     Source: the large-prompt limit of softmax attention (arXiv 2512.11784) as a parametrisation.
     """
 

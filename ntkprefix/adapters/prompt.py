@@ -25,6 +25,21 @@ class PromptAdapter:
         TypeError: a length that is not an integer, a deviation that is not a number.
         ValueError: a length below 1, a negative or infinite deviation.
 
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.adapters import PromptAdapter, count
+        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.array([[3, 1, 4, 1, 5]])
+        >>> adapter = PromptAdapter(length=3)
+        >>> params = adapter.init(jax.random.key(0), model, model.attention_statistics(tokens))
+        >>> count(params)  # 3 tokens of 12 channels
+        36
+        >>> model(tokens, adapter=adapter.adapt(params)).shape  # the prompt is left out of the output
+        (1, 5, 12)
+
     Source: prompt tuning (arXiv 2104.08691); for images VPT (arXiv 2203.12119).
     """
 

@@ -29,6 +29,22 @@ class TokenAdapter:
         TypeError: a length that is not an integer, a deviation that is not a number.
         ValueError: a length below 1, an unknown start, a negative or infinite deviation.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.adapters import TokenAdapter, count, own_tokens
+        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.array([[3, 1, 4, 1, 5]])
+        >>> adapter = TokenAdapter(length=3)
+        >>> params = adapter.init_from(own_tokens(model, tokens[:, :3]))  # the start at a text, which is then trained
+        >>> count(params)  # 2 layers, 3 tokens, 3 heads of 4 + 4
+        144
+        >>> behind = model(tokens[:, 3:], adapter=adapter.adapt(params), positions=jnp.array([[3, 4]]))
+        >>> bool(jnp.allclose(behind, model(tokens)[:, 3:], atol=1e-5))  # as if the model had read it
+        True
+
     Source: P-Tuning v2 (arXiv 2110.07602), without reparametrisation.
     """
 
@@ -59,7 +75,13 @@ class TokenAdapter:
         return {"keys": keys, "values": values}
 
     def init_from(self, tokens: TokenPrefix) -> PyTree:
-        """The start at given tokens, keys [L, M', K, H] and values [L, M', K, Hv]: the first M of them.
+        """The start at given tokens: the first M of them.
+
+        Args:
+            tokens: of all layers, keys [L, M', K, H] and values [L, M', K, Hv], without log-weights; M' is at least M.
+
+        Returns:
+            Parameters as from `init`.
 
         Raises:
             ValueError: fewer than M, or others than all layers' tokens.

@@ -20,6 +20,22 @@ class ImageData:
         class_names: in the order of the class numbers.
         name: of the set.
         notes: where the split between training and test comes from.
+
+    Example:
+        >>> import numpy as np
+        >>> from ntkprefix.images import ImageData
+        >>> black_and_white = np.repeat(np.array([0, 255], np.uint8), 2 * 2 * 3).reshape(2, 2, 2, 3)
+        >>> data = ImageData(
+        ...     x_train=np.tile(black_and_white, (4, 1, 1, 1)),
+        ...     y_train=np.tile(np.arange(2, dtype=np.int32), 4),
+        ...     x_test=black_and_white,
+        ...     y_test=np.arange(2, dtype=np.int32),
+        ...     class_names=("black", "white"),
+        ...     name="squares",
+        ...     notes="made up",
+        ... )
+        >>> data.x_train.shape, [data.class_names[label] for label in data.y_test]
+        ((8, 2, 2, 3), ['black', 'white'])
     """
 
     x_train: UInt8[np.ndarray, "N size size 3"]

@@ -20,6 +20,11 @@ class Blocks:
         keys: in a block.
         apart: kv heads and rows of the batch are computed one after another, so that a block stays in a core's cache,
             instead of all at once.
+
+    Example:
+        >>> from ntkprefix.kernels.blocks import Blocks, blocks_for
+        >>> blocks_for("cpu", batch=1, length=4096, size=4096, heads=8, kv_heads=2)  # 4 query heads to a kv head
+        Blocks(queries=256, keys=512, apart=True)
     """
 
     queries: int

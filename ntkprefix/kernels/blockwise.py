@@ -43,9 +43,38 @@ def attend(
     blocks: Blocks | None = None,
     **options: Any,
 ) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
-    """Output and log-sum-exp of a prefix and the input; arguments as in `ntkprefix.attention`.
+    """Output and log-sum-exp of a prefix and the input; arguments as in `ntkprefix.attention`, which checks them.
 
     Gradients are those of first order in reverse mode; `kernels.dense` has the others.
+
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H].
+        value: [B, S, K, Hv].
+        scale: beta.
+        prefix: joins the input's keys, or None.
+        blocks: how the work is cut; None for the platform's own way, `blocks_for`.
+        options: of `dense.partial_attention`.
+
+    Returns:
+        As from `dense.attend`.
+
+    Raises:
+        TypeError: as for the prefix's `partial`.
+        ValueError: as for the prefix's `partial`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix.kernels import blockwise, dense
+        >>> from ntkprefix.kernels.blocks import Blocks
+        >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 7, 2, 4))
+        >>> blocks = Blocks(queries=2, keys=3, apart=False)  # the last of each are filled up
+        >>> out, _ = blockwise.attend(query, key, value, scale=0.5, blocks=blocks, is_causal=True)
+        >>> exact, _ = dense.attend(query, key, value, scale=0.5, is_causal=True)
+        >>> bool(jnp.allclose(out, exact, atol=1e-5))
+        True
+
+    Source: arXiv 2112.05682 and arXiv 2205.14135.
     """
     blocks = blocks or _blocks_for(query, key)
     joins = prefix is not None and blocks.apart and hasattr(prefix, "by_kv_head")
@@ -75,7 +104,35 @@ def partial_attention(
     blocks: Blocks | None = None,
     **options: Any,
 ) -> Partial:
-    """The input's share of attention, and what `also` holds with it; the rest as for `attend`."""
+    """The input's share of attention, and what `also` holds with it; the rest as for `attend`.
+
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H].
+        value: [B, S, K, Hv].
+        scale: beta.
+        also: another group's share, [B, T, N, Hv] and [B, T, N], which is merged with the input's.
+        blocks: as for `attend`.
+        options: of `dense.partial_attention`.
+
+    Returns:
+        The share of both, in float32 or wider: divided already, so that its `den` is 1, and 0 where nothing is seen, or
+        -1 where `also` made it negative.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix.kernels import blockwise
+        >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
+        >>> share = blockwise.partial_attention(query, key[:, :4], value[:, :4], scale=0.5)
+        >>> share = blockwise.partial_attention(query, key[:, 4:], value[:, 4:], scale=0.5, also=share)
+        >>> whole, log_mass = blockwise.attend(query, key, value, scale=0.5)
+        >>> bool(jnp.allclose(share.normalise(), whole, atol=1e-5))
+        True
+        >>> bool(jnp.allclose(share.log_mass(), log_mass, atol=1e-5))
+        True
+
+    Source: arXiv 2112.05682 and arXiv 2205.14135.
+    """
     blocks = blocks or _blocks_for(query, key)
     out, sign, log_mass = _shares(query, key, value, scale=scale, also=also, blocks=blocks, **options)
     return Partial(out if also is None else out * sign[..., None], sign, log_mass)

@@ -22,7 +22,36 @@ def attend(
     prefix: Any = None,
     **options: Any,
 ) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
-    """Output and log-sum-exp of a prefix and the input; arguments as in `ntkprefix.attention`."""
+    """Output and log-sum-exp of a prefix and the input; arguments as in `ntkprefix.attention`, which checks them.
+
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H].
+        value: [B, S, K, Hv].
+        scale: beta.
+        prefix: joins the input's keys, or None.
+        options: of `partial_attention`.
+
+    Returns:
+        The output, [B, T, N, Hv], and the natural logarithm of its denominator, [B, T, N], -inf where nothing is seen
+        and NaN where a prefix makes it negative; both in float32 or wider.
+
+    Raises:
+        TypeError: as for the prefix's `partial`.
+        ValueError: as for the prefix's `partial`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.kernels import dense
+        >>> query, value = jnp.zeros((1, 3, 2, 4)), jnp.ones((1, 3, 2, 4))
+        >>> prefix = TokenPrefix(jnp.zeros((5, 2, 4)), jnp.zeros((5, 2, 4)))
+        >>> out, log_mass = dense.attend(query, query, value, scale=0.5, prefix=prefix, is_causal=True)
+        >>> [round(float(mass), 3) for mass in jnp.exp(log_mass[0, :, 0])]  # 5 keys of the prefix, 1 to 3 of the input
+        [6.0, 7.0, 8.0]
+        >>> round(float(out[0, 2, 0, 0]), 3)  # 3 of 8 equal weights
+        0.375
+    """
     also = None if prefix is None else prefix.partial(query, scale)
     share = partial_attention(query, key, value, scale=scale, also=also, **options)
     return share.normalise(), share.log_mass()
@@ -43,7 +72,36 @@ def partial_attention(
     query_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
     also: Partial | None = None,
 ) -> Partial:
-    """The input's share of attention, and what `also` holds with it; the rest as for `attend`."""
+    """The input's share of attention, and what `also` holds with it; the rest as for `attend`.
+
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H].
+        value: [B, S, K, Hv].
+        scale: beta.
+        bias: added to the logits; broadcastable to [B, N, T, S].
+        mask: True where a key may be seen; broadcastable to [B, N, T, S].
+        is_causal: hide keys after the query's position.
+        query_seq_lengths: queries at or beyond it, [B], see nothing.
+        key_value_seq_lengths: keys at or beyond it, [B], are hidden.
+        local_window_size: positions seen to the left and to the right of the query's own.
+        query_offset: position of the first query among the keys, a number or [B].
+        also: another group's share, [B, T, N, Hv] and [B, T, N], which is merged with the input's.
+
+    Returns:
+        The share of both, in float32 or wider.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix import merge
+        >>> from ntkprefix.kernels import dense
+        >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
+        >>> first = dense.partial_attention(query, key[:, :4], value[:, :4], scale=0.5)
+        >>> second = dense.partial_attention(query, key[:, 4:], value[:, 4:], scale=0.5)
+        >>> whole, _ = dense.attend(query, key, value, scale=0.5)
+        >>> bool(jnp.allclose(merge(first, second).normalise(), whole, atol=1e-5))
+        True
+    """
     kv_heads = key.shape[2]
     logits = grouped_logits(query, key, scale)
     if bias is not None:

@@ -21,6 +21,16 @@ class LowRank:
         up: [r, out].
         scale: alpha / r, a scalar.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.models import LowRank
+        >>> update = LowRank(down=jnp.ones((3, 1)), up=jnp.array([[1.0, -1.0]]), scale=jnp.array(0.5))
+        >>> x, kernel = jnp.array([[1.0, 2.0, 3.0]]), jnp.zeros((3, 2))
+        >>> update(x).tolist()  # beside the matrix
+        [[3.0, -3.0]]
+        >>> (x @ update.merged(kernel)).tolist()  # within it
+        [[3.0, -3.0]]
+
     Source: LoRA (arXiv 2106.09685).
     """
 
@@ -29,13 +39,27 @@ class LowRank:
     scale: Leaf
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        """The update's part of the output, computed in the type of x."""
+        """The update's part of the output, scale (x down) up.
+
+        Args:
+            x: the layer's input, [.., in].
+
+        Returns:
+            What is added to the layer's output, [.., out], computed in the type of x.
+        """
         return jnp.matmul(jnp.matmul(x, self.down.astype(x.dtype)), self.up.astype(x.dtype)) * self.scale.astype(
             x.dtype
         )
 
     def merged(self, kernel: Float[Array, "*L in out"]) -> Float[Array, "*L in out"]:
-        """The matrix with its update added, in the matrix's type."""
+        """The matrix with its update added, W + scale down up.
+
+        Args:
+            kernel: W, [in, out]; with a leading axis of layers if the update has one.
+
+        Returns:
+            The sum, made in float32, of the matrix's shape and type.
+        """
         scale = self.scale[..., None, None]
         update = jnp.matmul(self.down, self.up, precision="highest") * scale
         return (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
@@ -50,6 +74,18 @@ class Adaptation:
         low_rank: low-rank updates stacked over layers, by the matrix's name: query, key, value, out, gate, up, down.
         prompt: tokens put before the input's, [P, width]; the output leaves them out.
         weights: what is added to the model's parameters, nested as the model is; `merge` does it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.models import Adaptation, BlockConfig, TextConfig, TextModel
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.array([[3, 1, 4, 1, 5]])
+        >>> prefix = TokenPrefix(jnp.ones((2, 7, 3, 4)), jnp.ones((2, 7, 3, 4)))  # 7 tokens for each of 2 layers
+        >>> model(tokens, adapter=Adaptation(prefixes=prefix, prompt=jnp.ones((3, 12)))).shape
+        (1, 5, 12)
     """
 
     prefixes: Leaf = None

@@ -23,6 +23,18 @@ class Generated(NamedTuple):
     Attributes:
         tokens: [B, new]; those after a stop token repeat it.
         lengths: tokens of each row up to and with its stop token, [B].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel, generate
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.array([[3, 1, 4]])
+        >>> likeliest = int(jnp.argmax(model.logits(model(tokens))[0, -1]))
+        >>> found = generate(model, tokens, new=4, stop=likeliest)  # it comes first, and ends the row
+        >>> found.lengths.tolist(), bool((found.tokens == likeliest).all())
+        ([1], True)
     """
 
     tokens: Int[Array, "B new"]

@@ -12,7 +12,21 @@ from jaxtyping import Array, Float, Int
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines for every position, each [B, T, pairs]."""
+    """Cosines and sines of the angles that every pair of channels turns by at every position.
+
+    Attributes:
+        cos: times the rotation's stretch, float32, [B, T, pairs].
+        sin: as cos.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.models import Rotary
+        >>> cos, sin = Rotary(width=4).at(jnp.array([[0, 1, 2]]))
+        >>> cos.shape
+        (1, 3, 2)
+        >>> cos[0, 0].tolist(), sin[0, 0].tolist()  # position 0 does not turn
+        ([1.0, 1.0], [0.0, 0.0])
+    """
 
     cos: Float[Array, "B T pairs"]
     sin: Float[Array, "B T pairs"]
@@ -79,7 +93,14 @@ class Rotary:
         return plain
 
     def at(self, positions: Int[Array, "B T"]) -> Rotation:
-        """The rotation of tokens at these positions."""
+        """The rotation of tokens at these positions.
+
+        Args:
+            positions: from 0, [B, T].
+
+        Returns:
+            Cosines and sines, [B, T, width / 2].
+        """
         # float32 holds positions up to 2^24 exactly, and their angles to 1e-7 of their size.
         angles = positions[..., None].astype(jnp.float32) * jnp.asarray(self.frequencies(), jnp.float32)[None, None]
         stretch = self.stretch

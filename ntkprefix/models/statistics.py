@@ -30,6 +30,18 @@ class AttentionStatistics:
         log_centred_mass: as `log_harmonic_mass`, of sum_s exp(beta q.(k_s - c)), [N].
         key_mean: [K, H].
         value_mean: [K, Hv].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, TextConfig, TextModel
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block, positions=16), rngs=nnx.Rngs(0))
+        >>> statistics = model.attention_statistics(jnp.array([[3, 1, 4, 1, 5]]))
+        >>> statistics.log_sum_exp.shape, statistics.centre.shape  # 2 layers of 3 heads, H = 4
+        ((2, 3), (2, 3, 4))
+        >>> bool((statistics.log_harmonic_mass <= statistics.log_sum_exp + 1e-5).all())  # of the means, the least
+        True
     """
 
     log_sum_exp: Leaf

@@ -34,7 +34,16 @@ class TextConfig:
             or not (`none`, encoders).
 
     Raises:
-        ValueError: a size is out of range.
+        ValueError: a size is not an integer, or out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.models import BlockConfig, TextConfig
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True)
+        >>> config = TextConfig(vocabulary=50, layers=2, block=block, positions=16)
+        >>> half = config.replace(layers=4, dtype=jnp.bfloat16)
+        >>> half.layers, half.block.dtype is jnp.bfloat16, config.layers
+        (4, True, 2)
     """
 
     vocabulary: int

@@ -24,6 +24,14 @@ class Batch(NamedTuple):
     Attributes:
         tokens: [B, T], padded on the right.
         mask: True for tokens, False for padding, [B, T].
+
+    Example:
+        >>> from ntkprefix.models.tokenizers import pad
+        >>> batch = pad([[5, 6, 7], [8]])
+        >>> batch.mask.tolist()
+        [[True, True, True], [True, False, False]]
+        >>> batch.lengths.tolist()
+        [3, 1]
     """
 
     tokens: Int32[np.ndarray, "B T"]
@@ -41,6 +49,18 @@ class Tokenizer:
     Attributes:
         inner: the library's own object.
         vocabulary: number of tokens.
+
+    Example:
+        >>> import tokenizers
+        >>> from ntkprefix.models.tokenizers import Tokenizer
+        >>> words = {"[PAD]": 0, "[UNK]": 1, "a": 2, "fox": 3, "runs": 4}
+        >>> inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+        >>> inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        >>> tokenizer = Tokenizer(inner)
+        >>> tokenizer.encode("a fox"), tokenizer.decode([3, 4]), tokenizer.token("runs")
+        ([2, 3], 'fox runs', 4)
+        >>> tokenizer.batch(["a fox runs", "a cat"]).tokens.tolist()
+        [[2, 3, 4], [2, 1, 0]]
     """
 
     def __init__(self, inner: Any):
@@ -48,11 +68,27 @@ class Tokenizer:
         self.vocabulary = inner.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Numbers of the tokens; `special` adds those that the model expects around a text."""
+        """Numbers of the tokens.
+
+        Args:
+            text: one text.
+            special: add the tokens that the model expects around a text.
+
+        Returns:
+            As many numbers as there are tokens.
+        """
         return self.inner.encode(text, add_special_tokens=special).ids
 
     def decode(self, tokens: Sequence[int] | Int[np.ndarray, " T"] | Int[Array, " T"], *, special: bool = False) -> str:
-        """The text of tokens; special ones are left out unless asked for."""
+        """The text of tokens.
+
+        Args:
+            tokens: their numbers, [T].
+            special: keep special tokens, which are left out else.
+
+        Returns:
+            The text, put together as the tokeniser does.
+        """
         return self.inner.decode([int(token) for token in np.asarray(tokens)], skip_special_tokens=not special)
 
     def token(self, text: str) -> int:
@@ -87,6 +123,13 @@ class Tokenizer:
 
 def pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Batch:
     """Rows of tokens as one array, padded on the right with 0.
+
+    Args:
+        rows: at least one row of numbers of tokens.
+        length: T; the longest row's if None. What is longer is cut at the end.
+
+    Returns:
+        Tokens and mask, [B, T].
 
     Example:
         >>> from ntkprefix.models.tokenizers import pad

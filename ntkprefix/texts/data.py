@@ -25,6 +25,14 @@ class Example:
         answer: what it should go on with, from the first space on.
         texts: what an encoder reads, one text or a pair; empty where there is no class.
         label: class number; -1 where there is none.
+
+    Example:
+        >>> from ntkprefix.texts import Example
+        >>> review = Example("Review: a joy. Sentiment:", " positive", texts=("a joy",), label=1)
+        >>> review.prompt + review.answer
+        'Review: a joy. Sentiment: positive'
+        >>> Example("2 + 3 =", " 5").label  # a free answer is of no class
+        -1
     """
 
     prompt: str
@@ -43,6 +51,14 @@ class TextData:
         choices: the answers by class number; empty where answers are free.
         name: of the task.
         notes: which files they are from.
+
+    Example:
+        >>> from ntkprefix.texts import Example, TextData
+        >>> joy = Example("a joy:", " good", texts=("a joy",), label=1)
+        >>> bore = Example("a bore:", " bad", texts=("a bore",), label=0)
+        >>> data = TextData(train=(joy, bore), test=(joy,), choices=(" bad", " good"), name="reviews", notes="made up")
+        >>> [data.choices[example.label] == example.answer for example in data.train]
+        [True, True]
     """
 
     train: tuple[Example, ...]

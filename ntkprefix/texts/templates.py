@@ -36,6 +36,13 @@ class Template:
         answer: a free answer.
         rows: the rows of one line of the file.
 
+    Example:
+        >>> from ntkprefix.texts import Template
+        >>> template = Template(prompt="News: {title}. Topic:", texts=("{title}",), choices=(" art", " sport"))
+        >>> row = {"title": "A late goal", "label": 1}
+        >>> template.prompt.format_map(row) + template.choices[row["label"]]
+        'News: A late goal. Topic: sport'
+
     Source: the fields are those of the data sets' own files; GLUE and SuperGLUE (arXiv 1804.07461, 1905.00537).
     """
 
