@@ -10,7 +10,7 @@ import pytest
 from attention_cases import HV, KEY, OPTIONS, QUERY, VALUE, B, H, K, N, S, T, normal
 from flax import nnx
 
-from ntkprefix import FeaturePrefix, MeasurePrefix, Partial, TokenPrefix, attention, feature_map
+from ntkprefix import FeaturePrefix, MeasurePrefix, Partial, TokenPrefix, attention, feature_map, merge
 from ntkprefix._pytree import pytree
 from ntkprefix.feature_maps import Elu
 from ntkprefix.kernels import blockwise, dense
@@ -144,6 +144,16 @@ OTHERS = ["a state", "a state that starts as a no-op", "an additive memory", "a 
 OTHERS += ["a negative denominator", "nothing", "far above", "far below"]
 
 
+class Given:
+    """A prefix whose share is given."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def partial(self, query, scale):  # noqa: ARG002
+        return self.share
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_what_joins_the_blocks_counts_as_if_it_were_merged_behind_them(kind):
     """One row of a batch sees nothing of the input, and rows fill up blocks."""
@@ -153,23 +163,33 @@ def test_what_joins_the_blocks_counts_as_if_it_were_merged_behind_them(kind):
     def of(kernel):
         def both(inputs):
             query, key, value, also = inputs
-            share = kernel(query, key, value, also=also, **options)
-            return share.normalise(), share.den, share.log_mass()
+            return kernel(query, key, value, prefix=Given(also), **options)
 
         def loss(inputs):
-            out, _, log_mass = both(inputs)
+            out, log_mass = both(inputs)
             seen = jnp.isfinite(log_mass)
             return jnp.sum(weights * out) + jnp.sum(jnp.where(seen, weights[..., 0] * log_mass, 0.0))
 
         return jax.jit(lambda inputs: (both(inputs), jax.grad(loss)(inputs)))((QUERY, KEY, VALUE, also))
 
-    (out, den, log_mass), gradients = of(partial(blockwise.partial_attention, blocks=CUTS["filled up"]))
-    (same_out, same_den, same_log_mass), expected = of(dense.partial_attention)
+    (out, log_mass), gradients = of(partial(blockwise.attend, blocks=CUTS["filled up"]))
+    (same_out, same_log_mass), expected = of(dense.attend)
     np.testing.assert_allclose(out, same_out, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(log_mass, same_log_mass, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(den, jnp.sign(same_den))
     for one, other in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-5 * max(1.0, float(jnp.abs(other).max())))
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_shares_that_are_merged_with_others_are_those_of_the_dense_kernel(kind):
+    """Undivided: a row that sees nothing still has what an additive memory brings, which more keys may divide."""
+    options = {"scale": 0.4, "key_value_seq_lengths": jnp.array([0, 6], jnp.int32), "also": other_keys(kind)}
+    share = blockwise.partial_attention(QUERY, KEY, VALUE, blocks=CUTS["filled up"], **options)
+    expected = dense.partial_attention(QUERY, KEY, VALUE, **options)
+    more = Partial(jnp.ones((B, T, N, HV)), jnp.ones((B, T, N)), jnp.zeros((B, T, N)))
+    one, other = merge(share, more), merge(expected, more)
+    np.testing.assert_allclose(one.normalise(), other.normalise(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one.log_mass(), other.log_mass(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_state_that_starts_as_a_no_op_changes_no_bit():

@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import inspect
 import json
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -70,6 +72,26 @@ def test_the_reference_has_all_that_is_public(name, reference):
         value = getattr(importlib.import_module(name), public)
         own = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
         assert {f"{name}.{public}", own} & reference, f"{name}.{public} is in no page of docs/api."
+
+
+def without_example(value):
+    """Whether neither it nor, of a class, a part of it shows a use; what is inherited has been shown elsewhere."""
+    own = vars(value).values() if inspect.isclass(value) else ()
+    parts = [part.__func__ if isinstance(part, (classmethod, staticmethod)) else part for part in own]
+    docs = [value.__doc__, *(getattr(part, "__doc__", None) for part in parts)]
+    return not any(">>>" in (each or "") for each in docs)
+
+
+def test_all_functions_and_classes_in_the_reference_have_an_example(reference):
+    values = {name: pkgutil.resolve_name(name) for name in reference if "__" not in name}
+    # Methods belong to their class.
+    shown = {
+        name: value
+        for name, value in values.items()
+        if (inspect.isroutine(value) or inspect.isclass(value)) and "." not in value.__qualname__
+    }
+    assert len(shown) > 150
+    assert not sorted(name for name, value in shown.items() if without_example(value))
 
 
 def theorem():

@@ -116,8 +116,7 @@ def partial_attention(
         options: of `dense.partial_attention`.
 
     Returns:
-        The share of both, in float32 or wider: divided already, so that its `den` is 1, and 0 where nothing is seen, or
-        -1 where `also` made it negative.
+        The share of both, in float32 or wider; without `also` divided already: `den` is 1, or 0 where nothing is seen.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -134,8 +133,8 @@ def partial_attention(
     Source: arXiv 2112.05682 and arXiv 2205.14135.
     """
     blocks = blocks or _blocks_for(query, key)
-    out, sign, log_mass = _shares(query, key, value, scale=scale, also=also, blocks=blocks, **options)
-    return Partial(out if also is None else out * sign[..., None], sign, log_mass)
+    share = Partial(*_shares(query, key, value, scale=scale, blocks=blocks, **options))
+    return share if also is None else add(share, also)
 
 
 def gradients(
