@@ -102,7 +102,7 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
         raise ValueError(f"{folder / _WEIGHTS}: not a whole safetensors file ({error}).") from error
     try:
         _check(adapter, arrays)
-        return adapter, _nested({name: jnp.asarray(array) for name, array in arrays.items()})
+        return adapter, _completed(adapter, _nested({name: jnp.asarray(array) for name, array in arrays.items()}))
     except ValueError as error:
         raise ValueError(f"{folder / _WEIGHTS}: not the parameters of {folder / _CONFIG}: {error}.") from error
 
@@ -134,7 +134,7 @@ def _check(adapter: Any, arrays: dict[str, np.ndarray]) -> None:
     """That the arrays are this adapter's, as far as it can be told without the model."""
     if isinstance(adapter, Stack):
         parts = [str(index) for index in range(len(adapter.adapters))]
-        strange = sorted(name for name in arrays if name.split(".")[0] not in parts)
+        strange = sorted(name for name in arrays if name.partition(".")[0] not in parts or "." not in name)
         if strange:
             raise ValueError(f"expected the arrays of {len(parts)} adapters, got also {', '.join(strange)}")
         for part, of_part in zip(parts, adapter.adapters, strict=True):
@@ -160,6 +160,13 @@ def _flat(params: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in params.items():
         flat |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
     return flat
+
+
+def _completed(adapter: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """With the parts of a stack that have no parameters, which leave nothing in a file."""
+    if not isinstance(adapter, Stack):
+        return params
+    return {str(index): _completed(part, params.get(str(index), {})) for index, part in enumerate(adapter.adapters)}
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:

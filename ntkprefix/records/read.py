@@ -56,8 +56,7 @@ def _file(path: Path) -> Path:
         raise FileNotFoundError(f"{path}: expected a run folder, with {_RESULTS} in it, found none.{_hint(path)}")
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: expected a run folder or a result file here, found none. A command's --out names "
-            "the folder."
+            f"{path}: expected a run folder or a result file here, found none. A command's --out names the folder."
         )
     return path
 
