@@ -46,7 +46,7 @@ class Prefix(Protocol):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from ntkprefix import Partial, attention
-        >>> from ntkprefix.prefixes.base import Prefix, PrefixShape
+        >>> from ntkprefix.prefixes import Prefix, PrefixShape
         >>> @jax.tree_util.register_static
         ... class Rest:  # a key of logit 0 with the value 0, on which the softmax may rest
         ...     def partial(self, query, scale):
