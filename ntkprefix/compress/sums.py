@@ -29,6 +29,16 @@ class Sums:
         TypeError: a `recentre` that is neither True nor False.
         ValueError: an unknown feature map.
 
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix.compress import Sums, compress
+        >>> keys, values = jax.random.normal(jax.random.key(0), (2, 64, 2, 4))
+        >>> options = {"method": Sums("elu", recentre=False), "budget": "50 numbers"}
+        >>> first, second = (compress(keys[part], values[part], **options).prefix for part in (slice(32), slice(32, 64)))
+        >>> both = compress(keys, values, **options).prefix
+        >>> both.Z.shape, bool(jnp.allclose((first + second).Z, both.Z, rtol=1e-4, atol=1e-4))
+        ((2, 4, 4), True)
+
     Source: `FeaturePrefix.from_tokens`.
     """
 
