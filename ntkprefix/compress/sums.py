@@ -30,13 +30,14 @@ class Sums:
         ValueError: an unknown feature map.
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import jax, numpy as np
         >>> from ntkprefix.compress import Sums, compress
         >>> keys, values = jax.random.normal(jax.random.key(0), (2, 64, 2, 4))
         >>> options = {"method": Sums("elu", recentre=False), "budget": "50 numbers"}
-        >>> first, second = (compress(keys[part], values[part], **options).prefix for part in (slice(32), slice(32, 64)))
+        >>> halves = (slice(32), slice(32, 64))
+        >>> first, second = (compress(keys[half], values[half], **options).prefix for half in halves)
         >>> both = compress(keys, values, **options).prefix
-        >>> both.Z.shape, bool(jnp.allclose((first + second).Z, both.Z, rtol=1e-4, atol=1e-4))
+        >>> both.Z.shape, bool(np.allclose((first + second).Z, both.Z, rtol=1e-4, atol=1e-4))
         ((2, 4, 4), True)
 
     Source: `FeaturePrefix.from_tokens`.
