@@ -32,6 +32,16 @@ def join(text: str) -> None:
     Raises:
         ConnectionError: the others did not come.
         ValueError: words of another form, nothing tells JAX of the others, or JAX has computed something already.
+
+    Example:
+        >>> import jax
+        >>> from ntkprefix.hosts import join
+        >>> join("")
+        >>> jax.process_count()
+        1
+        >>> join("10.0.0.1:1234,2/2")
+        Traceback (most recent call last):
+        ValueError: hosts: expected auto, or the first process's address, ... got '10.0.0.1:1234,2/2'.
     """
     if not text:
         return
@@ -97,7 +107,13 @@ def place_of(text: str) -> tuple[str, int, int]:
 
 
 def first() -> bool:
-    """Whether this process is the one that writes files and tells how far the work is."""
+    """Whether this process is the one that writes files and tells how far the work is.
+
+    Example:
+        >>> from ntkprefix.hosts import first
+        >>> first()  # a process of its own is
+        True
+    """
     return jax.process_index() == 0
 
 
@@ -181,8 +197,21 @@ def same(settings: Mapping[str, Any]) -> None:
 def gone(error: BaseException) -> None:
     """What an error of JAX means where there are other processes: that one of them has ended.
 
+    Args:
+        error: that JAX raised.
+
     Raises:
         ConnectionAbortedError: if this is one of several processes.
+
+    Example:
+        >>> from ntkprefix.hosts import gone
+        >>> try:
+        ...     raise RuntimeError("out of range")
+        ... except RuntimeError as error:
+        ...     gone(error)  # does nothing in a process of its own, so that the error goes on
+        ...     raise
+        Traceback (most recent call last):
+        RuntimeError: out of range
     """
     if jax.distributed.is_initialized():
         raise ConnectionAbortedError(
@@ -192,7 +221,16 @@ def gone(error: BaseException) -> None:
 
 
 def leave(status: int) -> None:
-    """End a process that has failed, if it is one of several, without waiting for the others: they may wait for it."""
+    """End a process that has failed, if it is one of several, without waiting for the others: they may wait for it.
+
+    Args:
+        status: that the process exits with.
+
+    Example:
+        >>> from ntkprefix.hosts import leave
+        >>> leave(1) is None  # a process of its own goes on, and ends as any other
+        True
+    """
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

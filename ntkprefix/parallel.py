@@ -258,7 +258,22 @@ def _put(leaf: Any, sharding: NamedSharding) -> Array:
 
 
 def put_rest(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A pytree on a mesh: what lies on it already stays as it is, all else is put whole on every device."""
+    """A pytree on a mesh: what lies on it already stays as it is, all else is put whole on every device.
+
+    Args:
+        tree: of arrays or numbers.
+        mesh: where to.
+
+    Returns:
+        The same, as arrays on the mesh.
+
+    Example:
+        >>> from ntkprefix.parallel import mesh_of, placed, put, put_rest
+        >>> mesh = mesh_of("prefix=1")
+        >>> cut = put(np.zeros((8, 4)), PartitionSpec("prefix"), mesh)
+        >>> [each.spec for each in placed(put_rest({"cut": cut, "rate": np.ones(3)}, mesh))]
+        [('prefix',), ()]
+    """
 
     def whole(leaf: Any) -> Any:
         sharding = getattr(leaf, "sharding", None)
@@ -275,8 +290,21 @@ def put_rest(tree: PyTree, mesh: Mesh) -> PyTree:
 def put_rows(batch: Sequence[np.ndarray], mesh: Mesh) -> tuple[Array, ...]:
     """The rows of a batch, shared out over `data`.
 
+    Args:
+        batch: arrays with one leading axis of rows.
+        mesh: from `mesh_of`.
+
+    Returns:
+        The same arrays on the mesh.
+
     Raises:
         ValueError: the rows cannot be shared out evenly.
+
+    Example:
+        >>> from ntkprefix.parallel import mesh_of, placed, put_rows
+        >>> tokens, labels = np.zeros((4, 6), np.int32), np.zeros(4, np.int32)
+        >>> [(each.shape, each.spec) for each in placed(put_rows((tokens, labels), mesh_of("data=1")))]
+        [((4, 6), ('data',)), ((4,), ('data',))]
     """
     even_rows(len(batch[0]), mesh.shape["data"])
     return put(tuple(batch), PartitionSpec("data"), mesh)
@@ -285,8 +313,19 @@ def put_rows(batch: Sequence[np.ndarray], mesh: Mesh) -> tuple[Array, ...]:
 def even_rows(rows: int, data: int) -> None:
     """That so many devices can share out a batch, or a micro-batch.
 
+    Args:
+        rows: of it.
+        data: how many devices there are along that axis.
+
     Raises:
         ValueError: it cannot, evenly.
+
+    Example:
+        >>> from ntkprefix.parallel import even_rows
+        >>> even_rows(8, data=4)
+        >>> even_rows(6, data=4)
+        Traceback (most recent call last):
+        ValueError: mesh: expected batches, and micro-batches, of a multiple of the 4 devices along data, got 6 rows.
     """
     if rows % data:
         raise ValueError(
@@ -296,7 +335,24 @@ def even_rows(rows: int, data: int) -> None:
 
 
 def tokens_over_prefix(array: Array) -> Array:
-    """An array with tokens first, shared out over the axis `prefix` of the mesh that is set, where it divides them."""
+    """An array with tokens first, shared out over the axis `prefix` of the mesh that is set, where it divides them.
+
+    Args:
+        array: [M, ...].
+
+    Returns:
+        The same on the mesh, or as it is where no mesh is set or M is no multiple of that axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.parallel import mesh_of, on_mesh, placed, tokens_over_prefix
+        >>> keys = jnp.zeros((8, 2, 4))
+        >>> tokens_over_prefix(keys) is keys  # no mesh is set
+        True
+        >>> with on_mesh(mesh_of("prefix=1")):
+        ...     placed({"keys": tokens_over_prefix(keys)})[0].spec
+        ('prefix',)
+    """
     mesh = jax.sharding.get_mesh()
     if mesh.empty or len(array) % mesh.shape["prefix"]:
         return array
@@ -304,7 +360,25 @@ def tokens_over_prefix(array: Array) -> Array:
 
 
 def rows_over_data(array: Array, axis: int) -> Array:
-    """An array within a compiled function, with one axis over `data`, where a mesh is set that has it."""
+    """An array within a compiled function, with one axis over `data`, where a mesh is set that has it.
+
+    Args:
+        array: of any shape.
+        axis: of rows, counted from 0.
+
+    Returns:
+        The same, and where a mesh is set a constraint on where it lies.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.parallel import mesh_of, on_mesh, rows_over_data
+        >>> program = lambda: str(jax.make_jaxpr(lambda states: rows_over_data(states, axis=1))(jnp.ones((3, 4))))
+        >>> "sharding_constraint" in program()  # no mesh is set
+        False
+        >>> with on_mesh(mesh_of("data=1")):
+        ...     "sharding_constraint" in program()
+        True
+    """
     if "data" not in jax.sharding.get_abstract_mesh().axis_names:
         return array
     return jax.lax.with_sharding_constraint(array, PartitionSpec(*[None] * axis, "data"))
@@ -318,6 +392,13 @@ class Placed(NamedTuple):
         shape: whole.
         spec: which axes of the mesh cut which of its own; empty for an array that is whole on every device.
         bytes_per_device: of the share of one device.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.parallel import placed
+        >>> each = placed({"adapter": {"keys": jnp.zeros((8, 4))}})[0]
+        >>> each.path, each.shape, each.spec, each.bytes_per_device
+        ('adapter.keys', (8, 4), (), 128)
     """
 
     path: str
@@ -345,7 +426,20 @@ def placed(tree: PyTree) -> list[Placed]:
 
 
 def path_of(path: tuple[Any, ...]) -> str:
-    """A leaf's path as names with points between them, without the variable that Flax wraps it in."""
+    """A leaf's path as names with points between them, without the variable that Flax wraps it in.
+
+    Args:
+        path: as `jax.tree_util.tree_leaves_with_path` gives it, of at least one key.
+
+    Returns:
+        Names and numbers, such as `blocks.mlp.up.kernel`.
+
+    Example:
+        >>> from ntkprefix.parallel import path_of
+        >>> leaves = jax.tree_util.tree_leaves_with_path({"adapters": [{"keys": 1.0}, {"Z": 2.0}]})
+        >>> [path_of(path) for path, _ in leaves]
+        ['adapters.0.keys', 'adapters.1.Z']
+    """
     if isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
         path = path[:-1]
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

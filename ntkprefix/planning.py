@@ -45,6 +45,17 @@ class Exchange(NamedTuple):
         bytes: of the arrays.
         sent: bytes that each device sends when devices form a ring, 2 (n - 1) / n times those.
 
+    Example:
+        >>> from ntkprefix.adapters import FeatureAdapter
+        >>> from ntkprefix.models import BlockConfig, TextConfig
+        >>> from ntkprefix.planning import plan
+        >>> block = BlockConfig(width=8, heads=2, mlp_width=16, causal=True)
+        >>> config = TextConfig(vocabulary=10, layers=3, block=block)
+        >>> sizes = {"data": 4, "tensor": 1, "prefix": 1}
+        >>> (one,) = plan(config, FeatureAdapter(), sizes, batch_size=4, length=8, answer=2).exchanges
+        >>> one.axis, one.what, one.sent / one.bytes  # 2 (4 - 1) / 4
+        ('data', 'gradients of the adapter', 1.5)
+
     Source: of the ring's factor, Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms (2009), section 4.
     """
 
@@ -65,6 +76,19 @@ class Plan:
         bytes: in memory at the same time, by what they hold.
         flops: in one step, by what they compute; a multiplication and an addition are two.
         exchanges: with other devices in one step.
+
+    Example:
+        >>> from ntkprefix.adapters import TokenAdapter
+        >>> from ntkprefix.models import BlockConfig, TextConfig
+        >>> from ntkprefix.planning import plan
+        >>> block = BlockConfig(width=8, heads=2, mlp_width=16, causal=True)
+        >>> config = TextConfig(vocabulary=10, layers=3, block=block)
+        >>> sizes = {"data": 2, "tensor": 1, "prefix": 4}
+        >>> step = plan(config, TokenAdapter(length=16), sizes, batch_size=2, length=8, answer=2)
+        >>> step.devices, step.sent("tensor"), step.sent("prefix") > step.sent("data") > 0
+        (8, 0, True)
+        >>> step.bytes["adapter"]  # 3 layers of 16 / 4 keys and values of 2 heads of 4 numbers of 4 bytes
+        768
     """
 
     sizes: dict[str, int]
@@ -168,12 +192,45 @@ def plan(
 
 
 def weights_of(config: TextConfig) -> PyTree:
-    """Shapes and dtypes of a model's weights, without the numbers."""
+    """Shapes and dtypes of a model's weights, without the numbers.
+
+    Args:
+        config: of the model.
+
+    Returns:
+        A pytree of `jax.ShapeDtypeStruct`, named as the weights of the model are.
+
+    Example:
+        >>> import jax
+        >>> from ntkprefix.models import BlockConfig, TextConfig
+        >>> from ntkprefix.planning import weights_of
+        >>> block = BlockConfig(width=8, heads=2, mlp_width=16, causal=True)
+        >>> weights = weights_of(TextConfig(vocabulary=10, layers=3, block=block))
+        >>> weights["tokens"]["embedding"].shape, sum(leaf.size for leaf in jax.tree.leaves(weights))
+        ((10, 8), 1896)
+    """
     return nnx.split(nnx.eval_shape(lambda: TextModel(config, rngs=nnx.Rngs(0))))[1]
 
 
 def adapter_of(config: TextConfig, adapter: Adapter) -> PyTree:
-    """Shapes and dtypes of an adapter's parameters, without the numbers."""
+    """Shapes and dtypes of an adapter's parameters, without the numbers.
+
+    Args:
+        config: of the model.
+        adapter: one that reads no more of the model than its statistics: tokens or states, not LoRA.
+
+    Returns:
+        A pytree of `jax.ShapeDtypeStruct`, as of the adapter's `init`.
+
+    Example:
+        >>> from ntkprefix.adapters import TokenAdapter
+        >>> from ntkprefix.models import BlockConfig, TextConfig
+        >>> from ntkprefix.planning import adapter_of
+        >>> block = BlockConfig(width=8, heads=2, mlp_width=16, causal=True)
+        >>> config = TextConfig(vocabulary=10, layers=3, block=block)
+        >>> adapter_of(config, TokenAdapter(length=16))["keys"].shape
+        (3, 16, 2, 4)
+    """
     block, layers = config.block, config.layers
     of_query, of_key = (layers, block.heads), (layers, block.kv_heads, block.head_width)
     shapes = {
@@ -189,7 +246,25 @@ def adapter_of(config: TextConfig, adapter: Adapter) -> PyTree:
 
 
 def share_bytes(tree: PyTree, specs: PyTree, sizes: Mapping[str, int]) -> int:
-    """Bytes of one device's share of a pytree."""
+    """Bytes of one device's share of a pytree.
+
+    Args:
+        tree: of arrays, or of their shapes and dtypes.
+        specs: a `PartitionSpec` for every array, whose axes of the mesh divide those that they cut.
+        sizes: of the mesh, by the axes' names.
+
+    Returns:
+        A sum over all arrays; those that nothing cuts count whole.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jax.sharding import PartitionSpec
+        >>> from ntkprefix.planning import share_bytes
+        >>> tree = {"keys": jax.ShapeDtypeStruct((64, 2, 4), jnp.float32), "rate": jnp.zeros(())}
+        >>> specs = {"keys": PartitionSpec("prefix", "tensor"), "rate": PartitionSpec()}
+        >>> share_bytes(tree, specs, {"data": 1, "tensor": 2, "prefix": 8})  # of keys 8 x 1 x 4 numbers
+        132
+    """
     shares = jax.tree.map(lambda leaf, spec: _share(leaf, spec, sizes) * leaf.dtype.itemsize, tree, specs)
     return sum(jax.tree.leaves(shares))
 

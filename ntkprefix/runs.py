@@ -41,6 +41,13 @@ def environment() -> dict[str, Any]:
     Returns:
         A JSON-ready dictionary. `commit` is None outside a git checkout and ends in `-dirty` when tracked files
         differ from it, other than result files and documents, which runs write.
+
+    Example:
+        >>> from ntkprefix import __version__
+        >>> from ntkprefix.runs import environment
+        >>> found = environment()
+        >>> found["ntkprefix"] == __version__, sorted(found["packages"])
+        (True, ['flax', 'jax', 'jaxlib', 'neural-tangents', 'numpy', 'optax'])
     """
     device = jax.devices()[0]
     return {
@@ -71,6 +78,15 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
     Raises:
         OSError: as for `write_bytes`.
         ValueError: `content` holds NaN or an infinity.
+
+    Example:
+        >>> import tempfile
+        >>> from ntkprefix.runs import write_json
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(write_json(f"{folder}/run/results.json", {"loss": 0.5}).read_text(), end="")
+        ...     write_json(f"{folder}/run/results.json", {"loss": float("nan")})
+        Traceback (most recent call last):
+        ValueError: Out of range float values are not JSON compliant...
     """
     path = Path(path)
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -81,8 +97,22 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file whole or not at all (see `write_json`).
 
+    Args:
+        path: file to write; its folder is made when absent.
+        content: all of it.
+
     Raises:
         OSError: the file cannot be written; the message names it. What was there before is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ntkprefix.runs import write_bytes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_bytes(f"{folder}/new/state", b"12")
+        ...     write_bytes(f"{folder}/new/state", b"345")
+        ...     [(path.name, path.read_bytes()) for path in Path(folder, "new").iterdir()]
+        [('state', b'345')]
     """
     path = Path(path)
     try:
@@ -157,9 +187,22 @@ def _replace(path: Path, content: bytes) -> None:
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object.
 
+    Args:
+        path: of the file.
+
+    Returns:
+        The object.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a JSON object; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> from ntkprefix.runs import read_json, write_json
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_json(write_json(f"{folder}/results.json", {"loss": 0.5}))
+        {'loss': 0.5}
     """
     path = Path(path)
     try:
@@ -174,11 +217,27 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object per line, without a last line that is not whole.
+    r"""Read a file of one JSON object per line, without a last line that is not whole.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The objects, in the order of the lines.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line that is no JSON object; the message names the file and the line.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ntkprefix.runs import read_json_lines
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "metrics.jsonl")
+        ...     _ = path.write_text('{"step": 1}\n{"step": 2}\n{"st')  # killed while it wrote
+        ...     read_json_lines(path)
+        [{'step': 1}, {'step': 2}]
     """
     return [content for _, content in _json_lines(Path(path))]
 

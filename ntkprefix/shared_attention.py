@@ -63,6 +63,18 @@ def shared_attention(
     Raises:
         TypeError: as for `attention`.
         ValueError: as for `attention`.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from ntkprefix import TokenPrefix, attention
+        >>> from ntkprefix.parallel import mesh_of, on_mesh
+        >>> from ntkprefix.shared_attention import shared_attention
+        >>> key, value, query = jax.random.normal(jax.random.key(0), (3, 1, 4, 2, 8))
+        >>> prefix = TokenPrefix(key[0], value[0])
+        >>> with on_mesh(mesh_of("prefix=1")):
+        ...     out = jax.jit(shared_attention)(query, key, value, prefix=prefix)
+        >>> bool(np.allclose(out, jax.jit(attention)(query, key, value, prefix=prefix), atol=1e-5))
+        True
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not {"data", "tensor", "prefix"} <= set(mesh.axis_names) or mesh.size == 1 or not _known(prefix):

@@ -19,7 +19,19 @@ Targets = Literal["gaussian", "teacher", "labels"]
 
 
 class Data(NamedTuple):
-    """Training inputs x and targets y, [n, d], and held-out inputs x_test, [n_test, d]."""
+    """Inputs and targets.
+
+    Attributes:
+        x: training inputs, [n, d].
+        y: their targets, [n, d].
+        x_test: held-out inputs, [n_test, d].
+
+    Example:
+        >>> from theory import make_data
+        >>> data = make_data(n=8, d=4, n_test=2)
+        >>> data.x.shape, data.y.shape, data.x_test.shape
+        ((8, 4), (8, 4), (2, 4))
+    """
 
     x: Float[Array, "n d"]
     y: Float[Array, "n d"]

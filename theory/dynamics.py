@@ -27,7 +27,20 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 class Trajectory(NamedTuple):
     """What training leaves.
 
-    Loss 1/2 Σ_i ||F(x_i) - y_i||² and movement max_r ||w_r(t) - w_r(0)|| at t = 0..steps, and the trained W.
+    Attributes:
+        loss: 1/2 Σ_i ||F(x_i) - y_i||² at t = 0..steps, [steps + 1].
+        movement: max_r ||w_r(t) - w_r(0)|| at t = 0..steps, [steps + 1].
+        W: the trained prefix, [M, d].
+
+    Example:
+        >>> import jax
+        >>> from theory import init_stylized, train
+        >>> W, a = init_stylized(jax.random.key(0), M=64, d=2)
+        >>> run = train(W, a, jax.numpy.eye(2), jax.numpy.eye(2), steps=20, step_size=0.02)
+        >>> run.movement.shape, float(run.movement[0])
+        ((21,), 0.0)
+        >>> bool(jax.numpy.isclose(run.movement[-1], jax.numpy.linalg.norm(run.W - W, axis=1).max()))
+        True
     """
 
     loss: Float[Array, " time"]

@@ -19,7 +19,20 @@ _LEAST_FACTOR = 1e-12
 
 
 class Prediction(NamedTuple):
-    """Outputs on the training inputs and on held-out ones; without the time axis at convergence."""
+    """Outputs on the training inputs and on held-out ones; without the time axis at convergence.
+
+    Attributes:
+        train: at t = 0..steps, [steps + 1, n, d], or [n, d].
+        test: likewise, [steps + 1, n_test, d] or [n_test, d]; None without held-out inputs.
+
+    Example:
+        >>> import jax
+        >>> from theory import predict_infinite
+        >>> x = jax.numpy.eye(2)
+        >>> at_the_end = predict_infinite(x, x, x_test=-x, steps=None)
+        >>> at_the_end.train.shape, at_the_end.test.shape, bool(abs(at_the_end.train - x).max() < 1e-5)
+        ((2, 2), (2, 2), True)
+    """
 
     train: Float[Array, "*time n d"]
     test: Float[Array, "*time n_test d"] | None

@@ -15,7 +15,19 @@ Numbers = float | Sequence[Any] | np.ndarray
 
 
 class Estimate(NamedTuple):
-    """A fitted number and the ends of its confidence interval."""
+    """A fitted number and the ends of its 95 % confidence interval.
+
+    Attributes:
+        value: the number.
+        low: lower end.
+        high: upper end.
+
+    Example:
+        >>> from theory.intervals import mean
+        >>> estimate = mean([1.0, 2.0, 3.0])
+        >>> estimate.value, round(estimate.low, 2), round(estimate.high, 2)
+        (2.0, -0.48, 4.48)
+    """
 
     value: float
     low: float

@@ -61,7 +61,23 @@ ASYMPTOTIC_FROM = 1024
 
 @dataclass(frozen=True)
 class Finding:
-    """One fitted number, its interval over seeds, the declared band, and whether the one lies in the other."""
+    """One fitted number, its interval over seeds, the declared band, and whether the one lies in the other.
+
+    Attributes:
+        name: of the number.
+        estimate: the number and its interval.
+        band: the lowest and the highest that pass; may be infinite.
+
+    Example:
+        >>> from theory import Finding
+        >>> from theory.intervals import Estimate
+        >>> band = (-0.6, -0.4)
+        >>> sure, vague = Estimate(-0.5, -0.55, -0.45), Estimate(-0.5, -0.7, -0.3)
+        >>> [Finding("exponent of M", estimate, band).passed for estimate in (sure, vague)]
+        [True, False]
+        >>> Finding("exponent of M", vague, band).undecided
+        True
+    """
 
     name: str
     estimate: Estimate
@@ -82,7 +98,23 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one line of the theorem came to."""
+    """What one line of the theorem came to.
+
+    Attributes:
+        name: of the line, in a word.
+        claim: what the line says.
+        findings: the numbers that it rests on.
+
+    Example:
+        >>> from theory import Finding, Verdict
+        >>> from theory.intervals import Estimate
+        >>> good = Finding("exponent of M", Estimate(-0.5, -0.55, -0.45), (-0.6, -0.4))
+        >>> bad = Finding("difference", Estimate(0.1, 0.1, 0.1), (0.0, 1e-5))
+        >>> [Verdict("kernel", "it approaches", findings).status for findings in ((good,), (good, bad))]
+        ['pass', 'fail']
+        >>> Verdict("kernel", "it approaches", (bad,), outside="it is about gradient descent").holds
+        True
+    """
 
     name: str
     claim: str

@@ -33,7 +33,21 @@ _COLOURS = {"pass": "green", "undecided": "magenta", "fail": "red", "not applica
 
 @dataclass(frozen=True)
 class Report:
-    """What a run came to: its verdicts, and all numbers behind them as written to results.json."""
+    """What a run came to: its verdicts, and all numbers behind them as written to results.json.
+
+    Attributes:
+        verdicts: the seven, in the order of the theorem's lines.
+        results: all that `results.json` holds.
+        folder: where it is.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from theory import Finding, Report, Verdict
+        >>> from theory.intervals import Estimate
+        >>> vague = Finding("exponent of M", Estimate(-0.5, -0.7, -0.3), (-0.6, -0.4))
+        >>> Report((Verdict("kernel", "it approaches", (vague,)),), results={}, folder=Path("runs/verify")).passed
+        False
+    """
 
     verdicts: tuple[Verdict, ...]
     results: dict[str, Any]
@@ -65,6 +79,19 @@ def verify(config: Config, *, plots: bool = True, show_progress: bool = False) -
         TypeError: `config` is not a Config, or an option is not a bool.
         ValueError: a piece of an earlier run is damaged, the infinite-prefix kernel is singular, too large or
             overflows, there are not enough digits, or not the devices of the mesh.
+
+    Example:
+        A run takes a minute or more. Results that are not its own it leaves as they are:
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ntkprefix.runs import write_json
+        >>> from theory import Config, verify
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_json(f"{folder}/results.json", {"accuracy": 0.9})
+        ...     verify(Config(quick=True, out=Path(folder)), plots=False)
+        Traceback (most recent call last):
+        ValueError: .../results.json: expected results of ntkprefix verify, or none, got others. Choose another --out.
 
     Source: arXiv 2406.14036, convergence theorem; the seven lines are listed in docs.
     """

@@ -20,7 +20,22 @@ from ntkprefix.prefixes.base import Prefix
 
 
 class Compressed(NamedTuple):
-    """A small prefix, and what is known about it."""
+    """A small prefix, and what is known about it.
+
+    Attributes:
+        prefix: for the `prefix=` of `ntkprefix.attention`.
+        report: what it costs, and how wrong it is.
+
+    Example:
+        >>> import jax
+        >>> from ntkprefix.compress import compress
+        >>> keys, values = jax.random.normal(jax.random.key(0), (2, 64, 2, 4))
+        >>> small = compress(keys, values, method="ends", budget="8x")
+        >>> small.prefix.keys.shape, small.report.ratio
+        ((8, 2, 4), 8.0)
+        >>> small.report.error.tolist()  # without queries it is not known
+        [nan, nan]
+    """
 
     prefix: Any
     report: Report
@@ -139,6 +154,16 @@ def judge(
     Raises:
         TypeError: as for the prefix.
         ValueError: as for the prefix, or a scale that is not above 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.compress import judge
+        >>> keys, values, queries = jax.random.normal(jax.random.key(0), (3, 8, 2, 4))
+        >>> once = TokenPrefix(keys, values, jnp.full((8, 2), jnp.log(2.0)))  # each as heavy as two
+        >>> report = judge(once, jnp.repeat(keys, 2, axis=0), jnp.repeat(values, 2, axis=0), queries=queries)
+        >>> round(report.ratio, 2), bool(report.error.max() < 1e-5)
+        (1.78, True)
     """
     beta = float(checks.positive_scale(scale, keys.shape[-1]))
     return _judge(prefix, Problem(keys, values, queries, beside, beta, log_weights))

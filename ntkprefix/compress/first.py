@@ -30,6 +30,16 @@ class KeepFirst:
         TypeError: no integer.
         ValueError: below 0.
 
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix.compress import KeepFirst, Means, compress
+        >>> keys, values = jax.random.normal(jax.random.key(0), (2, 64, 2, 4))
+        >>> small, _ = compress(keys, values, method=KeepFirst(Means(), first=2), budget=8)
+        >>> bool((small.keys[:2] == keys[:2]).all())
+        True
+        >>> jnp.exp(small.log_weights[2:]).sum(axis=0).round(2).tolist()  # the means of the other tokens of each head
+        [62.0, 62.0]
+
     Source: attention sinks (StreamingLLM, arXiv 2309.17453).
     """
 

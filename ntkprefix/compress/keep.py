@@ -23,6 +23,13 @@ class KeepEnds:
         TypeError: no integer.
         ValueError: below 0.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.compress import KeepEnds, compress
+        >>> tokens = jnp.arange(10.0)[:, None, None]  # one head of width 1
+        >>> compress(tokens, tokens, method=KeepEnds(first=2), budget=5).prefix.keys.ravel().tolist()
+        [0.0, 1.0, 7.0, 8.0, 9.0]
+
     Source: attention sinks (StreamingLLM, arXiv 2309.17453).
     """
 

@@ -44,6 +44,17 @@ class Matching:
         TypeError: no number, no flag.
         ValueError: a ridge that is not above 0, an unknown choice.
 
+    Example:
+        >>> import jax
+        >>> from ntkprefix.compress import Matching, Prune, compress
+        >>> keys, values, queries = jax.random.normal(jax.random.key(0), (3, 64, 2, 4))
+        >>> kept, matched = (
+        ...     compress(keys, values, method=method, budget="8x", queries=queries).report.error
+        ...     for method in (Prune("attention"), Matching())
+        ... )
+        >>> bool((matched < kept / 3).all())
+        True
+
     Source: Attention Matching (arXiv 2602.16284).
     """
 

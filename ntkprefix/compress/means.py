@@ -15,6 +15,14 @@ from ntkprefix.prefixes.measure import fit_clouds
 class Means:
     """Every cluster's mean key and mean value, with the logarithm of its size as log-weight.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.compress import Means, compress
+        >>> tokens = jnp.array([0.0, 0.0, 0.0, 5.0])[:, None, None]  # one head of width 1
+        >>> small, _ = compress(tokens, tokens, method=Means(), budget="6 numbers")
+        >>> sorted(zip(small.keys.ravel().tolist(), jnp.exp(small.log_weights).ravel().round().tolist()))
+        [(0.0, 3.0), (5.0, 1.0)]
+
     Source: Lloyd (1982) on the keys of each head.
     """
 

@@ -23,6 +23,14 @@ class Clouds:
         TypeError: no integer.
         ValueError: below 0.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.compress import Clouds, compress
+        >>> tokens = jnp.array([[1.0, 0.0], [3.0, 0.0]])[:, None]  # one head of width 2
+        >>> cloud, _ = compress(tokens, tokens, method=Clouds(rank=1), budget="9 numbers")
+        >>> cloud.mean[0, 0].tolist(), jnp.abs(cloud.factor[0, 0, :, 0]).round(3).tolist()
+        ([2.0, 0.0], [1.0, 0.0])
+
     Source: `MeasurePrefix`.
     """
 

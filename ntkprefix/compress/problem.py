@@ -28,6 +28,18 @@ class Problem:
         beside: the share of attention of everything else that each query sees, [Q, N, ...]; None for nothing.
         scale: beta.
         log_weights: of tokens that stand for others already, [M, K]; None for 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix.compress.problem import Problem
+        >>> keys, values, queries = jax.random.normal(jax.random.key(0), (3, 8, 2, 4))
+        >>> problem = Problem(keys, values, queries, beside=None, scale=0.5)
+        >>> problem.length, problem.heads
+        (8, 2)
+        >>> wanted = jax.jit(Problem.exact)(problem).normalise()
+        >>> out = jax.nn.dot_product_attention(queries, keys, values)
+        >>> bool(jnp.allclose(wanted, out, atol=1e-5))
+        True
     """
 
     keys: Leaf
@@ -67,6 +79,26 @@ class Method(Protocol):
     """How a layer's prompt becomes a small prefix: a hashable value, under whose options one program is compiled.
 
     One that minds the log-weights of tokens that have been compressed before says so by `takes_weights = True`.
+
+    Example:
+        >>> import dataclasses
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.compress import Method, compress
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class KeepEvery:
+        ...     step: int
+        ...     needs_queries = False
+        ...
+        ...     def __call__(self, problem, numbers, key):
+        ...         most = numbers // (problem.keys.shape[-1] + problem.values.shape[-1])
+        ...         kept = slice(None, most * self.step, self.step)
+        ...         return TokenPrefix(problem.keys[kept], problem.values[kept])
+        >>> isinstance(KeepEvery(2), Method)
+        True
+        >>> tokens = jnp.arange(10.0)[:, None, None]
+        >>> compress(tokens, tokens, method=KeepEvery(3), budget=3).prefix.keys.ravel().tolist()
+        [0.0, 3.0, 6.0]
     """
 
     @property

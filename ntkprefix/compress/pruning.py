@@ -31,6 +31,13 @@ class Prune:
         TypeError: `first` is no integer.
         ValueError: an unknown score, or `first` below 0.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.compress import Prune, compress
+        >>> tokens = jnp.array([5.0, 4.0, 3.0, 2.0, 1.0])[:, None, None]  # one head of width 1
+        >>> compress(tokens, tokens, method=Prune("norm", first=1), budget=3).prefix.keys.ravel().tolist()
+        [5.0, 1.0, 2.0]
+
     Source: SnapKV (arXiv 2404.14469); expected attention (arXiv 2510.00636); key norms (arXiv 2406.11430); KeyDiff
     (arXiv 2504.15364).
     """

@@ -42,6 +42,16 @@ class Report:
         numbers: stored for every kv head, on average.
         itemsize: bytes of one.
         prompt_numbers: of the prompt's own keys and values, likewise.
+
+    Example:
+        >>> import jax
+        >>> from ntkprefix.compress import Sums, compress
+        >>> keys, values, queries = jax.random.normal(jax.random.key(0), (3, 64, 2, 4)) / 2
+        >>> state, report = compress(keys, values, method=Sums("taylor"), budget="2x", queries=queries)
+        >>> report.error.shape, report.held_out, round(report.ratio, 1)
+        ((2,), 16, 2.8)
+        >>> bool(report.error.max() < 0.1), report.above(0.1)
+        (True, [])
     """
 
     error: Leaf

@@ -15,7 +15,16 @@ from ntkprefix.prefixes import TokenPrefix
 
 @dataclasses.dataclass(frozen=True)
 class UniformSample:
-    """Tokens drawn without replacement, all with the weight M / C: sums over them are unbiased."""
+    """Tokens drawn without replacement, all with the weight M / C: sums over them are unbiased.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix.compress import UniformSample, compress
+        >>> keys, values = jax.random.normal(jax.random.key(0), (2, 64, 2, 4))
+        >>> small, _ = compress(keys, values, method=UniformSample(), budget="144 numbers")
+        >>> small.keys.shape, jnp.exp(small.log_weights).round(3)[0].tolist()
+        ((8, 2, 4), [8.0, 8.0])
+    """
 
     needs_queries = False
 
@@ -32,6 +41,16 @@ class ImportanceSample:
 
     Priority sampling: token r of importance w_r has priority w_r / u_r with u_r uniform; the C largest are kept, and
     with tau the largest of the others, each stands for max(1, tau / w_r) tokens like it.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from ntkprefix.compress import ImportanceSample, compress
+        >>> keys, values, queries = jax.random.normal(jax.random.key(0), (3, 64, 1, 4))
+        >>> options = {"method": ImportanceSample(), "budget": "8x", "queries": queries}
+        >>> drawn = [compress(keys, values, seed=seed, **options).prefix.log_weights for seed in range(50)]
+        >>> weights = np.exp(drawn)  # of 7 tokens in each of 50 draws
+        >>> bool((weights >= 1).all()), bool(abs(weights.sum(axis=1).mean() - 64) < 8)
+        (True, True)
 
     Source: priority sampling (Duffield, Lund and Thorup, J. ACM 54, 2007).
     """

@@ -29,6 +29,17 @@ class Sums:
         TypeError: a `recentre` that is neither True nor False.
         ValueError: an unknown feature map.
 
+    Example:
+        >>> import jax, numpy as np
+        >>> from ntkprefix.compress import Sums, compress
+        >>> keys, values = jax.random.normal(jax.random.key(0), (2, 64, 2, 4))
+        >>> options = {"method": Sums("elu", recentre=False), "budget": "50 numbers"}
+        >>> halves = (slice(32), slice(32, 64))
+        >>> first, second = (compress(keys[half], values[half], **options).prefix for half in halves)
+        >>> both = compress(keys, values, **options).prefix
+        >>> both.Z.shape, bool(np.allclose((first + second).Z, both.Z, rtol=1e-4, atol=1e-4))
+        ((2, 4, 4), True)
+
     Source: `FeaturePrefix.from_tokens`.
     """
 

@@ -28,6 +28,14 @@ class Wildcat:
     Projected masses W 1 can be negative; those are raised to a thousandth of the mean one, which a softmax can weigh,
     and the numerator is left as it is.
 
+    Example:
+        >>> import jax, numpy as np
+        >>> from ntkprefix.compress import Wildcat, compress
+        >>> keys, values = np.repeat(jax.random.normal(jax.random.key(0), (2, 4, 1, 4)), 16, axis=1)
+        >>> small, _ = compress(keys, values, method=Wildcat(), budget="36 numbers")
+        >>> np.exp(small.log_weights[:, 0]).round(1).tolist()  # four tokens, each 16 times
+        [16.0, 16.0, 16.0, 16.0]
+
     Source: WildCat (arXiv 2602.10056); randomly pivoted Cholesky (arXiv 2207.06503).
     """
 

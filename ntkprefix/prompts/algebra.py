@@ -27,6 +27,19 @@ class JoinedPrompt(NamedTuple):
         prefixes: tokens, clouds, states of features or several of them joined, of every layer: arrays have a leading
             `layers` axis.
         start: position of what comes after it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
+        >>> from ntkprefix.prompts import JoinedPrompt, read_prompt
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.array([[3, 1, 4, 1, 5, 9, 2]])
+        >>> prompt = JoinedPrompt(read_prompt(model, tokens[:, :5]), start=5)
+        >>> behind = model(tokens[:, 5:], prefixes=prompt.prefixes, positions=prompt.start + jnp.arange(2)[None])
+        >>> bool(jnp.allclose(behind, model(tokens)[:, 5:], atol=1e-5))
+        True
     """
 
     prefixes: Any
@@ -184,7 +197,13 @@ def subtract_prompt(both: Any, one: Any, *, start: int | None = None) -> JoinedP
             clouds that are not there.
 
     Example:
-        See `merge_prompts`.
+        >>> import jax
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.prompts import JoinedPrompt, subtract_prompt
+        >>> one, two = (TokenPrefix(*each) for each in jax.random.normal(jax.random.key(0), (2, 2, 3, 5, 1, 4)))
+        >>> left = subtract_prompt(JoinedPrompt(one + two, 10), JoinedPrompt(two, 10), start=5)
+        >>> bool((left.prefixes.keys == one.keys).all()), left.start
+        (True, 5)
     """
     for prompt in (both, one):
         checked("subtract_prompt", prompt)

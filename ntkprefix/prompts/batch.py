@@ -21,6 +21,15 @@ class BatchedPrompts(NamedTuple):
     Attributes:
         prefixes: for a model's or `generate`'s `prefixes=`: arrays with leading axes of layers and rows.
         start: for `generate`'s `start=`: position of what comes after each row's prompt, [B].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.prompts import JoinedPrompt, batch_prompts
+        >>> short, long = (JoinedPrompt(TokenPrefix(*jnp.ones((2, 3, M, 1, 4))), M) for M in (1, 2))
+        >>> prefixes, start = batch_prompts([short, long])
+        >>> prefixes.log_weights[0, :, :, 0].tolist(), start.tolist()  # of the first layer: rows, tokens
+        ([[0.0, -inf], [0.0, 0.0]], [1, 2])
     """
 
     prefixes: Any

@@ -29,6 +29,18 @@ class Calibration:
     Attributes:
         queries: [L, Q, N, H], float32, turned to their positions behind the prompt.
         beside: the share of the text's own tokens, [L, Q, N, ...].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix import Partial
+        >>> from ntkprefix.compress import compress
+        >>> from ntkprefix.prompts import Calibration
+        >>> keys, values, queries = jax.random.normal(jax.random.key(0), (3, 2, 8, 1, 4))  # of 2 layers
+        >>> alone = Partial(jnp.zeros((2, 8, 1, 4)), jnp.zeros((2, 8, 1)), jnp.full((2, 8, 1), -jnp.inf))
+        >>> asked = jax.tree.map(lambda leaf: leaf[1], Calibration(queries, beside=alone))  # of the second
+        >>> small = compress(keys[1], values[1], method="ends", budget=4, queries=asked.queries, beside=asked.beside)
+        >>> small.report.error.shape, small.report.held_out
+        ((1,), 2)
     """
 
     queries: Leaf
@@ -50,6 +62,18 @@ def calibrate(model: TextModel, texts: Int[Array, "B T"], prefixes: Any, *, star
     Raises:
         TypeError: as for the model.
         ValueError: as for the model.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
+        >>> from ntkprefix.prompts import calibrate, read_prompt
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
+        >>> whole = read_prompt(model, jnp.array([[3, 1, 4, 1, 5]]))
+        >>> asked = calibrate(model, jnp.array([[9, 2, 6], [5, 3, 5]]), whole, start=5)
+        >>> asked.queries.shape, asked.beside.den.shape
+        ((2, 6, 3, 4), (2, 6, 3))
     """
     graph, weights = nnx.split(model)
     return _observe(graph, weights, jnp.asarray(texts), prefixes, jnp.asarray(start, jnp.int32))
@@ -88,6 +112,18 @@ def continued(
     Raises:
         TypeError: as for `generate`.
         ValueError: as for `generate`, or a prompt of one token.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
+        >>> from ntkprefix.prompts import continued, read_prompt
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
+        >>> whole = read_prompt(model, jnp.array([[3, 1, 4, 1, 5]]))
+        >>> texts = continued(model, whole, last=5, rows=3, length=4)
+        >>> texts.shape, bool((texts == continued(model, whole, last=5, rows=3, length=4, seed=1)).all())
+        ((3, 4), False)
 
     Source: queries from the model's own continuations (Attention Matching, arXiv 2602.16284, "self-study"; Cartridges,
     arXiv 2506.06266).

@@ -39,6 +39,17 @@ class CompressedPrompt(NamedTuple):
         prefixes: of every layer, for a model's `prefixes=`: arrays have a leading `layers` axis.
         start: position of what comes after it, M: for `generate(start=...)`, and `positions=` of a model's call.
         report: of every layer, with a leading `layers` axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
+        >>> from ntkprefix.prompts import compress_prompt
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
+        >>> small = compress_prompt(model, jnp.arange(20)[None], method="ends", budget="4x", texts="repeat")
+        >>> small.start, small.report.ratio, small.report.error.shape
+        (20, 4.0, (2, 3))
     """
 
     prefixes: Any

@@ -57,6 +57,22 @@ def distil(
         ValueError: as for the model, fewer texts than a batch, or checkpoints of another run.
         FloatingPointError: the loss is not finite.
 
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
+        >>> from ntkprefix.prompts import distil
+        >>> from ntkprefix.train import TrainConfig
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
+        >>> whole = TokenPrefix(*jax.random.normal(jax.random.key(0), (2, 2, 6, 3, 4)))  # or of read_prompt
+        >>> first = TokenPrefix(whole.keys[:, :2], whole.values[:, :2])
+        >>> config = TrainConfig(epochs=30, batch_size=2, learning_rate=0.1)
+        >>> trained, losses = distil(model, first, whole, jnp.array([[2, 6, 5], [3, 5, 8]]), start=6, config=config)
+        >>> trained.keys.shape, losses.shape, bool(losses[-1] < losses[0] / 2)
+        ((2, 2, 3, 4), (30,), True)
+
     Source: context distillation into a trained cache (Cartridges, arXiv 2506.06266).
     """
     graph, weights = nnx.split(model)

@@ -37,6 +37,18 @@ class StoredPrompt(NamedTuple):
         prefixes: of every layer, for a model's `prefixes=`.
         start: position of what comes after them.
         notes: what was written beside them: where they came from.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.prompts import load_prompt, save_prompt
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tokens = TokenPrefix(*jnp.ones((2, 3, 5, 1, 4)))
+        ...     path = save_prompt(f"{folder}/manual.safetensors", tokens, start=100, notes={"edition": 2})
+        ...     stored = load_prompt(path)
+        >>> stored.start, stored.notes
+        (100, {'edition': 2})
     """
 
     prefixes: Any
@@ -127,6 +139,9 @@ def _stored(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 def load_prompt(path: str | Path) -> StoredPrompt:
     """Read a compressed prompt.
 
+    Args:
+        path: of a file that `save_prompt` wrote.
+
     Returns:
         Its prefixes, in float32, and what was written beside them.
 
@@ -134,6 +149,21 @@ def load_prompt(path: str | Path) -> StoredPrompt:
         FileNotFoundError: there is no such file.
         ValueError: it is no such file, or damaged: other arrays than its kind has, sizes that do not fit each other,
             numbers that are not finite (but log-weights of minus infinity). The message names it.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.prompts import load_prompt, save_prompt
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "manual.safetensors"
+        ...     _ = save_prompt(path, TokenPrefix(*jnp.full((2, 3, 5, 1, 4), 0.1)), start=100, dtype="float16")
+        ...     print(load_prompt(path).prefixes.keys.dtype)
+        ...     _ = path.write_bytes(path.read_bytes()[:-1])
+        ...     load_prompt(path)
+        Traceback (most recent call last):
+        ValueError: .../manual.safetensors: expected a compressed prompt, but ... Make it again.
     """
     path = Path(path)
     if not path.is_file():

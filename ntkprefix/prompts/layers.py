@@ -54,6 +54,17 @@ def compress_layers(
     Raises:
         TypeError: as for `compress`, or heads of several sizes whose prefixes are not weighted tokens.
         ValueError: as for `compress`, or an unknown share.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix import Partial, TokenPrefix
+        >>> from ntkprefix.prompts import Calibration, compress_layers
+        >>> keys, values, queries = jax.random.normal(jax.random.key(0), (3, 2, 16, 1, 4))  # of 2 layers
+        >>> alone = Partial(jnp.zeros((2, 16, 1, 4)), jnp.zeros((2, 16, 1)), jnp.full((2, 16, 1), -jnp.inf))
+        >>> asked = Calibration(queries, beside=alone)
+        >>> small, report = compress_layers(TokenPrefix(keys, values), asked, method="attention", budget="4x")
+        >>> small.keys.shape, report.error.shape
+        ((2, 4, 1, 4), (2, 1))
     """
     checks.one_of("compress_prompt", "share", share, ("even", "need"))
     if error is not None:

@@ -32,6 +32,20 @@ class Saved(NamedTuple):
         losses: of every step done.
         validation: validation losses so far.
         seconds: time in steps.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from ntkprefix.train import Checkpoints, TrainConfig
+        >>> from ntkprefix.train.checkpoints import Saved
+        >>> arrays = {"params": jnp.ones(3), "state": jnp.zeros(3), "best": jnp.ones(3)}
+        >>> config = TrainConfig(epochs=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Checkpoints(folder).save(Saved(arrays, [0.5, 0.25], [], 0.1), config, rows=8)
+        ...     start = Saved({name: jnp.zeros(3) for name in arrays}, [], [], 0.0)
+        ...     found = Checkpoints(folder).restore(start, config, rows=8)
+        >>> found.losses, found.arrays["params"].tolist()
+        ([0.5, 0.25], [1.0, 1.0, 1.0])
     """
 
     arrays: PyTree

@@ -32,6 +32,18 @@ class TrainResult(NamedTuple):
         losses: loss of every step, before the step.
         seconds: time in steps, the first (which compiles) left out.
         validation: validation loss after every epoch; empty without one.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from ntkprefix.train import TrainConfig, train
+        >>> x = np.linspace(-1, 1, 8, dtype=np.float32)
+        >>> loss = lambda w, _, x: jnp.mean((w - x) ** 2)
+        >>> config = TrainConfig(epochs=3, batch_size=4)
+        >>> result = train(loss, jnp.ones(()), None, (x,), config, validate=lambda w: float(w**2))
+        >>> result.losses.shape, result.validation.shape  # of steps, of epochs
+        ((6,), (3,))
+        >>> bool(result.validation[-1] == result.validation.min() == result.params**2)
+        True
     """
 
     params: PyTree

@@ -27,6 +27,15 @@ class PopulationResult(NamedTuple):
         params: trained parameters, every array with a leading axis P.
         losses: loss of every step, before the step, [P, steps]; not finite from where a member diverged.
         seconds: time in steps of the whole population, the first (which compiles) left out.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from ntkprefix.train import TrainConfig, train_population
+        >>> loss = lambda w, _, x: jnp.mean((w - x) ** 2)
+        >>> starts, configs = [jnp.zeros(()), jnp.asarray(jnp.inf)], [TrainConfig(epochs=2, batch_size=4)] * 2
+        >>> result = train_population(loss, starts, None, (np.ones(8, np.float32),), configs)
+        >>> result.losses.shape, result.diverged.tolist(), bool(result.member(0) > 0)
+        ((2, 4), [False, True], True)
     """
 
     params: PyTree
