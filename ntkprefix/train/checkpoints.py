@@ -6,7 +6,8 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,14 +206,29 @@ class Checkpoints:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without orbax's own account of what it then raises."""
-    logger = logging.getLogger("absl")
+    """Without orbax's own account of what it then raises, and of what its threads had still to do when it does.
+
+    Those threads may be told a moment after the error, so a failure leaves their hook in place.
+    """
+    logger, told = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = _but_closed_loops(told)
     try:
         yield
+        sys.unraisablehook = told
     finally:
         logger.setLevel(level)
+
+
+def _but_closed_loops(told: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A hook for errors that nobody can catch, without those of writing to an event loop that has ended."""
+
+    def tell(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            told(unraisable)
+
+    return tell
 
 
 def _check(where: Path) -> None:
