@@ -4,14 +4,18 @@ import os
 from functools import cache
 from pathlib import Path
 
-# Programs here take seconds to compile and none to run, so LLVM is asked for little; XLA's own passes are as ever.
-# `make test-all` sets the variable, to nothing, and tests what users run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
 import jax
 import pytest
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
+
+# Programs here take seconds to compile and none to run, so LLVM is asked for little; XLA's own passes are as ever.
+# `make test-all` sets the variable, to nothing, and tests what users run.
+_FLAGS = "--xla_backend_optimization_level=0"
+# An emitter that takes half as long to write fused loops, which XLA has had until then; an unknown flag ends a process.
+if jax.__version_info__ < (0, 11):
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,8 +1,4 @@
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +6,7 @@ import numpy as np
 import numpy_model as oracle
 import pytest
 from numpy_model import relative
+from simulated_devices import on_devices
 
 from theory import finite_ntk, infinite_ntk, init_stylized, kernels, neural_tangents_compat, stylized_model
 
@@ -107,11 +104,7 @@ def test_memory_of_four_million_tokens_is_under_two_gigabytes_and_flat():
 
 def test_tokens_that_devices_share_out():
     """On 8 simulated devices, which only a process of its own can have."""
-    script = Path(__file__).with_name("on_eight_devices.py")
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    options = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run([sys.executable, script], env=os.environ | options, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
+    on_devices("theory/on_eight_devices.py", 8)
 
 
 @pytest.mark.slow
