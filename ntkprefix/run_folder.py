@@ -114,10 +114,12 @@ def one_at_a_time(folder: str | Path) -> Iterator[None]:
 def same_run(folder: str | Path, settings: Mapping[str, Any], *, goes_on_from: str) -> None:
     """Write a run's settings into its folder, or find there that they are those of the run that was begun in it.
 
+    Where there is nothing to go on from, what is begun anew may be another run.
+
     Args:
         folder: of the run.
         settings: all that the run's results depend on, ready for JSON.
-        goes_on_from: the name of what runs go on from in their folder, which they write after their settings.
+        goes_on_from: the name of a folder in it, which runs write after their settings, and go on from.
 
     Raises:
         OSError: they cannot be written.
@@ -125,22 +127,24 @@ def same_run(folder: str | Path, settings: Mapping[str, Any], *, goes_on_from: s
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> from ntkprefix.run_folder import same_run
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     same_run(folder, {"rank": 2}, goes_on_from="checkpoints")
+        ...     (Path(folder) / "checkpoints" / "1").mkdir(parents=True)
         ...     same_run(folder, {"rank": 4}, goes_on_from="checkpoints")
         Traceback (most recent call last):
         ValueError: ...: expected the run that was begun there, but rank is 2 there and 4 here. Choose...
     """
     path, begun = Path(folder) / SETTINGS, Path(folder) / goes_on_from
-    if not path.exists():
-        if begun.exists():
-            raise ValueError(
-                f"{folder}: expected {SETTINGS} beside {goes_on_from}, which says what run it is, found none. Choose "
-                f"another with --out, or delete {begun} to start afresh."
-            )
+    if not begun.is_dir() or not any(begun.iterdir()):
         write_json(path, settings)
         return
+    if not path.exists():
+        raise ValueError(
+            f"{folder}: expected {SETTINGS} beside {goes_on_from}, which says what run it is, found none. Choose "
+            f"another with --out, or delete {begun} to start afresh."
+        )
     others = differing(read_json(path), settings)
     if others:
         raise ValueError(

@@ -291,6 +291,15 @@ def test_a_list_without_values_is_not_the_default(options, capsys):
     assert "expected at least one value, got none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["sweep", "--seeds", "0", "--seeds", "1"], ["generate", "--text=a", "--text=b"], ["plan", "--meshes", "--meshes"]],
+)
+def test_a_list_given_twice_is_not_its_last_part(options, capsys):
+    assert main(options) == 2
+    assert "expected it once, got it 2 times. Give all values behind one." in capsys.readouterr().err
+
+
 def test_two_configuration_files(tmp_path, capsys):
     (tmp_path / "a.json").write_text("{}")
     path = str(tmp_path / "a.json")

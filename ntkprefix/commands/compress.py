@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +19,7 @@ from ntkprefix import checks, hosts
 from ntkprefix._options import default_told
 from ntkprefix.compress import METHODS, Report
 from ntkprefix.compress.budget import amount_of
-from ntkprefix.fingerprints import of_data
+from ntkprefix.fingerprints import of_data, of_model
 from ntkprefix.hosts import by_first, entered_by_first, first, to_host
 from ntkprefix.models import TextModel, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
@@ -30,6 +31,9 @@ from ntkprefix.train import TrainConfig
 
 # Heads that are named at the end.
 _WORST = 3
+
+# Under which a file's notes tell its model from others.
+FINGERPRINT = "fingerprint of the model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +134,7 @@ def main(config: Config) -> int:
         began = time.perf_counter()
         small = _compressed(config, model, tokens, mesh, parts)
         seconds = time.perf_counter() - began
-        notes = _notes(config, small.report, len(tokens))
+        notes = _notes(config, model, small.report, len(tokens))
         by_first(lambda: save_prompt(config.out, small.prefixes, small.start, notes, dtype=config.dtype))
     _tell(console, config, small.report, len(tokens), seconds)
     return 0
@@ -160,9 +164,10 @@ def _compressed(config: Config, model: TextModel, tokens: np.ndarray, mesh: Any,
         return to_host(small)
 
 
-def _notes(config: Config, report: Report, tokens: int) -> dict[str, Any]:
+def _notes(config: Config, model: TextModel, report: Report, tokens: int) -> dict[str, Any]:
     return {
         "model": config.model,
+        FINGERPRINT: of_model(model.config, nnx.state(model)),
         "prompt": config.prompt.name,
         "tokens": tokens,
         "method": config.method,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from ntkprefix import checks
 from ntkprefix._options import default_told
+from ntkprefix.commands.compress import FINGERPRINT
+from ntkprefix.fingerprints import of_model
 from ntkprefix.models import generate, load_text_model
 from ntkprefix.models.checks import drawing
 from ntkprefix.models.tokenizers import load_tokenizer
@@ -67,8 +71,9 @@ def main(config: Config) -> int:
         raise ValueError(
             f"expected one --prefix for all texts or one for each of {len(texts)}, got {len(config.prefix)}."
         )
-    stored = [_of_model(path, config.model) for path in config.prefix]
+    stored = [load_prompt(path) for path in config.prefix]
     model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
+    _check_model(config, stored, of_model(model.config, nnx.state(model)))
     # What a model expects in front of a text is in front of the prompt.
     batch = tokenizer.batch(texts, special=not stored)
     if not batch.lengths.all():
@@ -89,11 +94,11 @@ def main(config: Config) -> int:
     return 0
 
 
-def _of_model(path: Path, model: str) -> StoredPrompt:
-    stored = load_prompt(path)
-    if stored.notes.get("model", model) != model:
-        raise ValueError(
-            f"{path}: expected a prompt compressed for {model}, got one for {stored.notes['model']}. "
-            f"Give --model {stored.notes['model']}."
-        )
-    return stored
+def _check_model(config: Config, stored: Sequence[StoredPrompt], fingerprint: str) -> None:
+    """That prompts were compressed for this model, wherever it lay then."""
+    for path, prompt in zip(config.prefix, stored, strict=True):
+        if prompt.notes.get(FINGERPRINT, fingerprint) != fingerprint:
+            raise ValueError(
+                f"{path}: expected a prompt compressed for this model, got one for another, which was "
+                f"{prompt.notes.get('model')!r} there. Give its --model."
+            )

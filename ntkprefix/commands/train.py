@@ -168,6 +168,8 @@ def main(config: Config) -> int:
     hosts.same(_plain(config))
     console = Console(quiet=not first())
     out = config.out or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
+    if config.data_dir is not None and config.data_dir.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"train: expected --out outside of the data in {config.data_dir}, got {out}.")
     adapter = spelt(config.adapter)
     mesh = mesh_of(config.mesh) if config.mesh else None
     with entered_by_first(lambda: run_folder(out)), on_mesh(mesh):
@@ -278,8 +280,8 @@ def finished(config: Config, out: Path) -> bool:
     found, wanted = read_json(path).get("config"), _plain(config)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected results of ntkprefix train, got something else. Choose another folder.")
-    names = [name for name in wanted if name in found and name not in _FREE]
-    others = differing(*({name: settings[name] for name in names} for settings in (found, wanted)))
+    names = [name for name in wanted if name not in _FREE]
+    others = differing(*({name: settings.get(name) for name in names} for settings in (found, wanted)))
     if others:
         raise ValueError(
             f"{path}: expected results of this run, but {others}. Choose another folder, or delete this one to start "

@@ -129,7 +129,8 @@ def test_a_line_has_no_break(capsys):
 def test_results_of_other_settings_are_not_taken_for_those_of_a_run(tmp_path, capsys):
     folder = tmp_path / "lora_lr=0.003_seed=0"
     folder.mkdir()
-    (folder / "results.json").write_text(json.dumps({"config": {"adapter": "lora", "epochs": 3}}))
+    config = vars(train.Config(adapter="lora", epochs=3))
+    (folder / "results.json").write_text(json.dumps({"config": config}))
     options = ["--adapters", "lora", "--runs", str(tmp_path), "--left"]
     assert listed(capsys, *options) == []
     assert main(["sweep", *options, "--epochs", "4"]) == 2

@@ -169,6 +169,9 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--adapter", "head", "--size", "12"]) == 2
     told = "results.json: expected results of this run, but size is 8 there and 12 here. Choose another folder, or"
     assert told in capsys.readouterr().err
+    (tmp_path / "run" / "results.json").write_text('{"config": {}}')
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run")]) == 2
+    assert "expected results of this run, but model is None there and 'dinov2' here" in capsys.readouterr().err
     (tmp_path / "run" / "results.json").write_text("{}")
     assert main(["train", *SMALL, "--out", str(tmp_path / "run")]) == 2
     assert "results.json: expected results of ntkprefix train, got something else" in capsys.readouterr().err
@@ -180,12 +183,13 @@ def interrupted(*_):
 
 @pytest.fixture
 def begun(tmp_path, labelled, monkeypatch):
-    """Begins a run on texts that is stopped before anything is trained, and gives its options."""
+    """Begins a run on texts that is stopped at its first checkpoint, and gives its options."""
     options = ["train", *SMALL, "--model", "encoder", "--task", "text", "--data-dir", str(labelled)]
     options += ["--adapter", "lora:rank=2", "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         patch.setattr(command, "_train", interrupted)
         assert main(options) == 130
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
     monkeypatch.setattr(command, "_train", lambda *_: pytest.fail("something was trained"))
     return options
 
@@ -240,6 +244,7 @@ def test_other_weights_of_the_same_shapes_are_refused(begun, models, monkeypatch
 def test_the_same_settings_go_on_whatever_was_written_of_them(left, begun, tmp_path, monkeypatch):
     file = tmp_path / "run" / "settings.json"
     before = file.read_bytes()
+    (tmp_path / "run" / "checkpoints" / "1").rmdir()
     if left != "all":
         file.unlink()
     if left == "half":
@@ -247,13 +252,27 @@ def test_the_same_settings_go_on_whatever_was_written_of_them(left, begun, tmp_p
     monkeypatch.setattr(command, "_train", interrupted)
     # No number depends on how often it is kept.
     assert main([*begun, "--checkpoint-every", "1"]) == 130
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["settings.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "settings.json"]
     assert file.read_bytes() == before
+
+
+def test_a_run_without_a_checkpoint_leaves_its_folder_to_other_settings(begun, tmp_path, monkeypatch):
+    (tmp_path / "run" / "checkpoints" / "1").rmdir()
+    monkeypatch.setattr(command, "_train", interrupted)
+    assert main([*begun, "--seed", "1"]) == 130
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["seed"] == 1
+
+
+@pytest.mark.parametrize("place", ["", "run"])
+def test_a_run_is_no_part_of_its_data(place, labelled, capsys):
+    options = ["--model", "encoder", "--task", "text", "--data-dir", str(labelled), "--out", str(labelled / place)]
+    assert main(["train", *SMALL, *options]) == 2
+    assert f"train: expected --out outside of the data in {labelled}, got" in capsys.readouterr().err
+    assert sorted(path.name for path in labelled.iterdir()) == ["labels.json", "test.jsonl", "train.jsonl"]
 
 
 def test_checkpoints_of_nobody_knows_what_are_refused(begun, tmp_path, capsys):
     (tmp_path / "run" / "settings.json").unlink()
-    (tmp_path / "run" / "checkpoints").mkdir()
     assert main(begun) == 2
     told = f"{tmp_path / 'run'}: expected settings.json beside checkpoints, which says what run it is, found none."
     assert told in capsys.readouterr().err

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from models.tiny_text import golden
 
 from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix, feature_map
 from ntkprefix.cli import main
 from ntkprefix.commands import generate as command
+from ntkprefix.fingerprints import of_model
 from ntkprefix.models import generate
 from ntkprefix.models.tokenizers import pad
 from ntkprefix.prompts import JoinedPrompt, batch_prompts, read_prompt, save_prompt
@@ -119,6 +121,19 @@ def test_the_command_answers_texts_behind_files_of_their_own(llama, tmp_path, ca
     assert said("--prefix", *files, "--text", "abc", "de").split("\n\n") == alone
     shared = said("--prefix", files[0], "--text", "abc", "de").split("\n\n")
     assert shared == [alone[0], said("--prefix", files[0], "--text", "de")]
+
+
+def test_a_model_is_known_by_its_weights_and_not_by_its_path(llama, tmp_path, capsys):
+    own = of_model(llama.config, nnx.state(llama))
+    texts = ["--text", "abc", "--new", "1"]
+    for fingerprint, status in ((own, 0), (own[::-1], 2)):
+        notes = {"model": "elsewhere/llama", "fingerprint of the model": fingerprint}
+        file = str(save_prompt(tmp_path / "p.safetensors", read_prompt(llama, jnp.array([[1, 2, 3, 4]])), 4, notes))
+        assert main(["generate", "--prefix", file, *texts]) == status
+    told = (
+        f"{file}: expected a prompt compressed for this model, got one for another, which was 'elsewhere/llama' there"
+    )
+    assert told in capsys.readouterr().err
 
 
 def test_the_command_refuses_another_number_of_files(tmp_path, capsys):

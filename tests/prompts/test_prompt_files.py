@@ -189,12 +189,6 @@ def test_no_file(tmp_path):
         load_prompt(tmp_path / "none")
 
 
-def test_a_prompt_of_another_model_is_not_taken(tmp_path, capsys):
-    file = save_prompt(tmp_path / "p.safetensors", PREFIXES["tokens"], 7, {"model": "another"})
-    assert main(["generate", "--prefix", str(file), "--text", "x"]) == 2
-    assert "compressed for smollm2, got one for another. Give --model another." in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "expected a text file here"), (b"\xff\xfe\x00", "Save it as UTF-8")]
 )
