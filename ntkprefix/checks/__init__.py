@@ -45,6 +45,7 @@ from ntkprefix.checks.prefixes import (
     scale,
     scale_of_state,
     stored_arrays,
+    stored_shapes,
     tokens_of_layers,
 )
 
@@ -84,6 +85,7 @@ __all__ = [
     "scale_of_state",
     "seed",
     "stored_arrays",
+    "stored_shapes",
     "tokens_of_layers",
     "window",
     "yes_or_no",
