@@ -15,6 +15,7 @@ from ntkprefix.checks.call import (
     window,
 )
 from ntkprefix.checks.options import (
+    MOST_CLASSES,
     at_least,
     feature_options,
     finite,
@@ -50,6 +51,7 @@ from ntkprefix.checks.prefixes import (
 )
 
 __all__ = [
+    "MOST_CLASSES",
     "addable",
     "array_like",
     "arrays",

@@ -190,12 +190,17 @@ def fuzz(format_, count):
     def of_json(changes):
         take(json.dumps(changed(json.loads(whole), changes)).encode())
 
+    @settings(max_examples=count, suppress_health_check=list(hypothesis.HealthCheck), **options)
+    @given(CHANGES)
+    def of_lines(changes):
+        lines = changed([json.loads(line) for line in whole.splitlines()], changes)
+        lines = lines if isinstance(lines, list) else [lines]
+        take("".join(f"{json.dumps(line)}\n" for line in lines).encode())
+
     of_bytes()
-    if whole[:1] in (b"{", b"["):
-        try:
-            json.loads(whole)
-        except ValueError:  # of several lines
-            return refused
+    if file.suffix == ".jsonl":
+        of_lines()
+    elif whole[:1] in (b"{", b"["):
         of_json()
     return refused
 
