@@ -88,7 +88,7 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
     for name in (_CONFIG, _WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: expected an adapter's file, found nothing.")
-    content = read_json(folder / _CONFIG)
+    content = read_json(folder / _CONFIG, advice="Save the adapter again.")
     try:
         adapter = _made(content)
     except RecursionError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ntkprefix import checks
+from ntkprefix.runs import read_file
 from ntkprefix.texts.templates import TEMPLATES, Template
 
 # What is tested on, in this order of preference.
@@ -82,6 +83,7 @@ def load_texts(task: str, folder: str | Path) -> TextData:
 
     Raises:
         FileNotFoundError: a file is not there.
+        OSError: labels.json is a folder, a device or a pipe.
         ValueError: an unknown task, a line that is no JSON object or lacks a field, a label that is no class number
             (below 30,000), no rows, or a test class that is never trained; the message names file and line.
 
@@ -129,7 +131,7 @@ def _names(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return ()
     try:
-        names = json.loads(path.read_bytes())
+        names = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, but it does not parse ({error}).") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

@@ -117,6 +117,11 @@ def test_bad_folders_are_named(tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps(["one"] * 30_001))
     with pytest.raises(ValueError, match=r"labels.json: expected at most 30,000 classes, got 30,001"):
         load_texts("text", tmp_path)
+    (tmp_path / "labels.json").unlink()
+    (tmp_path / "labels.json").symlink_to("/dev/null")
+    with pytest.raises(OSError, match=r"labels.json: expected a file, got a folder, a device or a pipe"):
+        load_texts("text", tmp_path)
+    (tmp_path / "labels.json").unlink()
     (tmp_path / "labels.json").write_text('["one"]')
     with pytest.raises(ValueError, match="expected an integer from 0 to 0 as label, got 1"):
         load_texts("text", tmp_path)
