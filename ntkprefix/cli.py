@@ -313,6 +313,7 @@ def with_file(options: Sequence[str], config: type) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it is a folder, a device or a pipe.
         ValueError: no file is named, or several are, or it is no JSON object of texts, numbers, flags and lists of
             them by the names of settings.
     """
@@ -325,7 +326,7 @@ def with_file(options: Sequence[str], config: type) -> list[str]:
     path, rest = options[place + 1], [*options[:place], *options[place + 2 :]]
     if "--config" in rest:
         raise ValueError("--config: expected one file, got several. Put their settings into one.")
-    settings = read_json(path)
+    settings = read_json(path, advice="Mend it.")
     known = [field.name for field in dataclasses.fields(config)]
     for name in settings:
         if name.replace("-", "_") not in known:

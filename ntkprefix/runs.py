@@ -184,17 +184,19 @@ def _replace(path: Path, content: bytes) -> None:
         raise
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | Path, *, advice: str = "Delete it to start afresh.") -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         path: of the file.
+        advice: what to do with a file that is none, for the message; that for what a run can make again if not given.
 
     Returns:
         The object.
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it is a folder, a device or a pipe.
         ValueError: the file is not a JSON object; the message names it.
 
     Example:
@@ -206,14 +208,31 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: expected JSON, but it does not parse ({error}). Delete it to start afresh."
-        ) from error
+        raise ValueError(f"{path}: expected JSON, but it does not parse ({error}). {advice}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}.")
+        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}. {advice}")
     return content
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file, which has an end: a device or a pipe may have none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is a folder, a device or a pipe; the message names it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from ntkprefix.runs import read_file
+        >>> read_file(Path("/dev/null"))
+        Traceback (most recent call last):
+        OSError: /dev/null: expected a file, got a folder, a device or a pipe. Name a file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: expected a file, got a folder, a device or a pipe. Name a file.")
+    return path.read_bytes()
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -227,6 +246,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it is a folder, a device or a pipe.
         ValueError: a line that is no JSON object; the message names the file and the line.
 
     Example:
@@ -243,7 +263,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    whole, _, _ = read_file(path).rpartition(b"\n")
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             content = json.loads(line)
@@ -266,6 +286,7 @@ class JsonLines:
         keep: of the lines there, those for which it is true stay; all if None.
 
     Raises:
+        OSError: the path is of a folder, a device or a pipe, or cannot be written.
         ValueError: a line that is no JSON object; the message names the file and the line.
 
     Example:

@@ -63,7 +63,7 @@ def test_files_give_back_what_was_saved(name, model, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("adapter.json", b"{", "adapter.json"),
+        ("adapter.json", b"{", r"adapter.json: .* Save the adapter again\.$"),
         ("adapter.json", b"[]", "adapter.json"),
         ("adapter.json", b'{"adapter": "other", "options": {}}', "expected one of head, full"),
         ("adapter.json", b'{"adapter": "lora", "options": {"rank": 0}}', "rank of at least 1, got 0"),
@@ -87,6 +87,7 @@ Z, K, SCALE = np.zeros((2, 3, 4, 5), np.float32), np.zeros((2, 3, 4), np.float32
 PLAIN = {"calibration": "harmonic"}
 WHOLE = {"Z": Z, "k": K, "log_scale": SCALE, "value": np.zeros((2, 3, 5), np.float32)}
 LORA = {"targets": ["query"], "rank": 2}
+EMPTY = np.zeros((2**11, 3, 2**12, 0), np.float32)
 DOWN, UP = np.zeros((2, 6, 2), np.float32), np.zeros((2, 2, 6), np.float32)
 HOSTILE = {
     "an array missing": ("features", PLAIN, {"Z": Z, "k": K}, "FeatureAdapter, Z, k, log_scale, value, got Z, k"),
@@ -120,6 +121,9 @@ HOSTILE = {
     "deviation in words": ("tokens", {"deviation": "x"}, {}, "a number as deviation"),
     "deviation below 0": ("prompt", {"deviation": -1.0}, {}, "of at least 0 as deviation"),
     "no for False": ("features", {"train_scale": "no"}, {}, "True or False as train_scale"),
+    # Smaller ones than those that would never be read, so that a failure takes seconds.
+    "empty and huge": ("tokens", {"length": 3}, dict.fromkeys(("keys", "values"), EMPTY), "rows of empty arrays, got"),
+    "empty and huge of all": ("full", {}, {"a": EMPTY}, r"rows of empty arrays, got a \[2048, 3, 4096, 0\]"),
     "a list for a name": ("features", {"calibration": ["harmonic"]}, {}, "unknown calibration"),
 }
 

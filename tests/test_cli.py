@@ -300,6 +300,20 @@ def test_a_list_given_twice_is_not_its_last_part(options, capsys):
     assert "expected it once, got it 2 times. Give all values behind one." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [["plan", "--config"], ["report"]])
+def test_devices_are_not_read(options, capsys):
+    assert main([*options, "/dev/null"]) == 2
+    assert "/dev/null: expected a file, got a folder, a device or a pipe. Name a file.\n" in capsys.readouterr().err
+
+
+def test_a_configuration_file_is_its_owners(tmp_path, capsys):
+    (tmp_path / "a.json").write_text("{")
+    assert main(["plan", "--config", str(tmp_path / "a.json")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"ntkprefix plan: {tmp_path}/a.json: expected JSON")
+    assert shown.endswith(" Mend it.\n")
+
+
 def test_two_configuration_files(tmp_path, capsys):
     (tmp_path / "a.json").write_text("{}")
     path = str(tmp_path / "a.json")

@@ -5,6 +5,7 @@ import math
 import os
 import stat
 import subprocess
+import threading
 
 import pytest
 
@@ -42,6 +43,32 @@ def test_a_bad_file_is_an_error_with_its_name(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"results\.json: expected"):
         runs.read_json(path)
+
+
+def test_the_message_ends_in_what_the_caller_advises(tmp_path):
+    path = tmp_path / "results.json"
+    for content in ("{", "[1]"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"results\.json: expected .* Delete it to start afresh\.$"):
+            runs.read_json(path)
+        with pytest.raises(ValueError, match=r"results\.json: expected .*[).a-z] Mend it\.$"):
+            runs.read_json(path, advice="Mend it.")
+
+
+@pytest.mark.parametrize("read", [runs.read_json, runs.read_json_lines, runs.JsonLines])
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_what_has_no_end_is_not_read(kind, read, tmp_path):
+    path = tmp_path / "results.json"
+    if kind == "device":
+        path.symlink_to("/dev/null")  # which has an end, where a failure would wait for ever
+    elif kind == "pipe":
+        os.mkfifo(path)
+        # Closed in the end, so that a failure ends too.
+        threading.Timer(2, os.close, [os.open(path, os.O_RDWR)]).start()
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match=r"results\.json: expected a file, got a folder, a device or a pipe\. Name"):
+        read(path)
 
 
 def test_files_have_ordinary_permissions(tmp_path):

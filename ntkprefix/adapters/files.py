@@ -68,7 +68,7 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
     Raises:
         FileNotFoundError: a file is not there.
         ValueError: a file is damaged, not of this kind, or has other arrays than the adapter's: names, shapes that do
-            not go together, integers, numbers that are not finite. The message names it.
+            not go together or are empty and huge, integers, numbers that are not finite. The message names it.
 
     Example:
         >>> import tempfile
@@ -88,7 +88,7 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
     for name in (_CONFIG, _WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: expected an adapter's file, found nothing.")
-    content = read_json(folder / _CONFIG)
+    content = read_json(folder / _CONFIG, advice="Save the adapter again.")
     try:
         adapter = _made(content)
     except RecursionError as error:
@@ -101,6 +101,7 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
     except (SafetensorError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / _WEIGHTS}: not a whole safetensors file ({error}).") from error
     try:
+        checks.stored_shapes({name: array.shape for name, array in arrays.items()})
         _check(adapter, arrays)
         return adapter, _completed(adapter, _nested({name: jnp.asarray(array) for name, array in arrays.items()}))
     except ValueError as error:

@@ -15,6 +15,7 @@ from ntkprefix.checks.call import (
     window,
 )
 from ntkprefix.checks.options import (
+    MOST_CLASSES,
     at_least,
     feature_options,
     finite,
@@ -45,10 +46,12 @@ from ntkprefix.checks.prefixes import (
     scale,
     scale_of_state,
     stored_arrays,
+    stored_shapes,
     tokens_of_layers,
 )
 
 __all__ = [
+    "MOST_CLASSES",
     "addable",
     "array_like",
     "arrays",
@@ -84,6 +87,7 @@ __all__ = [
     "scale_of_state",
     "seed",
     "stored_arrays",
+    "stored_shapes",
     "tokens_of_layers",
     "window",
     "yes_or_no",

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from ntkprefix.checks.describe import described, is_int, is_integer, is_real
 
+# ImageNet-21k has 21,841. A head has a column per class, so a label out of a damaged file would fill the memory.
+MOST_CLASSES = 30_000
+
 
 def at_least(least: int, kind: str, **counts: Any) -> None:
     """Degrees and budgets: numbers of features, components, ranks.

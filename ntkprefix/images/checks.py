@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ntkprefix.checks import MOST_CLASSES
 from ntkprefix.images.names import some
-
-# ImageNet-21k has 21,841. A head has a column per class, so a label out of a damaged file would fill the memory.
-_MOST_CLASSES = 30_000
 
 
 def every_class(path: Path, names: list[str], train: np.ndarray, test: np.ndarray) -> None:
@@ -79,7 +77,7 @@ def number_of_classes(path: Path, classes: int) -> None:
     Raises:
         ValueError: there are.
     """
-    if classes > _MOST_CLASSES:
+    if classes > MOST_CLASSES:
         raise ValueError(
-            f"{path}: expected at most {_MOST_CLASSES:,} classes, got {classes:,}. Number them from 0 without gaps."
+            f"{path}: expected at most {MOST_CLASSES:,} classes, got {classes:,}. Number them from 0 without gaps."
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ntkprefix import checks
 from ntkprefix.runs import read_json
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -109,7 +110,7 @@ def read_tensors(path: Path, wanted: Iterable[str] | None = None) -> dict[str, n
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or lacks a tensor.
+        ValueError: it is damaged, has empty tensors of huge shapes, or lacks a tensor.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: named by {_INDEX}, but there is no such file. Is the download complete?")
@@ -117,9 +118,17 @@ def read_tensors(path: Path, wanted: Iterable[str] | None = None) -> dict[str, n
         # The flax framework reads bfloat16 too, which the NumPy one does not everywhere.
         with safe_open(path, framework="flax") as file:
             names = list(file.keys())
+            _check_shapes(file, names, path)
             return {name: _tensor(file, name, names, path) for name in (names if wanted is None else wanted)}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}). Is the download complete?") from error
+
+
+def _check_shapes(file: Any, names: Collection[str], path: Path) -> None:
+    try:
+        checks.stored_shapes({name: file.get_slice(name).get_shape() for name in names})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. Save the model again without them.") from error
 
 
 def _tensor(file: Any, name: str, names: Collection[str], path: Path) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ class Tokenizer:
 
     Attributes:
         inner: the library's own object.
+        source: its file, for messages.
         vocabulary: number of tokens.
 
     Example:
@@ -63,8 +65,8 @@ class Tokenizer:
         [[2, 3, 4], [2, 1, 0]]
     """
 
-    def __init__(self, inner: Any):
-        self.inner = inner
+    def __init__(self, inner: Any, source: str | Path = "the tokeniser"):
+        self.inner, self.source = inner, source
         self.vocabulary = inner.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -76,8 +78,16 @@ class Tokenizer:
 
         Returns:
             As many numbers as there are tokens.
+
+        Raises:
+            ValueError: the library fails on this text; the message names the tokeniser's file.
         """
-        return self.inner.encode(text, add_special_tokens=special).ids
+        return self.encoded(text, special=special).ids
+
+    def encoded(self, *texts: str, special: bool = True) -> Any:
+        """A text, or a pair of them, as the library's own object, with segments; else as `encode`."""
+        with _failures_named(self.source):
+            return self.inner.encode(*texts, add_special_tokens=special)
 
     def decode(self, tokens: Sequence[int] | Int[np.ndarray, " T"] | Int[Array, " T"], *, special: bool = False) -> str:
         """The text of tokens.
@@ -88,8 +98,13 @@ class Tokenizer:
 
         Returns:
             The text, put together as the tokeniser does.
+
+        Raises:
+            ValueError: the library fails on these tokens; the message names the tokeniser's file.
         """
-        return self.inner.decode([int(token) for token in np.asarray(tokens)], skip_special_tokens=not special)
+        numbers = [int(token) for token in np.asarray(tokens)]
+        with _failures_named(self.source):
+            return self.inner.decode(numbers, skip_special_tokens=not special)
 
     def token(self, text: str) -> int:
         """The number of one token, spelt as in the vocabulary.
@@ -114,11 +129,24 @@ class Tokenizer:
             Tokens and mask.
 
         Raises:
-            ValueError: no texts.
+            ValueError: no texts; else as for `encode`.
         """
         if not texts:
             raise ValueError("batch: expected at least one text, got none.")
         return pad([self.encode(text, special=special) for text in texts], length=length)
+
+
+@contextmanager
+def _failures_named(source: str | Path) -> Iterator[None]:
+    """The library raises bare exceptions, and panics of its Rust, which are no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            f"{source}: expected a tokeniser that takes any text, but it failed ({error}). Is the download complete?"
+        ) from error
 
 
 def pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Batch:
@@ -185,27 +213,20 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None) -> Tokenize
             inner = _wordpiece(path)
         else:
             inner = _from_gguf(read_metadata(path), path)
-        _try(inner)
+        # Before anything is encoded: the file may ask for padding that fills the memory.
+        inner.no_padding()
+        inner.no_truncation()
+        tokenizer = Tokenizer(inner, path)
+        # Some damage shows at the first text alone.
+        tokenizer.encoded("a")
+        tokenizer.encoded("a", "b")
+        return tokenizer
     except (FileNotFoundError, ImportError):
         raise
     except Exception as error:  # the library raises bare exceptions
         if str(path) in str(error):
             raise
         raise ValueError(f"{path}: not a tokeniser that can be read ({error}). Is the download complete?") from error
-    inner.no_padding()
-    inner.no_truncation()
-    return Tokenizer(inner)
-
-
-def _try(inner: Any) -> None:
-    """Some damage shows at the first text alone, and then as a panic, which is no `Exception`."""
-    try:
-        inner.encode("a")
-        inner.encode("a", "b")
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(str(error)) from error
 
 
 def _wordpiece(path: Path) -> Any:

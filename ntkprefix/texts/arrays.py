@@ -90,7 +90,7 @@ def for_encoder(examples: Sequence[Example], tokenizer: Tokenizer, length: int) 
         raise ValueError("for_encoder: expected examples with texts and classes, got free answers. Use a decoder.")
     tokenizer.inner.enable_truncation(length, strategy="longest_first")
     try:
-        encoded = [tokenizer.inner.encode(*example.texts) for example in examples]
+        encoded = [tokenizer.encoded(*example.texts) for example in examples]
     finally:
         tokenizer.inner.no_truncation()
     tokens, mask = pad([each.ids for each in encoded], length=length)

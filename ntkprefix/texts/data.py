@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ntkprefix import checks
+from ntkprefix.runs import read_file
 from ntkprefix.texts.templates import TEMPLATES, Template
 
 # What is tested on, in this order of preference.
@@ -82,8 +83,9 @@ def load_texts(task: str, folder: str | Path) -> TextData:
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: an unknown task, a line that is no JSON object or lacks a field, a label that is no class number,
-            no rows, or a test class that is never trained; the message names file and line.
+        OSError: labels.json is a folder, a device or a pipe.
+        ValueError: an unknown task, a line that is no JSON object or lacks a field, a label that is no class number
+            (below 30,000), no rows, or a test class that is never trained; the message names file and line.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -129,11 +131,13 @@ def _names(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return ()
     try:
-        names = json.loads(path.read_bytes())
+        names = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, but it does not parse ({error}).") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: expected a list of names, one for each class.")
+    if len(names) > checks.MOST_CLASSES:
+        raise ValueError(f"{path}: expected at most {checks.MOST_CLASSES:,} classes, got {len(names):,}.")
     return tuple(f" {name}" for name in names)
 
 
@@ -165,9 +169,9 @@ def _example(row: dict[str, Any], template: Template, choices: tuple[str, ...], 
     if not template.texts:
         return Example(prompt, template.answer.format_map(row))
     label = row["label"]
-    if type(label) is not int or label < 0 or (choices and label >= len(choices)):
-        wanted = f"an integer from 0 to {len(choices) - 1}" if choices else "an integer of at least 0"
-        raise ValueError(f"{where}: expected {wanted} as label, got {label!r}.")
+    classes = len(choices) or checks.MOST_CLASSES
+    if type(label) is not int or not 0 <= label < classes:
+        raise ValueError(f"{where}: expected an integer from 0 to {classes - 1} as label, got {label!r}.")
     texts = tuple(text.format_map(row) for text in template.texts)
     return Example(prompt, choices[label] if choices else _number(label), texts, label)
 

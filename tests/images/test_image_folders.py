@@ -89,7 +89,7 @@ FOLDER_ERRORS = {
 
 @pytest.mark.parametrize("case", FOLDER_ERRORS)
 def test_folder_errors(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "_MOST_CLASSES", 6)
+    monkeypatch.setattr(checks, "MOST_CLASSES", 6)
     counts, message = FOLDER_ERRORS[case]
     with pytest.raises(ValueError, match=message) as error:
         load_images(classes(tmp_path, counts), size=8)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,8 @@ from tiny_gguf import tensors, write_gguf
 from tiny_text import golden, write_folder
 
 from ntkprefix.models import load_text_model
-from ntkprefix.models.tokenizers import load_tokenizer
+from ntkprefix.models.tokenizers import Tokenizer, load_tokenizer
+from ntkprefix.texts import Example, for_encoder
 
 
 def test_a_gguf_file_is_the_same_model(tmp_path):
@@ -168,6 +170,49 @@ def test_damaged_tokenisers(case, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"^{tmp_path}/{name}: .*Is the download complete"):
         load_tokenizer(tmp_path / name)
+
+
+WORDS = {"type": "WordLevel", "vocab": {"pad": 0, "a": 1}, "unk_token": "pad"}
+# More than any memory, which the library notices, and what no single text can be cut by.
+PADDING = {"strategy": {"Fixed": 2**62}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+PADDING |= {"pad_type_id": 0, "pad_token": "pad"}
+CUTTING = {"direction": "Right", "max_length": 1, "strategy": "OnlySecond", "stride": 0}
+SLOW = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize("asked", [{"padding": PADDING}, {"truncation": CUTTING}])
+def test_a_tokenisers_own_padding_and_cutting_are_never_done(asked, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": WORDS, **asked}))
+    assert load_tokenizer(tmp_path).encode("a") == [1]
+
+
+def test_tokenisers_that_fail_at_a_text(tmp_path):
+    """As a panic, which is no `Exception`."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": WORDS, "pre_tokenizer": SLOW}))
+    tokenizer = load_tokenizer(path)
+    message = rf"^{path}: expected a tokeniser that takes any text, but it failed \(.*retry-limit"
+    with pytest.raises(ValueError, match=message):
+        tokenizer.encode("a" * 34)
+    with pytest.raises(ValueError, match=message):
+        for_encoder([Example("", "", ("a" * 34,), 0)], tokenizer, 8)
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_only_the_librarys_own_failures_are_told_as_the_files(way):
+    kind = type("PanicException", (BaseException,), {})
+
+    def fails(with_what):
+        inner = SimpleNamespace(get_vocab_size=lambda **_: 1)
+        inner.encode = inner.decode = lambda *_, **__: (_ for _ in ()).throw(with_what)
+        return getattr(Tokenizer(inner, "t.json"), way)([1] if way == "decode" else "a")
+
+    for error in (kind("what"), Exception("what")):
+        with pytest.raises(ValueError, match=r"^t.json: .* it failed \(what\)"):
+            fails(error)
+    for error in (KeyboardInterrupt(), TypeError("no text")):
+        with pytest.raises(type(error)):
+            fails(error)
 
 
 GGUF_TOKENISERS = {

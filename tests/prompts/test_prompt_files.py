@@ -135,6 +135,7 @@ def ragged(counts, tokens=6):
 
 
 HEADER = {"parts": [{"kind": "tokens"}], "start": 3, "notes": {}}
+EMPTY = np.zeros((2**11, 3, 2**12, 0), np.float32)  # small enough for a failure to end
 STRANGE = {
     "no format": (ARRAYS, None, "format is None"),
     "a kind of its own": (ARRAYS, HEADER | {"parts": [{"kind": "magic"}]}, "none of tokens, measure, features"),
@@ -160,6 +161,7 @@ STRANGE = {
     "counts of another sum": (*ragged([[1, 2], [1, 1]]), "expected keys"),
     "a head of none": (*ragged([[0, 3], [2, 1]]), "counts of at least 1 that add up to its 6"),
     "counts that would fill the memory": (*ragged([[200] + [1] * 199], 399), "its longest head has 200 of 399"),
+    "empty and huge": (dict.fromkeys(ARRAYS, EMPTY), HEADER, "rows of empty arrays, got 0.keys"),
     "an unknown feature map": (*state(feature_map={"name": "magic"}), "magic"),
     "a feature map of a list": (*state(feature_map=[]), "expected a compressed prompt"),
     "far too many features": (*state(feature_map={"name": "favor", "features": 10**9, "seed": [0]}), "features"),

@@ -68,9 +68,10 @@ LINES = {
     "no label": (b'{"text": "a"}', "line 2: expected an object with text, label, got the fields text"),
     "no text": (b'{"label": 0}', "expected an object with text, label, got the fields label"),
     "nothing": (b"{}", "got the fields none"),
-    "a word as label": (b'{"text": "a", "label": "0"}', "expected an integer of at least 0 as label, got '0'"),
+    "a word as label": (b'{"text": "a", "label": "0"}', "expected an integer from 0 to 29999 as label, got '0'"),
     "true as label": (b'{"text": "a", "label": true}', "as label, got True"),
     "below zero": (b'{"text": "a", "label": -1}', "as label, got -1"),
+    "more classes than there are": (b'{"text": "a", "label": 30000}', "line 2: .* 0 to 29999 as label, got 30000"),
     "no unicode": (b'{"text": "\xff", "label": 0}', "does not parse"),
     "too deep": (b"[" * 100_000, "does not parse"),
 }
@@ -113,6 +114,14 @@ def test_bad_folders_are_named(tmp_path):
     (tmp_path / "labels.json").write_text("{}")
     with pytest.raises(ValueError, match=r"labels.json: expected a list of names"):
         load_texts("text", tmp_path)
+    (tmp_path / "labels.json").write_text(json.dumps(["one"] * 30_001))
+    with pytest.raises(ValueError, match=r"labels.json: expected at most 30,000 classes, got 30,001"):
+        load_texts("text", tmp_path)
+    (tmp_path / "labels.json").unlink()
+    (tmp_path / "labels.json").symlink_to("/dev/null")
+    with pytest.raises(OSError, match=r"labels.json: expected a file, got a folder, a device or a pipe"):
+        load_texts("text", tmp_path)
+    (tmp_path / "labels.json").unlink()
     (tmp_path / "labels.json").write_text('["one"]')
     with pytest.raises(ValueError, match="expected an integer from 0 to 0 as label, got 1"):
         load_texts("text", tmp_path)
