@@ -15,6 +15,7 @@ import numpy as np
 
 from ntkprefix import hosts
 from ntkprefix._options import default_told
+from ntkprefix.checks import short_seed
 from ntkprefix.parallel import sizes_of
 from theory.data import Inputs, Projection, Targets
 
@@ -148,7 +149,7 @@ class Config:
             self._expect(name, getattr(self, name) <= _MOST_STEPS, f"of at most {_MOST_STEPS}")
         for name in ("seeds", "kernel_seeds", "scaling_seeds"):
             self._expect(name, getattr(self, name) >= 5, "of at least 5, for an interval that means something")
-        self._expect("seed", 0 <= self.seed < 2**32, "within 0..2^32 - 1")
+        short_seed("verify", self.seed)
         self._expect("data", self.targets != "labels" or self.data == "digits", "'digits' for targets='labels'")
         for name in ("lengths", "kernel_lengths", "scaling_lengths"):
             lengths = getattr(self, name)

@@ -16,6 +16,7 @@ from ntkprefix.checks.call import (
 )
 from ntkprefix.checks.options import (
     at_least,
+    at_most,
     feature_options,
     finite,
     is_feature_map,
@@ -28,6 +29,7 @@ from ntkprefix.checks.options import (
     random_seed,
     reachable,
     seed,
+    short_seed,
     yes_or_no,
 )
 from ntkprefix.checks.prefixes import (
@@ -53,6 +55,7 @@ __all__ = [
     "array_like",
     "arrays",
     "at_least",
+    "at_most",
     "feature_count",
     "feature_options",
     "finite",
@@ -83,6 +86,7 @@ __all__ = [
     "scale",
     "scale_of_state",
     "seed",
+    "short_seed",
     "stored_arrays",
     "tokens_of_layers",
     "window",
