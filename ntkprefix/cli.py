@@ -62,7 +62,7 @@ COMMANDS = {
         summary="adapt a pretrained model to images or texts",
         needs=_MODELS,
         install='pip install ".[models]"',
-        less_memory="--micro-batches, --remat, --dtype bfloat16, a smaller --size or --length",
+        less_memory="--micro-batches, --remat, --dtype bfloat16, a smaller --adapter, --size or --length",
         gives="a run folder with the adapter, the head, metrics and checkpoints, and results.json, which has how often "
         "held-out rows are right. A run that was stopped goes on when it is started again with its folder.",
         example="ntkprefix train --model minilm --task sst2 --data-dir data/sst2 --adapter lora:rank=8 --out runs/sst2",

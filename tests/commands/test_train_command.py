@@ -304,6 +304,8 @@ BAD = {
     "kind": (["--adapter", "lora:rank=x"], "LoraAdapter"),  # types are checked once more in tests
     "held back": (["--held-back", "1"], "held_back between 0 and 1, got 1"),
     "no number": (["--head-learning-rate", "nan"], "expected a finite number as head_learning_rate, got nan"),
+    "epochs": (["--epochs", "99999999999999999"], "epochs of at most 16,777,216, got 99,999,999,999,999,999"),
+    "head epochs": (["--head-epochs", "99999999999999999"], "head_epochs of at most 16,777,216, got 99,999"),
     "micro": (["--micro-batches", "3"], "micro_batches that divide"),
 }
 
@@ -336,6 +338,30 @@ def test_documented_python_trains_a_population(models):
     exec(snippet, names)
     assert names["population"].losses.shape == (3, 8)
     assert set(names["best"]) == {"adapter", "head"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(["--held-back", "0.999"], "48 held back of 48"), (["--train-rows", "1"], "1 held back of 1")],
+)
+def test_rows_that_are_all_held_back(options, told, tmp_path, capsys):
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--patience", "1", *options]) == 2
+    said = f"got {told}, which leaves 0. Give a smaller held_back, more train_rows, or no patience."
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [("1e12", r"ends with a loss of \S+, where guessing has 2\.3\. "), ("3e38", "not finite|is nan|is inf")],
+)
+def test_a_head_that_diverges_is_told_as_such(rate, told, tmp_path, capsys):
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--head-learning-rate", rate]) == 2
+    shown = capsys.readouterr().err
+    assert re.search(told, shown)
+    advice = (
+        f"Try a smaller learning_rate than {float(rate)}. This is of the head alone: its step size is head_learning"
+    )
+    assert advice in shown
 
 
 def test_texts_need_a_folder(capsys):
