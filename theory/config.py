@@ -50,6 +50,7 @@ _OF_RUN = default_told("that of the full or quick run")
 # Beyond these a run would take weeks, or more memory than there is, and the error would come from deep inside.
 _MOST_STEPS = 100_000
 _LONGEST = 2**24
+_LARGEST = 1e6
 _NUMBERS = {int: (Integral, "whole number"), float: (Real, "number")}
 
 
@@ -142,6 +143,8 @@ class Config:
         hosts.check(self.hosts, self.mesh)
         for name in ("n", "d", "n_test", "sigma", "steps", "scaling_max_steps"):
             self._expect(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
+        # The kernel overflows long before, which says so with its own words; from here on, Python's numbers do.
+        self._expect("sigma", self.sigma <= _LARGEST, f"of at most {_LARGEST:g}")
         for name in ("step_size", "target_scale"):
             # Further out, float32 rounds updates and losses to nothing or to infinity.
             self._expect(name, 1e-6 <= getattr(self, name) <= 1e6, "within 1e-6..1e6")
@@ -160,6 +163,7 @@ class Config:
             values = getattr(self, name)
             positive = len(values) >= 2 and _increasing(values) and 0 < values[0] <= values[-1] < math.inf
             self._expect(name, positive, "to be at least 2 positive numbers, increasing")
+            self._expect(name, values[-1] <= _LARGEST, f"of at most {_LARGEST:g}")
 
     def _check_type(self, name: str, hint: Any) -> None:
         value = getattr(self, name)

@@ -252,6 +252,12 @@ ERRORS = {
         "an infinite step size": (config(step_size=np.inf), ValueError, "step_size within 1e-6..1e6, got inf"),
         "a large scale": (config(target_scale=1e25), ValueError, "target_scale within 1e-6..1e6, got 1e"),
         "many steps": (config(steps=10**9), ValueError, "steps of at most 100000, got 1000000000"),
+        "a large sigma": (config(sigma=1e300), ValueError, "sigma of at most 1e.06, got 1e.300"),
+        "a large sigma in the search": (
+            config(scaling_sigma=(0.5, 1e300)),
+            ValueError,
+            r"scaling_sigma of at most 1e.06, got \(0.5, 1e.300\)",
+        ),
         "a large seed": (config(seed=2**32), ValueError, "a seed below 2.32, got 4294967296"),
         "a seed below 0": (config(seed=-1), ValueError, "seed of at least 0, got -1"),
         "few seeds": (config(seeds=4), ValueError, "seeds of at least 5, .* got 4"),
