@@ -106,6 +106,7 @@ ALONE = (("train", []), ("compress", ["--prompt", "none", "--out", "none"]), ("g
     ("name", "options", "said"),
     [
         ("verify", ["--sigma", "-1"], "sigma above 0 and finite, got -1.0"),
+        ("verify", ["--seeds", "0"], "seeds of at least 5, for an interval that means something, got 0"),
         ("plan", ["--tokens", "0"], "tokens of at least 1, got 0"),
         *((name, [*options, "--seed", str(2**63)], f"a seed below 2^32, got {2**63}") for name, options in ALONE),
         ("generate", ["--new", "100000000000"], "at most 2,147,483,647 new tokens, got 100,000,000,000"),

@@ -54,9 +54,16 @@ _LARGEST = 1e6
 _NUMBERS = {int: (Integral, "whole number"), float: (Real, "number")}
 
 
+class _Open(int):
+    """A count that is left open. A 0 that somebody gives is none: it is out of range."""
+
+
+_OPEN = _Open()
+
+
 @dataclass(frozen=True)
 class Config:
-    """Settings of `verify`. Options left at 0 or empty take the full run's values, or the quick run's with `quick`.
+    """Settings of `verify`. What is left out, or empty, is as in the full run, or as in the quick run with `quick`.
 
     Raises:
         TypeError: a setting is of another type; the message names it.
@@ -91,11 +98,11 @@ class Config:
     """Inputs per step for sgd; half of them when 0. Where the search has fewer inputs, all of them."""
     seed: int = 0
     """Seed of data, targets and prefixes. The quick run has too few prefixes for verdict 7 on most seeds but 0."""
-    steps: Annotated[int, _OF_RUN] = 0
+    steps: Annotated[int, _OF_RUN] = _OPEN
     """Training steps."""
-    seeds: Annotated[int, _OF_RUN] = 0
+    seeds: Annotated[int, _OF_RUN] = _OPEN
     """Prefixes trained per length, at least 5."""
-    kernel_seeds: Annotated[int, _OF_RUN] = 0
+    kernel_seeds: Annotated[int, _OF_RUN] = _OPEN
     """Prefixes drawn per length for the kernel at the start, at least 5."""
     lengths: Annotated[tuple[int, ...], _OF_RUN] = ()
     """Prefix lengths to train, at least 3."""
@@ -104,9 +111,9 @@ class Config:
     # Where the first of the ladder is enough, the smallest one is not known.
     scaling_lengths: Annotated[tuple[int, ...], _OF_RUN] = ()
     """Prefix lengths among which the smallest that keeps the guarantee is sought, from 2 on, the shortest there is."""
-    scaling_max_steps: Annotated[int, _OF_RUN] = 0
+    scaling_max_steps: Annotated[int, _OF_RUN] = _OPEN
     """Longest training in that search. A case counts when the bound by then demands a tenth of the loss."""
-    scaling_seeds: Annotated[int, _OF_RUN] = 0
+    scaling_seeds: Annotated[int, _OF_RUN] = _OPEN
     """Prefixes per length in that search, at least 5. What one of them needs varies a hundredfold at sigma = 1."""
     scaling_n: Annotated[tuple[int, ...], _OF_RUN] = ()
     """Numbers of inputs in that search."""
@@ -126,7 +133,7 @@ class Config:
         if isinstance(self.out, str | PathLike):
             object.__setattr__(self, "out", Path(self.out))
         preset = _QUICK if self.quick else _FULL
-        left_open = {name: getattr(self, name) for name in preset if not getattr(self, name)}
+        left_open = {name: value for name in preset if _is_open(value := getattr(self, name))}
         for name in left_open:
             object.__setattr__(self, name, preset[name])
         # Not a field: it is no setting, and neither results nor the command line should show it.
@@ -204,6 +211,10 @@ class Config:
             (7, True)
         """
         return dataclasses.replace(self, **(vars(self)["_left_open"] | changes))
+
+
+def _is_open(value: Any) -> bool:
+    return isinstance(value, _Open) or (isinstance(value, tuple) and not value)
 
 
 def _is(kind: type, value: Any) -> bool:

@@ -260,6 +260,8 @@ ERRORS = {
         ),
         "a large seed": (config(seed=2**32), ValueError, "a seed below 2.32, got 4294967296"),
         "a seed below 0": (config(seed=-1), ValueError, "seed of at least 0, got -1"),
+        "no seeds": (config(seeds=0), ValueError, "seeds of at least 5, .* got 0"),
+        "no steps": (config(steps=0), ValueError, "steps above 0 and finite, got 0"),
         "few seeds": (config(seeds=4), ValueError, "seeds of at least 5, .* got 4"),
         "few lengths": (config(lengths=(4, 8)), ValueError, "lengths to be at least 3 even prefix lengths"),
         "a length twice": (config(lengths=(4, 8, 8)), ValueError, "increasing, got"),
