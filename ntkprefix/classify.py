@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ with extra("models", "ntkprefix.classify"):
 
 # Rows per call outside training: enough to keep two cores or a GPU busy, little enough for any memory.
 _BATCH = 64
+# Times the loss of guessing, from where a head has diverged: behind it, an adapter's gradient would be found at fault.
+_LOST = 1e6
 
 
 class Classifier:
@@ -171,7 +174,7 @@ def probe(
         Parameters with the trained head, and what training it left.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite, or ends a million times as high as that of guessing.
         ValueError: fewer rows than a batch.
 
     Example:
@@ -198,6 +201,12 @@ def probe(
     """
     features = classifier.all_features(params, inputs, on_batch=on_batch)
     result = train(head_loss, params["head"], None, (features, labels), config, metrics=metrics, on_step=on_step)
+    guessing, last = math.log(max(2, result.params["bias"].shape[0])), float(result.losses[-1])
+    if last > _LOST * guessing:
+        raise FloatingPointError(
+            f"train: the head, trained alone, ends with a loss of {last:.3g}, where guessing has {guessing:.3g}. Try a "
+            f"smaller learning_rate than {config.learning_rate}."
+        )
     return {**params, "head": result.params}, result
 
 

@@ -8,12 +8,14 @@ import functools
 import importlib
 import importlib.util
 import itertools
+import json
+import math
 import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 import tyro
@@ -62,7 +64,7 @@ COMMANDS = {
         summary="adapt a pretrained model to images or texts",
         needs=_MODELS,
         install='pip install ".[models]"',
-        less_memory="--micro-batches, --remat, --dtype bfloat16, a smaller --size or --length",
+        less_memory="--micro-batches, --remat, --dtype bfloat16, a smaller --adapter, --size or --length",
         gives="a run folder with the adapter, the head, metrics and checkpoints, and results.json, which has how often "
         "held-out rows are right. A run that was stopped goes on when it is started again with its folder.",
         example="ntkprefix train --model minilm --task sst2 --data-dir data/sst2 --adapter lora:rank=8 --out runs/sst2",
@@ -333,7 +335,30 @@ def with_file(options: Sequence[str], config: type) -> list[str]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{path}: expected settings of this command, got {name!r}.{hint}")
-    return [*spelt_out(settings, path), *rest]
+    spelt, kinds = spelt_out(settings, path), get_type_hints(config)
+    for name, value in settings.items():
+        _check_kind(path, name, value, kinds[name.replace("-", "_")])
+    return [*spelt, *rest]
+
+
+def _check_kind(path: str, name: str, value: Any, kind: Any) -> None:
+    """That a file's setting is what its option takes, as far as numbers and flags go."""
+    several = get_origin(kind) is tuple
+    if value is None:
+        return
+    if isinstance(value, list) and not several:
+        raise ValueError(f"{path}: expected one value as {name}, got {value!r}.")
+    kind = get_args(kind)[0] if several else kind
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, bool) != (kind is bool):
+            wanted = "true or false" if kind is bool else "a value that is no flag"
+            raise ValueError(f"{path}: expected {wanted} as {name}, got {json.dumps(each)}.")
+        try:
+            if kind in (int, float):
+                kind(str(each))
+        except ValueError as error:
+            number = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{path}: expected {number} as {name}, got {json.dumps(each)}.") from error
 
 
 def spelt_out(settings: Mapping[str, Any], source: str) -> list[str]:
@@ -344,7 +369,7 @@ def spelt_out(settings: Mapping[str, Any], source: str) -> list[str]:
         source: named in messages.
 
     Raises:
-        ValueError: a setting of another kind.
+        ValueError: a setting of another kind, a number that is not finite, or a text in a list that reads as an option.
 
     Example:
         >>> from ntkprefix.cli import spelt_out
@@ -354,8 +379,15 @@ def spelt_out(settings: Mapping[str, Any], source: str) -> list[str]:
     spelt: list[str] = []
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, float) and not math.isfinite(each):
+                raise ValueError(f"{source}: expected a finite number as {name}, got {each}.")
+            if isinstance(each, str) and each.startswith("-") and isinstance(value, list):
+                raise ValueError(f"{source}: expected texts that do not begin with a dash as {name}, got {each!r}.")
         if isinstance(value, bool):
             spelt.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, str) and value.startswith("-"):
+            spelt.append(f"{flag}={value}")  # else it would be an option
         elif isinstance(value, str | int | float):
             spelt += [flag, str(value)]
         elif isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):

@@ -98,11 +98,18 @@ def test_bad_options(case, capsys):
     assert not shown.out
 
 
+# Commands that take a seed, with what they cannot do without.
+ALONE = (("train", []), ("compress", ["--prompt", "none", "--out", "none"]), ("generate", []), ("verify", []))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
         ("verify", ["--sigma", "-1"], "sigma above 0 and finite, got -1.0"),
+        ("verify", ["--seeds", "0"], "seeds of at least 5, for an interval that means something, got 0"),
         ("plan", ["--tokens", "0"], "tokens of at least 1, got 0"),
+        *((name, [*options, "--seed", str(2**63)], f"a seed below 2^32, got {2**63}") for name, options in ALONE),
+        ("generate", ["--new", "100000000000"], "at most 2,147,483,647 new tokens, got 100,000,000,000"),
         ("generate", ["--text", "a", "--top-p", "2"], "top_p above 0 and up to 1, got 2.0"),
         ("generate", ["--text", "a", "--temperature", "-1"], "a temperature of at least 0, got -1.0"),
     ],

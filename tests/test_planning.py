@@ -1,6 +1,7 @@
 """Plans of training steps: their formulas against compiled steps, real arrays and published sizes."""
 
 import json
+import re
 
 import jax
 import pytest
@@ -9,7 +10,7 @@ from simulated_devices import on_devices
 
 from ntkprefix.adapters import FeatureAdapter, TokenAdapter, count
 from ntkprefix.cli import main
-from ntkprefix.commands.plan import Config, cells, model_of, plans
+from ntkprefix.commands.plan import MODELS, Config, cells, model_of, plans
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.planning import adapter_of, plan, weights_of
 
@@ -87,3 +88,13 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert main(["plan", *options]) == 2
     assert "expected a model_type among" in capsys.readouterr().err
+
+
+def test_usual_meshes_that_do_not_suit_a_model_are_told(tmp_path):
+    config = {**MODELS["llama-8b"], "num_attention_heads": 5, "num_key_value_heads": 5, "hidden_size": 20}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    told = "expected the kv_heads to be a multiple of tensor=8, got 5."
+    with pytest.raises(ValueError, match=re.escape(f"{told} Give --meshes that suit the model")):
+        plans(Config(model=str(tmp_path)))
+    with pytest.raises(ValueError, match=f"{re.escape(told)}$"):
+        plans(Config(model=str(tmp_path), meshes=("tensor=8",)))

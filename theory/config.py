@@ -15,6 +15,7 @@ import numpy as np
 
 from ntkprefix import hosts
 from ntkprefix._options import default_told
+from ntkprefix.checks import short_seed
 from ntkprefix.parallel import sizes_of
 from theory.data import Inputs, Projection, Targets
 
@@ -49,12 +50,20 @@ _OF_RUN = default_told("that of the full or quick run")
 # Beyond these a run would take weeks, or more memory than there is, and the error would come from deep inside.
 _MOST_STEPS = 100_000
 _LONGEST = 2**24
+_LARGEST = 1e6
 _NUMBERS = {int: (Integral, "whole number"), float: (Real, "number")}
+
+
+class _Open(int):
+    """A count that is left open. A 0 that somebody gives is none: it is out of range."""
+
+
+_OPEN = _Open()
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of `verify`. Options left at 0 or empty take the full run's values, or the quick run's with `quick`.
+    """Settings of `verify`. What is left out, or empty, is as in the full run, or as in the quick run with `quick`.
 
     Raises:
         TypeError: a setting is of another type; the message names it.
@@ -89,11 +98,11 @@ class Config:
     """Inputs per step for sgd; half of them when 0. Where the search has fewer inputs, all of them."""
     seed: int = 0
     """Seed of data, targets and prefixes. The quick run has too few prefixes for verdict 7 on most seeds but 0."""
-    steps: Annotated[int, _OF_RUN] = 0
+    steps: Annotated[int, _OF_RUN] = _OPEN
     """Training steps."""
-    seeds: Annotated[int, _OF_RUN] = 0
+    seeds: Annotated[int, _OF_RUN] = _OPEN
     """Prefixes trained per length, at least 5."""
-    kernel_seeds: Annotated[int, _OF_RUN] = 0
+    kernel_seeds: Annotated[int, _OF_RUN] = _OPEN
     """Prefixes drawn per length for the kernel at the start, at least 5."""
     lengths: Annotated[tuple[int, ...], _OF_RUN] = ()
     """Prefix lengths to train, at least 3."""
@@ -102,9 +111,9 @@ class Config:
     # Where the first of the ladder is enough, the smallest one is not known.
     scaling_lengths: Annotated[tuple[int, ...], _OF_RUN] = ()
     """Prefix lengths among which the smallest that keeps the guarantee is sought, from 2 on, the shortest there is."""
-    scaling_max_steps: Annotated[int, _OF_RUN] = 0
+    scaling_max_steps: Annotated[int, _OF_RUN] = _OPEN
     """Longest training in that search. A case counts when the bound by then demands a tenth of the loss."""
-    scaling_seeds: Annotated[int, _OF_RUN] = 0
+    scaling_seeds: Annotated[int, _OF_RUN] = _OPEN
     """Prefixes per length in that search, at least 5. What one of them needs varies a hundredfold at sigma = 1."""
     scaling_n: Annotated[tuple[int, ...], _OF_RUN] = ()
     """Numbers of inputs in that search."""
@@ -124,7 +133,7 @@ class Config:
         if isinstance(self.out, str | PathLike):
             object.__setattr__(self, "out", Path(self.out))
         preset = _QUICK if self.quick else _FULL
-        left_open = {name: getattr(self, name) for name in preset if not getattr(self, name)}
+        left_open = {name: value for name in preset if _is_open(value := getattr(self, name))}
         for name in left_open:
             object.__setattr__(self, name, preset[name])
         # Not a field: it is no setting, and neither results nor the command line should show it.
@@ -141,6 +150,8 @@ class Config:
         hosts.check(self.hosts, self.mesh)
         for name in ("n", "d", "n_test", "sigma", "steps", "scaling_max_steps"):
             self._expect(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
+        # The kernel overflows long before, which says so with its own words; from here on, Python's numbers do.
+        self._expect("sigma", self.sigma <= _LARGEST, f"of at most {_LARGEST:g}")
         for name in ("step_size", "target_scale"):
             # Further out, float32 rounds updates and losses to nothing or to infinity.
             self._expect(name, 1e-6 <= getattr(self, name) <= 1e6, "within 1e-6..1e6")
@@ -148,7 +159,7 @@ class Config:
             self._expect(name, getattr(self, name) <= _MOST_STEPS, f"of at most {_MOST_STEPS}")
         for name in ("seeds", "kernel_seeds", "scaling_seeds"):
             self._expect(name, getattr(self, name) >= 5, "of at least 5, for an interval that means something")
-        self._expect("seed", 0 <= self.seed < 2**32, "within 0..2^32 - 1")
+        short_seed("verify", self.seed)
         self._expect("data", self.targets != "labels" or self.data == "digits", "'digits' for targets='labels'")
         for name in ("lengths", "kernel_lengths", "scaling_lengths"):
             lengths = getattr(self, name)
@@ -159,6 +170,7 @@ class Config:
             values = getattr(self, name)
             positive = len(values) >= 2 and _increasing(values) and 0 < values[0] <= values[-1] < math.inf
             self._expect(name, positive, "to be at least 2 positive numbers, increasing")
+            self._expect(name, values[-1] <= _LARGEST, f"of at most {_LARGEST:g}")
 
     def _check_type(self, name: str, hint: Any) -> None:
         value = getattr(self, name)
@@ -199,6 +211,10 @@ class Config:
             (7, True)
         """
         return dataclasses.replace(self, **(vars(self)["_left_open"] | changes))
+
+
+def _is_open(value: Any) -> bool:
+    return isinstance(value, _Open) or (isinstance(value, tuple) and not value)
 
 
 def _is(kind: type, value: Any) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkprefix.checks import at_least, finite, one_of
+from ntkprefix.checks import at_least, finite, one_of, short_seed
 
 Inputs = Literal["sphere", "gaussian", "digits"]
 Projection = Literal["pca", "random"]
@@ -81,9 +81,8 @@ def make_data(
         (8, 4)
     """
     at_least(1, "make_data", n=n, d=d)
-    at_least(0, "make_data", n_test=n_test, seed=seed)
-    if seed >= 2**32:
-        raise ValueError(f"make_data: expected a seed below 2^32, got {seed}.")
+    at_least(0, "make_data", n_test=n_test)
+    short_seed("make_data", seed)
     finite("make_data", target_scale=target_scale)
     one_of("make_data", "data", data, get_args(Inputs))
     one_of("make_data", "projection", projection, get_args(Projection))

@@ -17,6 +17,7 @@ from ntkprefix.checks.call import (
 from ntkprefix.checks.options import (
     MOST_CLASSES,
     at_least,
+    at_most,
     feature_options,
     finite,
     is_feature_map,
@@ -29,6 +30,7 @@ from ntkprefix.checks.options import (
     random_seed,
     reachable,
     seed,
+    short_seed,
     yes_or_no,
 )
 from ntkprefix.checks.prefixes import (
@@ -56,6 +58,7 @@ __all__ = [
     "array_like",
     "arrays",
     "at_least",
+    "at_most",
     "feature_count",
     "feature_options",
     "finite",
@@ -86,6 +89,7 @@ __all__ = [
     "scale",
     "scale_of_state",
     "seed",
+    "short_seed",
     "stored_arrays",
     "stored_shapes",
     "tokens_of_layers",

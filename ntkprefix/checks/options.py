@@ -30,6 +30,17 @@ def at_least(least: int, kind: str, **counts: Any) -> None:
             raise ValueError(f"{kind}: expected {name} of at least {least}, got {count}.")
 
 
+def at_most(most: int, kind: str, **counts: int) -> None:
+    """Counts beyond which nothing comes to an end.
+
+    Raises:
+        ValueError: above `most`.
+    """
+    for name, count in counts.items():
+        if count > most:
+            raise ValueError(f"{kind}: expected {name} of at most {most:,}, got {count:,}.")
+
+
 def finite(kind: str, *, least: float = -math.inf, **numbers: Any) -> None:
     """Numbers that an option takes.
 
@@ -177,6 +188,18 @@ def seed(kind: str, numbers: Any) -> None:
         raise TypeError(f"{kind}: expected a tuple of integers as seed, got {numbers!r}.")
     if not numbers or min(numbers) < 0:
         raise ValueError(f"{kind}: expected integers of at least 0 as seed, got {numbers!r}.")
+
+
+def short_seed(kind: str, number: Any) -> None:
+    """A seed that NumPy and JAX both take, whatever the width of JAX's integers.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: below 0, or more than 32 bits.
+    """
+    at_least(0, kind, seed=number)
+    if number >= 2**32:
+        raise ValueError(f"{kind}: expected a seed below 2^32, got {number}.")
 
 
 def random_seed(kind: str, number: Any) -> None:

@@ -90,7 +90,8 @@ class Config:
         if self.mesh:
             sizes_of(self.mesh)
         hosts.check(self.hosts, self.mesh)
-        checks.at_least(0, "compress", distil=self.distil, tokens=self.tokens, seed=self.seed)
+        checks.at_least(0, "compress", distil=self.distil, tokens=self.tokens)
+        checks.short_seed("compress", self.seed)
         checks.at_least(1, "compress", chunk=self.chunk)
         amount_of(self.budget)
         checks.finite("compress", least=0.0, learning_rate=self.learning_rate)
@@ -123,14 +124,20 @@ def main(config: Config) -> int:
             told = f"Going on from what is kept in {parts}, where it is of the same settings."
             console.print(Text(told), soft_wrap=True)
         mesh = mesh_of(config.mesh) if config.mesh else None
-        model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
+        model = load_text_model(config.model)
+        if not model.config.block.causal:
+            raise ValueError(f"{config.model}: expected a causal language model, got an encoder. Give another --model.")
+        tokenizer = load_tokenizer(config.model)
         if mesh is not None:
             put_model(model, mesh)
+        own = len(tokenizer.encode(text, special=False))
+        if own < 2:  # what a tokeniser puts around any text is none of it
+            raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {own}.")
         tokens = np.asarray(tokenizer.encode(text), np.int32)
         tokens = tokens[: config.tokens] if config.tokens else tokens
         hosts.same({"the prompt's tokens": of_data([tokens])})
         if len(tokens) < 2:
-            raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {len(tokens)}.")
+            raise ValueError(f"compress: expected at least two tokens, got tokens={config.tokens}. Give 0 for all.")
         began = time.perf_counter()
         small = _compressed(config, model, tokens, mesh, parts)
         seconds = time.perf_counter() - began

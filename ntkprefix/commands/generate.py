@@ -17,7 +17,7 @@ from ntkprefix._options import default_told
 from ntkprefix.commands.compress import FINGERPRINT
 from ntkprefix.fingerprints import of_model
 from ntkprefix.models import generate, load_text_model
-from ntkprefix.models.checks import drawing
+from ntkprefix.models.checks import drawing, new_tokens
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prompts import StoredPrompt, batch_prompts, load_prompt
 
@@ -50,8 +50,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        checks.at_least(1, "generate", new=self.new)
-        checks.at_least(0, "generate", seed=self.seed)
+        new_tokens(self.new)
+        checks.short_seed("generate", self.seed)
         drawing(self.temperature, self.top_p, key=self.seed)
 
 

@@ -184,18 +184,23 @@ class _Classes:
             seed=config.seed,
         )
         rows, steps = len(labels), head.steps(len(labels))
-        return Start(
-            *probe(
-                self._classifier,
-                params,
-                inputs,
-                labels,
-                head,
-                metrics=metrics,
-                on_batch=lambda done: watch("features", done, rows),
-                on_step=lambda step, loss: watch(f"head {loss:7.4f}", step, steps),
+        try:
+            return Start(
+                *probe(
+                    self._classifier,
+                    params,
+                    inputs,
+                    labels,
+                    head,
+                    metrics=metrics,
+                    on_batch=lambda done: watch("features", done, rows),
+                    on_step=lambda step, loss: watch(f"head {loss:7.4f}", step, steps),
+                )
             )
-        )
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error} This is of the head alone: its step size is head_learning_rate."
+            ) from error
 
     def factors(self, params, of_head):
         return {"adapter": step_factors(self._adapter, params["adapter"]), "head": of_head}
@@ -324,7 +329,13 @@ def _held_back(config: Any, labels: np.ndarray) -> np.ndarray:
     """Of these rows, those that decide when to stop, as booleans."""
     if not config.patience:
         return np.zeros(len(labels), bool)
-    return stratified(labels, max(1, round(config.held_back * len(labels))), config.seed)
+    count = max(1, round(config.held_back * len(labels)))
+    if count >= len(labels):
+        raise ValueError(
+            f"train: expected training rows besides those held back for patience, got {count} held back of "
+            f"{len(labels)}, which leaves 0. Give a smaller held_back, more train_rows, or no patience."
+        )
+    return stratified(labels, count, config.seed)
 
 
 def _divided(job: Any, config: Any) -> Any:

@@ -133,13 +133,22 @@ def plans(config: Config) -> list[tuple[str, Plan]]:
     if not model.block.causal or model.head == "none":
         raise ValueError(f"{config.model}: expected a causal language model, got an encoder.")
     options = {name: getattr(config, name) for name in ("batch_size", "length", "answer", "micro_rows")}
-    found = []
-    for mesh in config.meshes or _MESHES["tokens"]:
-        tokens = plan(model, TokenAdapter(length=config.tokens), sizes_of(mesh), **options)
-        found.append((f"{config.tokens:,} tokens", tokens))
-    for mesh in config.meshes or _MESHES["states"]:
-        found.append(("states", plan(model, FeatureAdapter(), sizes_of(mesh), **options)))
-    return found
+    adapters = (
+        (f"{config.tokens:,} tokens", TokenAdapter(length=config.tokens), config.meshes or _MESHES["tokens"]),
+        ("states", FeatureAdapter(), config.meshes or _MESHES["states"]),
+    )
+    try:
+        return [
+            (name, plan(model, adapter, sizes_of(mesh), **options))
+            for name, adapter, meshes in adapters
+            for mesh in meshes
+        ]
+    except ValueError as error:
+        if config.meshes:
+            raise
+        raise ValueError(
+            f"{error} Give --meshes that suit the model: the usual ones are those of large models."
+        ) from error
 
 
 def model_of(name: str) -> TextConfig:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal  # noqa: F401 - by checkers of types the s
 from rich.console import Console
 from rich.text import Text
 
+from ntkprefix import checks
 from ntkprefix._options import default_told
 from ntkprefix.cli import spelt_out
 from ntkprefix.commands import train
@@ -54,6 +55,8 @@ class Config(train.Config):
         for several, one in (("adapters", "adapter"), ("learning_rates", "learning_rate"), ("seeds", "seed")):
             object.__setattr__(self, several, getattr(self, several) or (getattr(self, one),))
         super().__post_init__()
+        for rate in self.learning_rates:  # those of a head alone are checked, too, though it has none
+            checks.finite("sweep", least=0.0, learning_rates=rate)
         runs_of(self)
 
 

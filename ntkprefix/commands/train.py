@@ -24,6 +24,7 @@ from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
 from ntkprefix.run_folder import differing, run_folder, same_run
 from ntkprefix.runs import environment, progress, read_json, write_json
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
+from ntkprefix.train.config import MOST_STEPS
 
 # Near the best of those tried in most tables of `experiments`, whose result files have the rest.
 _STEP_SIZES = {"full": 3e-5, "lora": 3e-3, "measure": 3e-2}
@@ -134,8 +135,10 @@ class Config:
             object.__setattr__(self, "learning_rate", usual_step_size(self.adapter))
         checks.at_least(0, "train", train_rows=self.train_rows, test_rows=self.test_rows)
         checks.at_least(0, "train", checkpoint_every=self.checkpoint_every)
+        checks.short_seed("train", self.seed)
         checks.finite("train", learning_rate=self.learning_rate, head_learning_rate=self.head_learning_rate)
         checks.at_least(1, "train", head_epochs=self.head_epochs, size=self.size, length=self.length)
+        checks.at_most(MOST_STEPS, "train", epochs=self.epochs, head_epochs=self.head_epochs)
         if not 0 < self.held_back < 1:
             raise ValueError(f"train: expected held_back between 0 and 1, got {self.held_back}.")
         if self.mesh:

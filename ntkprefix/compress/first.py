@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from ntkprefix import checks
-from ntkprefix.compress.problem import Method, Problem, answer, tokens_within
+from ntkprefix.compress.problem import Method, Problem, answer, weighted_tokens
 from ntkprefix.partial import merge
 from ntkprefix.prefixes import JoinedPrefix, TokenPrefix
 
@@ -60,7 +60,7 @@ class KeepFirst:
         Raises:
             ValueError: as for the method.
         """
-        first = min(self.first, tokens_within(numbers, problem, weighted=True) - 1)
+        first = min(self.first, weighted_tokens(numbers, problem) - 1)
         if first < 1:
             return self.method(problem, numbers, key)
         weights = jnp.zeros((first, problem.heads), problem.keys.dtype)

@@ -157,6 +157,24 @@ def gather(problem: Problem, chosen: Array, log_weights: Array | None = None) ->
 
 
 def tokens_within(numbers: int, problem: Problem, *, weighted: bool) -> int:
-    """C, how many tokens of each head are at most `numbers` numbers, and no more than there are."""
-    each = problem.keys.shape[-1] + problem.values.shape[-1] + weighted
+    """C, how many tokens of each head are at most `numbers` numbers, and no more than there are.
+
+    Raises:
+        ValueError: none, where the budget has room for a token and not for its weight.
+    """
+    each = _numbers_of_one(problem, weighted=weighted)
+    if numbers < each:
+        raise ValueError(
+            f"budget: expected room for a token with its weight, {each} numbers for each head, got {numbers}. Ask for "
+            "more, such as '2 tokens'."
+        )
     return min(numbers // each, problem.length)
+
+
+def weighted_tokens(numbers: int, problem: Problem) -> int:
+    """How many there would be, which may be none."""
+    return min(numbers // _numbers_of_one(problem, weighted=True), problem.length)
+
+
+def _numbers_of_one(problem: Problem, *, weighted: bool) -> int:
+    return problem.keys.shape[-1] + problem.values.shape[-1] + weighted

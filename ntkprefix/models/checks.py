@@ -11,6 +11,9 @@ import numpy as np
 from ntkprefix.checks.describe import is_int
 from ntkprefix.models.adaptation import Adaptation
 
+# Positions are int32 numbers.
+_MOST_POSITIONS = 2**31 - 1
+
 
 def tokens(tokens: Any, mask: Any, config: Any) -> None:
     """Numbers of tokens, and which of them are padding.
@@ -51,11 +54,13 @@ def adaptation(prefixes: Any, adapter: Adaptation | None) -> tuple[Any, Any, Any
 
 
 def enough_positions(length: int, config: Any) -> None:
-    """A text, with the prompt in front of it, no longer than the model's trained positions.
+    """A text, with the prompt in front of it, no longer than the model's trained positions, or those that there are.
 
     Raises:
         ValueError: it is longer.
     """
+    if length > _MOST_POSITIONS:
+        raise ValueError(f"tokens: expected at most {_MOST_POSITIONS:,} positions, got {length:,}. Ask for fewer.")
     if config.positions and length > config.positions:
         raise ValueError(f"tokens: expected at most {config.positions} positions, got {length}. Cut the text.")
 
@@ -94,8 +99,7 @@ def generation(shape: tuple[int, ...], new: Any, lengths: Any, stop: Any, before
     """
     if not config.block.causal or config.head == "none":
         raise ValueError("generate: expected a causal model with a head, got an encoder.")
-    if not is_int(new) or new < 1:
-        raise ValueError(f"generate: expected at least 1 new token, got {new!r}.")
+    new_tokens(new)
     if shape[1] < 1:
         raise ValueError(
             "generate: expected texts of at least one token, got none. Start with the model's first token."
@@ -112,6 +116,18 @@ def generation(shape: tuple[int, ...], new: Any, lengths: Any, stop: Any, before
         raise ValueError(f"lengths: expected one for each text, [{shape[0]}], got shape {list(lengths.shape)}.")
     if not isinstance(lengths, jax.core.Tracer) and not bool(((lengths >= 1) & (lengths <= shape[1])).all()):
         raise ValueError(f"lengths: expected each within 1..{shape[1]}, got {lengths.tolist()}.")
+
+
+def new_tokens(new: Any) -> None:
+    """How many tokens `generate` makes.
+
+    Raises:
+        ValueError: none, or more than there are positions.
+    """
+    if not is_int(new) or new < 1:
+        raise ValueError(f"generate: expected at least 1 new token, got {new!r}.")
+    if new > _MOST_POSITIONS:
+        raise ValueError(f"generate: expected at most {_MOST_POSITIONS:,} new tokens, got {new:,}.")
 
 
 def starting(start: Any, length: int, rows: int, config: Any) -> None:

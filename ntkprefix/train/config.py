@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,9 @@ import numpy as np
 import optax
 
 from ntkprefix import checks
+
+# Up to here float32, in which schedules count, has every step's number.
+MOST_STEPS = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +34,9 @@ class TrainConfig:
 
     Raises:
         TypeError: a count that is not an integer, a number that is none.
-        ValueError: a count below 1, a learning rate that is not above 0, a warm-up share outside 0..1, an unknown
-            schedule, micro-batches that do not divide the batch, a negative or infinite weight decay or clip.
+        ValueError: a count below 1, epochs above 2^24, a seed of more than 32 bits, a learning rate that is not finite
+            and above 0, a warm-up share outside 0..1, an unknown schedule, micro-batches that do not divide the batch,
+            a negative or infinite weight decay or clip.
     """
 
     epochs: int = 4
@@ -49,11 +54,13 @@ class TrainConfig:
         checks.at_least(
             1, "TrainConfig", epochs=self.epochs, batch_size=self.batch_size, micro_batches=self.micro_batches
         )
-        checks.at_least(0, "TrainConfig", patience=self.patience, seed=self.seed)
+        checks.at_most(MOST_STEPS, "TrainConfig", epochs=self.epochs)
+        checks.at_least(0, "TrainConfig", patience=self.patience)
+        checks.short_seed("TrainConfig", self.seed)
         checks.finite("TrainConfig", least=0.0, weight_decay=self.weight_decay, clip=self.clip)
         checks.one_of("TrainConfig", "schedule", self.schedule, tuple(_DECAYS))
-        if not self.learning_rate > 0:
-            raise ValueError(f"TrainConfig: expected a learning_rate above 0, got {self.learning_rate}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"TrainConfig: expected a finite learning_rate above 0, got {self.learning_rate}.")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"TrainConfig: expected a warmup share within 0..1, got {self.warmup}.")
         if self.batch_size % self.micro_batches:
@@ -76,9 +83,15 @@ class TrainConfig:
         """Number of steps on that many rows of data.
 
         Raises:
-            ValueError: fewer rows than a batch.
+            ValueError: fewer rows than a batch, or more than 2^24 steps.
         """
-        return self.epochs * self.steps_per_epoch(rows)
+        steps = self.epochs * self.steps_per_epoch(rows)
+        if steps > MOST_STEPS:
+            raise ValueError(
+                f"train: expected at most {MOST_STEPS:,} steps, got {steps:,}, which are {self.epochs:,} epochs of "
+                f"{self.steps_per_epoch(rows):,}. Take fewer epochs, or a larger batch_size."
+            )
+        return steps
 
     def step_sizes(self, rows: int) -> np.ndarray:
         """Step size of every step on that many rows of data, float32.

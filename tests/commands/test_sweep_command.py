@@ -60,6 +60,11 @@ def test_a_head_alone_has_no_step_size_besides_its_own(capsys):
     assert len(lines) == 3
 
 
+def test_step_sizes_are_checked_where_no_run_has_them(capsys):
+    assert main(["sweep", "--adapters", "head", "--learning-rates", "nan"]) == 2
+    assert "sweep: expected a finite number of at least 0 as learning_rates, got nan." in capsys.readouterr().err
+
+
 def test_lines_are_understood_as_they_were_meant(capsys):
     options = {"adapters": ("lora:rank=1+features", "measure"), "seeds": (0, 2), "patience": 2, "runs": Path("it's a")}
     options |= {"warmup": 1e-7, "schedule": "constant", "dtype": "bfloat16", "data_dir": Path("a b"), "remat": True}
@@ -99,8 +104,11 @@ def test_names_are_safe_short_and_do_not_clash(monkeypatch):
 BAD = {
     "adapter": (["--adapters", "lora:rank=2", "lore"], "unknown name 'lore'; expected one of head, full"),
     "its option": (["--adapters", "lora", "tokens:rank=2"], "tokens has no option 'rank=2'; expected length=.."),
-    "step size": (["--learning-rates", "0.1", "-1"], "TrainConfig: expected a learning_rate above 0, got -1.0"),
-    "seed": (["--seeds", "0", "-1"], "TrainConfig: expected seed of at least 0, got -1"),
+    "step size": (
+        ["--learning-rates", "0.1", "-1"],
+        "sweep: expected a finite number of at least 0 as learning_rates, got -1",
+    ),
+    "seed": (["--seeds", "0", "-1"], "train: expected seed of at least 0, got -1"),
     "common": (["--held-back", "1"], "train: expected held_back between 0 and 1, got 1.0"),
     "unknown": (["--epoch", "1"], "Unrecognized options: --epoch"),
     "twice": (["--adapters", "lora", "--learning-rates", "0", "0.003"], "got lora_lr=0.003_seed=0 twice. Leave one"),

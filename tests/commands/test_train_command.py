@@ -292,6 +292,14 @@ def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
     assert results["config"]["epochs"] == 2
 
 
+def test_a_text_of_a_file_is_no_option(tmp_path):
+    (tmp_path / "run.json").write_text('{"data_dir": "--remat", "hosts": "-x"}')
+    options = with_file(["--config", str(tmp_path / "run.json")], command.Config)
+    assert options == ["--data-dir=--remat", "--hosts=-x"]
+    config = tyro.cli(command.Config, args=options[:1])
+    assert (config.data_dir, config.remat) == (Path("--remat"), False)
+
+
 FILES = {
     "nothing": (None, "--config: expected a file, got nothing"),
     "absent": ("absent.json", "absent.json"),
@@ -300,6 +308,12 @@ FILES = {
         "misspelt.json",
         "misspelt.json: expected settings of this command, got 'epohcs'. Did you mean 'epochs'?",
     ),
+    "no flag": ("flag.json", 'flag.json: expected true or false as remat, got "yes".'),
+    "a flag": ("count.json", "count.json: expected a value that is no flag as epochs, got true."),
+    "NaN": ("nan.json", "nan.json: expected a finite number as batch_size, got nan."),
+    "a part": ("part.json", "part.json: expected a whole number as batch_size, got 1.5."),
+    "in words": ("words.json", 'words.json: expected a number as warmup, got "much".'),
+    "several": ("several.json", "several.json: expected one value as epochs, got [1, 2]."),
     "nested": ("nested.json", "expected a text, a number, a flag or a list of them as epochs, got {'a': 1}"),
 }
 
@@ -308,6 +322,12 @@ FILES = {
 def test_bad_files_of_options(case, tmp_path, capsys):
     name, message = FILES[case]
     (tmp_path / "text.json").write_text("text")
+    (tmp_path / "flag.json").write_text('{"remat": "yes"}')
+    (tmp_path / "count.json").write_text('{"epochs": true}')
+    (tmp_path / "nan.json").write_text('{"batch_size": NaN}')
+    (tmp_path / "part.json").write_text('{"batch_size": 1.5}')
+    (tmp_path / "words.json").write_text('{"warmup": "much"}')
+    (tmp_path / "several.json").write_text('{"epochs": [1, 2]}')
     (tmp_path / "misspelt.json").write_text('{"epohcs": 1}')
     (tmp_path / "nested.json").write_text('{"epochs": {"a": 1}}')
     assert main(["train", "--config", *([] if name is None else [str(tmp_path / name)])]) == 2
@@ -323,6 +343,8 @@ BAD = {
     "kind": (["--adapter", "lora:rank=x"], "LoraAdapter"),  # types are checked once more in tests
     "held back": (["--held-back", "1"], "held_back between 0 and 1, got 1"),
     "no number": (["--head-learning-rate", "nan"], "expected a finite number as head_learning_rate, got nan"),
+    "epochs": (["--epochs", "99999999999999999"], "epochs of at most 16,777,216, got 99,999,999,999,999,999"),
+    "head epochs": (["--head-epochs", "99999999999999999"], "head_epochs of at most 16,777,216, got 99,999"),
     "micro": (["--micro-batches", "3"], "micro_batches that divide"),
 }
 
@@ -355,6 +377,31 @@ def test_documented_python_trains_a_population(models):
     exec(snippet, names)
     assert names["population"].losses.shape == (3, 8)
     assert set(names["best"]) == {"adapter", "head"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(["--held-back", "0.999"], "48 held back of 48"), (["--train-rows", "1"], "1 held back of 1")],
+)
+def test_rows_that_are_all_held_back(options, told, tmp_path, capsys):
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--patience", "1", *options]) == 2
+    said = f"got {told}, which leaves 0. Give a smaller held_back, more train_rows, or no patience."
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [("1e12", r"ends with a loss of \S+, where guessing has 2\.3\. "), ("3e38", "not finite|is nan|is inf")],
+)
+def test_a_head_that_diverges_is_told_as_such(rate, told, tmp_path, capsys):
+    options = ["--head-epochs", "1", "--head-learning-rate", rate]
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run"), *options]) == 2
+    shown = capsys.readouterr().err
+    assert re.search(told, shown)
+    advice = (
+        f"Try a smaller learning_rate than {float(rate)}. This is of the head alone: its step size is head_learning"
+    )
+    assert advice in shown
 
 
 def test_texts_need_a_folder(capsys):

@@ -188,6 +188,11 @@ ERRORS = {
     "beside": ({"beside": jax.tree.map(lambda leaf: leaf[:3], BESIDE)}, ValueError, r"`beside` of the queries' shape"),
     "scale": ({"scale": -1.0}, ValueError, "scale"),
     "seed": ({"seed": "x"}, TypeError, "seed"),
+    "no room for a weight": (
+        {"method": "matching", "budget": 1},
+        ValueError,
+        "room for a token with its weight, 15 numbers for each head, got 14",
+    ),
     "no room for a cloud": ({"method": "measure", "budget": 1}, ValueError, "a cloud of rank 1 has 29 numbers"),
     "no room for a state": ({"method": "elu", "budget": 2}, ValueError, "at least 65 numbers for each head"),
 }

@@ -122,6 +122,12 @@ ERRORS = {
     "a start too late": (make(start=np.array([0, 9])), ValueError, "at most 16 positions, got 17"),
     "cold": (make(temperature=-1.0), ValueError, "expected a temperature of at least 0, got -1.0"),
     "no number": (make(temperature=float("nan")), ValueError, "expected a temperature of at least 0, got nan"),
+    "far too many new tokens": (make(new=10**11), ValueError, "at most 2,147,483,647 new tokens, got 100,000,000,000"),
+    "more positions than int32 has": (
+        lambda: generate(decoder(), TOKENS, 2**31 - 3),
+        ValueError,
+        "at most 2,147,483,647 positions, got 2,147,483,650. Ask for fewer",
+    ),
     "no mass": (make(top_p=0.0), ValueError, "expected top_p above 0 and up to 1, got 0.0"),
     "too much mass": (make(top_p=1.5), ValueError, "expected top_p above 0 and up to 1, got 1.5"),
     "no key": (make(temperature=1.0), ValueError, "expected a key to draw tokens with, got none. Give key=jax.random"),

@@ -2,12 +2,14 @@
 
 import json
 import shlex
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
+from flax import nnx
 from models.random_damage import assert_named
 from models.tiny_gguf import write_gguf
 from rich.console import Console
@@ -17,6 +19,7 @@ from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix, f
 from ntkprefix.cli import main
 from ntkprefix.commands import compress, generate
 from ntkprefix.compress import Report
+from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.prompts import load_prompt, save_prompt
 
 L, C, K, H, HV = 2, 5, 3, 4, 6
@@ -201,6 +204,30 @@ def test_prompts_that_are_no_text(content, message, tmp_path, capsys):
     assert main(["compress", "--prompt", str(tmp_path / "prompt.txt"), "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("content", "count"), [("", 0), ("a", 1)])
+def test_tokens_around_a_text_are_none_of_it(content, count, tmp_path, monkeypatch, capsys):
+    def encode(text, *, special=True):
+        return [1, *map(ord, text), 2] if special else list(map(ord, text))
+
+    monkeypatch.setattr(compress, "load_tokenizer", lambda _: SimpleNamespace(encode=encode))
+    (tmp_path / "prompt.txt").write_text(content)
+    options = ["--model", str(write_gguf(tmp_path / "m.gguf")), "--prompt", str(tmp_path / "prompt.txt")]
+    assert main(["compress", *options, "--out", str(tmp_path / "out.safetensors")]) == 2
+    assert f"prompt.txt: expected a text of at least two tokens, got {count}." in capsys.readouterr().err
+
+
+def test_an_encoder_is_refused_by_its_name(tmp_path, monkeypatch, capsys):
+    block = BlockConfig(width=12, heads=3, mlp_width=8)
+    config = TextConfig(vocabulary=50, layers=1, block=block, head="none")
+    encoder = nnx.eval_shape(lambda: TextModel(config, rngs=nnx.Rngs(0)))
+    monkeypatch.setattr(compress, "load_text_model", lambda _: encoder)
+    (tmp_path / "prompt.txt").write_text("a b")
+    options = ["--model", "bert", "--prompt", str(tmp_path / "prompt.txt"), "--out", str(tmp_path / "out.safetensors")]
+    assert main(["compress", *options]) == 2
+    told = "ntkprefix compress: bert: expected a causal language model, got an encoder. Give another --model.\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_stopped_command_says_that_it_goes_on(tmp_path, monkeypatch, capsys):

@@ -253,9 +253,13 @@ def test_metrics_are_json_lines(tmp_path):
     ("wrong", "kind", "message"),
     [
         (lambda: TrainConfig(epochs=0), ValueError, "epochs of at least 1, got 0"),
+        (lambda: TrainConfig(epochs=10**17), ValueError, "epochs of at most 16,777,216, got 100,000,000,000,000,000"),
+        (lambda: TrainConfig(epochs=2**22).steps(100), ValueError, "at most 16,777,216 steps, got 25,165,824, which"),
         (lambda: TrainConfig(batch_size=2.5), TypeError, "an integer batch_size, got float"),
         (lambda: TrainConfig(learning_rate=0.0), ValueError, "learning_rate above 0"),
         (lambda: TrainConfig(learning_rate=float("nan")), ValueError, "learning_rate above 0"),
+        (lambda: TrainConfig(learning_rate=float("inf")), ValueError, "a finite learning_rate above 0, got inf"),
+        (lambda: TrainConfig(seed=2**32), ValueError, r"a seed below 2\^32, got 4294967296"),
         (lambda: TrainConfig(warmup=1.5), ValueError, "warmup share within 0..1"),
         (lambda: TrainConfig(micro_batches=3), ValueError, "micro_batches that divide the batch_size, got 3 and 16"),
         (lambda: TrainConfig(micro_batches=0), ValueError, "micro_batches of at least 1, got 0"),
