@@ -188,10 +188,10 @@ class Checkpoints:
         for left in Path(self.folder).glob(f"*/.*{PARTIAL}"):
             left.unlink(missing_ok=True)
 
-    def _manager(self) -> ocp.CheckpointManager:
+    def _manager(self) -> _Manager:
         # Written before `save` returns: what trains is donated to the next step, and small.
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(Path(self.folder).absolute(), options=options)
+        return _Manager(Path(self.folder).absolute(), options=options)
 
     def _read(self, manager: Any, step: int, where: Path, **arguments: Any) -> Any:
         try:
@@ -202,6 +202,14 @@ class Checkpoints:
                 f"{where}: cannot be read as a checkpoint ({_first_line(error)}). Delete it to go on from the one "
                 "before."
             ) from error
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which asks at every step whether the processes are to be ended; `hosts.join` asks for no such news."""
+
+    def reached_preemption(self, step: int) -> bool:  # noqa: ARG002
+        """No: without the service, older versions of orbax end with an error."""
+        return False
 
 
 @contextmanager
