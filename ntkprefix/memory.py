@@ -6,6 +6,9 @@ import os
 
 import jax
 
+# A computation that has begun to be dispatched is told as an internal error.
+_TOLD = ("RESOURCE_EXHAUSTED", "Out of memory")
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was not enough: Python's and NumPy's do by their type, XLA's by its text.
@@ -16,7 +19,7 @@ def out_of_memory(error: BaseException) -> bool:
         (True, False)
     """
     return isinstance(error, MemoryError) or (
-        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+        isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _TOLD)
     )
 
 

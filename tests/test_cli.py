@@ -223,6 +223,10 @@ def test_interrupt_is_quiet(capsys, monkeypatch):
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmuch\nmore"),
             "RESOURCE_EXHAUSTED: Out of memory",
         ),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: Out of memory allocating 9 bytes."),
+            "INTERNAL: Out of memory allocating 9 bytes",
+        ),
     ],
 )
 def test_memory_that_is_not_enough_is_told_with_what_takes_less(error, told, capsys, monkeypatch):
