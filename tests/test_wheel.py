@@ -9,6 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from faults.commands import COMMANDS
+from models.dinov2_folders import tiny_golden, weights_of, write_folder
+from models.tiny_gguf import write_gguf
 
 import ntkprefix
 
@@ -101,7 +104,7 @@ def test_a_wheel_works_with_jax_alone(built):
 
 @pytest.mark.slow
 def test_extras_bring_what_the_commands_need(built):
-    install(built.environment, *CONSTRAINTS, f"ntkprefix[models,report,theory] @ {built.wheel.as_uri()}")
+    install(built.environment, *CONSTRAINTS, f"ntkprefix[demo] @ {built.wheel.as_uri()}")
     told = command(built, "verify")
     assert told.stderr.startswith("ntkprefix verify: needs neural_tangents, not installed.")
     install(built.environment, *CONSTRAINTS, "--no-deps", "neural-tangents")
@@ -109,6 +112,25 @@ def test_extras_bring_what_the_commands_need(built):
     assert command(built, "report", str(ROOT / "experiments" / "results" / "verify.json")).returncode == 0
     assert (built.place / "report.html").stat().st_size > 10**6
     assert "micro-batches" in command(built, "--completion", "bash").stdout
+    gguf = write_gguf(built.place / "m.gguf")
+    (built.place / "prompt.txt").write_text("ab a b " * 40)
+    vit = write_folder(built.place / "vit", weights_of(tiny_golden()))
+    for name, model, status in (("train", vit, 0), ("verify", None, 1), ("compress", gguf, 0)):
+        told = command(built, *COMMANDS[name](model, built.place / name))
+        assert told.returncode == status, told.stderr
+    texts = ["--model", str(gguf), "--text", "ab", "--new", "2"]
+    assert command(built, "generate", "--prefix", "compress/p.safetensors", *texts).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_extra_for_documents_makes_them(built):
+    environment = empty(built.place / "documents")
+    install(environment, *CONSTRAINTS, f"ntkprefix[docs] @ {built.wheel.as_uri()}")
+    install(environment, *CONSTRAINTS, "--no-deps", "neural-tangents")
+    sources = built.place.parent / "sources"
+    site = ["-m", "sphinx", "--fail-on-warning", "--quiet", str(sources / "docs"), str(built.place / "site")]
+    python(environment, *site, cwd=sources)
+    assert "ntkprefix.attention" in (built.place / "site" / "api" / "core.html").read_text()
 
 
 @pytest.mark.slow

@@ -169,6 +169,14 @@ def changed(content, changes):
     return content
 
 
+def is_json(content):
+    try:
+        json.loads(content)
+    except ValueError:
+        return False
+    return True
+
+
 def fuzz(format_, count):
     folder, file, load = format_
     whole = file.read_bytes()
@@ -200,7 +208,7 @@ def fuzz(format_, count):
     of_bytes()
     if file.suffix == ".jsonl":
         of_lines()
-    elif whole[:1] in (b"{", b"["):
+    elif whole[:1] in (b"{", b"[") and is_json(whole):
         of_json()
     return refused
 
