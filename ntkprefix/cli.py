@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import importlib
 import importlib.util
-import itertools
-import json
-import math
 import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import tyro
@@ -23,8 +19,8 @@ import tyro
 from ntkprefix import hosts
 from ntkprefix._version import __version__
 from ntkprefix.checks.describe import printable
+from ntkprefix.given_options import checked_options
 from ntkprefix.memory import out_of_memory
-from ntkprefix.runs import read_json
 
 
 class Command(NamedTuple):
@@ -247,12 +243,9 @@ def _run(name: str, options: list[str]) -> int:
             f"{command.install}"
         )
     module = importlib.import_module(command.module)
-    _check_repeats(options, module.Config)
-    options = with_file(options, module.Config)
-    _check_lists(options, module.Config)
     config = tyro.cli(
         _made(module.Config, name),
-        args=options,
+        args=checked_options(options, module.Config),
         prog=f"ntkprefix {name}",
         description=command.page(),
         config=(tyro.conf.DisallowNone,),
@@ -278,127 +271,6 @@ def _made(config: type, command: str) -> Callable[..., Any]:
             raise ValueError(f"{error}\nWhat options take: ntkprefix {command} --help") from error
 
     return make
-
-
-def _check_repeats(options: Sequence[str], config: type) -> None:
-    """That no list is given twice, of which the last would quietly be all there is."""
-    kinds = get_type_hints(config)
-    given = [option.partition("=")[0] for option in options if option.startswith("--")]
-    for option in given:
-        if get_origin(kinds.get(_setting(option))) is tuple and given.count(option) > 1:
-            raise ValueError(
-                f"{option}: expected it once, got it {given.count(option)} times. Give all values behind one."
-            )
-
-
-def _setting(option: str) -> str:
-    return option.removeprefix("--").replace("-", "_") if option.startswith("--") else ""
-
-
-def _check_lists(options: Sequence[str], config: type) -> None:
-    """That no list is empty, which would quietly be the default: a shell's variable that is not set, perhaps."""
-    kinds = get_type_hints(config)
-    for option, value in itertools.pairwise([*options, "--"]):
-        if get_origin(kinds.get(_setting(option))) is tuple and value.startswith("--"):
-            raise ValueError(f"{option}: expected at least one value, got none. Give some, or leave the option out.")
-
-
-def with_file(options: Sequence[str], config: type) -> list[str]:
-    """Options with those of `--config FILE` spelt out before them, so that the command line's own, which are last, win.
-
-    Args:
-        options: of a command.
-        config: the dataclass of its settings.
-
-    Returns:
-        Options without `--config`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it is a folder, a device or a pipe.
-        ValueError: no file is named, or several are, or it is no JSON object of texts, numbers, flags and lists of
-            them by the names of settings.
-    """
-    options = [part for option in options for part in _apart(option)]
-    if "--config" not in options:
-        return options
-    place = options.index("--config")
-    if place + 1 == len(options):
-        raise ValueError("--config: expected a file, got nothing. Give a JSON object of settings, or leave it out.")
-    path, rest = options[place + 1], [*options[:place], *options[place + 2 :]]
-    if "--config" in rest:
-        raise ValueError("--config: expected one file, got several. Put their settings into one.")
-    settings = read_json(path, advice="Mend it.")
-    known = [field.name for field in dataclasses.fields(config)]
-    for name in settings:
-        if name.replace("-", "_") not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{path}: expected settings of this command, got {name!r}.{hint}")
-    spelt, kinds = spelt_out(settings, path), get_type_hints(config)
-    for name, value in settings.items():
-        _check_kind(path, name, value, kinds[name.replace("-", "_")])
-    return [*spelt, *rest]
-
-
-def _check_kind(path: str, name: str, value: Any, kind: Any) -> None:
-    """That a file's setting is what its option takes, as far as numbers and flags go."""
-    several = get_origin(kind) is tuple
-    if value is None:
-        return
-    if isinstance(value, list) and not several:
-        raise ValueError(f"{path}: expected one value as {name}, got {value!r}.")
-    kind = get_args(kind)[0] if several else kind
-    for each in value if isinstance(value, list) else [value]:
-        if isinstance(each, bool) != (kind is bool):
-            wanted = "true or false" if kind is bool else "a value that is no flag"
-            raise ValueError(f"{path}: expected {wanted} as {name}, got {json.dumps(each)}.")
-        try:
-            if kind in (int, float):
-                kind(str(each))
-        except ValueError as error:
-            number = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{path}: expected {number} as {name}, got {json.dumps(each)}.") from error
-
-
-def spelt_out(settings: Mapping[str, Any], source: str) -> list[str]:
-    """Settings as a command's options.
-
-    Args:
-        settings: texts, numbers, flags and lists of them by their names; what is None is left out.
-        source: named in messages.
-
-    Raises:
-        ValueError: a setting of another kind, a number that is not finite, or a text in a list that reads as an option.
-
-    Example:
-        >>> from ntkprefix.cli import spelt_out
-        >>> spelt_out({"batch_size": 8, "remat": True, "meshes": ["data=2", "data=4"]}, "here")
-        ['--batch-size', '8', '--remat', '--meshes', 'data=2', 'data=4']
-    """
-    spelt: list[str] = []
-    for name, value in settings.items():
-        flag = f"--{name.replace('_', '-')}"
-        for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, float) and not math.isfinite(each):
-                raise ValueError(f"{source}: expected a finite number as {name}, got {each}.")
-            if isinstance(each, str) and each.startswith("-") and isinstance(value, list):
-                raise ValueError(f"{source}: expected texts that do not begin with a dash as {name}, got {each!r}.")
-        if isinstance(value, bool):
-            spelt.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, str) and value.startswith("-"):
-            spelt.append(f"{flag}={value}")  # else it would be an option
-        elif isinstance(value, str | int | float):
-            spelt += [flag, str(value)]
-        elif isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
-            spelt += [flag, *map(str, value)]
-        elif value is not None:
-            raise ValueError(f"{source}: expected a text, a number, a flag or a list of them as {name}, got {value!r}.")
-    return spelt
-
-
-def _apart(option: str) -> list[str]:
-    return option.split("=", 1) if option.startswith("--config=") else [option]
 
 
 def _usage() -> str:

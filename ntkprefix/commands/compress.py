@@ -130,10 +130,10 @@ def main(config: Config) -> int:
         tokenizer = load_tokenizer(config.model)
         if mesh is not None:
             put_model(model, mesh)
-        own = len(tokenizer.encode(text, special=False))
-        if own < 2:  # what a tokeniser puts around any text is none of it
-            raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {own}.")
         tokens = np.asarray(tokenizer.encode(text), np.int32)
+        own = len(tokens) - len(tokenizer.encode(""))  # what a tokeniser puts around any text is none of it
+        if own < 2:
+            raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {own}.")
         tokens = tokens[: config.tokens] if config.tokens else tokens
         hosts.same({"the prompt's tokens": of_data([tokens])})
         if len(tokens) < 2:

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from ntkprefix import checks
 from ntkprefix._options import default_told
-from ntkprefix.cli import spelt_out
 from ntkprefix.commands import train
+from ntkprefix.given_options import spelt_out
 from ntkprefix.runs import write_bytes
 
 # In which the runs of a sweep differ.

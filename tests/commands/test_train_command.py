@@ -16,10 +16,11 @@ from safetensors import safe_open
 from texts.words import WORDS, word_tokenizer
 
 from ntkprefix.adapters import FeatureAdapter, LoraAdapter, MeasureAdapter, Stack, load_adapter, spelt
-from ntkprefix.cli import main, with_file
+from ntkprefix.cli import main
 from ntkprefix.commands import jobs
 from ntkprefix.commands import train as command
 from ntkprefix.feature_maps import feature_map
+from ntkprefix.given_options import with_file
 from ntkprefix.models import BlockConfig, TextConfig, TextModel, ViT, ViTConfig
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from texts.words import word_tokenizer
 from experiments import RESULTS
 from ntkprefix.adapters import LoraAdapter, Stack, TokenAdapter, load_adapter, save_adapter
 from ntkprefix.adapters.peft import load_peft
-from ntkprefix.cli import with_file
+from ntkprefix.given_options import with_file
 from ntkprefix.images import load_images
 from ntkprefix.models import load_dinov2, load_preprocess, load_text_model
 from ntkprefix.models.onnx_weights import read_onnx
