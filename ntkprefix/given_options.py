@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ntkprefix.runs import read_json
 
@@ -135,7 +135,7 @@ def _check_lists(options: Sequence[str], config: type) -> None:
 
 
 def _check_kind(path: str, name: str, value: Any, kind: Any) -> None:
-    """That a file's setting is what its option takes, as far as numbers and flags go."""
+    """That a file's setting is what its option takes, as far as numbers, flags and choices go."""
     several = get_origin(kind) is tuple
     if value is None:
         return
@@ -146,6 +146,9 @@ def _check_kind(path: str, name: str, value: Any, kind: Any) -> None:
         if isinstance(each, bool) != (kind is bool):
             wanted = "true or false" if kind is bool else "a value that is no flag"
             raise ValueError(f"{path}: expected {wanted} as {name}, got {json.dumps(each)}.")
+        if get_origin(kind) is Literal and each not in get_args(kind):
+            wanted = ", ".join(map(str, get_args(kind)))
+            raise ValueError(f"{path}: expected one of {wanted} as {name}, got {json.dumps(each)}.")
         try:
             if kind in (int, float):
                 kind(str(each))

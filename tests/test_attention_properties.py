@@ -2,6 +2,7 @@
 
 import itertools
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -38,8 +39,14 @@ class Case(NamedTuple):
     seed: int
 
 
+# All but the first compile every time.
+HOWS = ("plain",) * 8 + ("jit", "vmap", "gradient")
+# Of the central differences by which the oracle is differentiated: in float64 its error is below 1e-6.
+STEP = 1e-5
+
+
 @st.composite
-def cases(draw):
+def cases(draw, hows=HOWS):
     size = {name: draw(st.sampled_from(sizes)) for name, sizes in SIZES.items()}
     kind = draw(st.sampled_from(PREFIXES))
     options = {}
@@ -54,7 +61,7 @@ def cases(draw):
     masked = draw(st.sampled_from(["no", "some", "all"]))
     arrays = {name: draw(st.booleans()) for name in ("bias", "key_value_seq_lengths")}
     dtype = draw(st.sampled_from(sorted(TOLERANCES)))
-    how = draw(st.sampled_from(["plain"] * 8 + ["jit", "vmap"]))  # which compile every time
+    how = draw(st.sampled_from(hows))
     # None, in which the sizes here are one block, or such as they are several.
     blocks = draw(st.sampled_from([None, Blocks(2, 3, apart=False), Blocks(2, 3, apart=True)]))
     return Case(size, kind, options, masked, arrays, dtype, how, blocks, draw(st.integers(0, 2**32 - 1)))
@@ -62,7 +69,7 @@ def cases(draw):
 
 def made(case):
     """Query, key and value with a leading axis of two, the options, and the prefix."""
-    random, options = np.random.default_rng(case.seed), case.options
+    random, options = np.random.default_rng(case.seed), dict(case.options)
     B, T, S, K, G, H = case.size.values()
     N = K * G
 
@@ -99,23 +106,19 @@ def made(case):
     return inputs, options, prefix
 
 
-def ours(case, implementation):
+def ours(case, call):
     inputs, options, prefix = made(case)
-
-    def one(query, key, value):
-        return attention(query, key, value, prefix=prefix, implementation=implementation, **options)
-
-    cut = mock.patch.object(blockwise, "_blocks_for", return_value=case.blocks) if case.blocks else nullcontext()
-    with cut:
-        if case.how == "vmap":
-            return jax.vmap(one)(*inputs)
-        return jnp.stack(
-            [(jax.jit(one) if case.how == "jit" else one)(*(array[place] for array in inputs)) for place in (0, 1)]
-        )
+    call = partial(call, prefix=prefix, **options)
+    if case.how == "vmap":
+        return jax.vmap(call)(*inputs)
+    return in_turn(jax.jit(call) if case.how == "jit" else call, inputs)
 
 
-def expected(case):
-    inputs, options, prefix = made(case)
+def in_turn(call, inputs):
+    return jnp.stack([call(*(array[place] for array in inputs)) for place in (0, 1)])
+
+
+def expected(inputs, options, prefix):
     N, K = inputs[0].shape[3], inputs[1].shape[3]
     names = {"key_value_seq_lengths": "kv_len", "local_window_size": "window", "query_offset": "offset"}
     renamed = {
@@ -129,9 +132,46 @@ def expected(case):
 
 
 def check(case):
-    wanted = expected(case)
+    cut = mock.patch.object(blockwise, "_blocks_for", return_value=case.blocks) if case.blocks else nullcontext()
     for implementation in EVERYWHERE:
-        assert_close(ours(case, implementation), wanted, case, implementation)
+        with cut:
+            assert_right(case, partial(attention, implementation=implementation), implementation)
+
+
+def assert_right(case, call, by):
+    if case.how == "gradient":
+        assert_slope(case, call, by)
+    else:
+        assert_close(ours(case, call), expected(*made(case)), case, by)
+
+
+def assert_slope(case, call, by):
+    """Along a random direction in all that there is, a random sum of outputs changes as fast as the oracle's does."""
+    inputs, options, prefix = made(case)
+    random = np.random.default_rng(case.seed + 1)
+    start = {"inputs": inputs, "prefix": prefix, "bias": options.pop("bias", None)}
+    direction = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape), start)
+    weights = random.standard_normal(inputs[0].shape)
+
+    def given(point):
+        return options if point["bias"] is None else options | {"bias": point["bias"]}
+
+    def total(point):
+        outputs = in_turn(partial(call, prefix=point["prefix"], **given(point)), point["inputs"])
+        return jnp.sum(outputs.astype(jnp.float32) * jnp.asarray(weights, jnp.float32))
+
+    def moved(step):
+        point = jax.tree.map(lambda leaf, along: np.asarray(leaf, np.float64) + step * along, start, direction)
+        return np.sum(weights * expected(point["inputs"], given(point), point["prefix"]))
+
+    gradient = jax.jit(jax.grad(total))(start)
+    changes = [
+        np.asarray(slopes, np.float64) * along
+        for slopes, along in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+    ]
+    found, wanted = sum(each.sum() for each in changes), (moved(STEP) - moved(-STEP)) / (2 * STEP)
+    scale = max(1, sum(np.abs(each).sum() for each in changes))
+    assert abs(found - wanted) <= TOLERANCES[case.dtype] * scale, (by, found, wanted)
 
 
 def assert_close(found, wanted, case, by):
@@ -147,6 +187,12 @@ OPTIONS = {"derandomize": True, "deadline": None, "database": None, "suppress_he
 @settings(max_examples=3, **OPTIONS)
 @given(cases())
 def test_equals_the_oracle(case):
+    check(case)
+
+
+@settings(max_examples=3, **OPTIONS)
+@given(cases(hows=("gradient",)))
+def test_its_gradient_is_the_oracles(case):
     check(case)
 
 

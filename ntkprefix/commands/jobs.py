@@ -41,7 +41,7 @@ class Start(NamedTuple):
 
     Attributes:
         params: the adapter's under `adapter`.
-        probing: what training the head alone left; None where there is no head.
+        probing: what training the head alone left; None where it was not trained.
     """
 
     params: PyTree
@@ -75,8 +75,8 @@ class Job(Protocol):
         """What tells its data, those to test on too, and its model from others."""
         ...
 
-    def start(self, config: Any, watch: Watch, metrics: Path | None = None) -> Start:
-        """What to train from; `metrics` is a file for the steps of the head."""
+    def start(self, config: Any, watch: Watch, metrics: Path | None = None, *, probing: bool = True) -> Start:
+        """What to train from; `metrics` is a file for the steps of the head, which is not trained without `probing`."""
         ...
 
     def loss(self, params: PyTree, frozen: PyTree, *rows: Any) -> Any:
@@ -173,10 +173,12 @@ class _Classes:
     def fingerprints(self):
         return _fingerprints(self._config, self.frozen, self.train, self._held, self._test)
 
-    def start(self, config, watch, metrics=None):
+    def start(self, config, watch, metrics=None, *, probing=True):
         *inputs, labels = self.train
         calibration = [array[:_CALIBRATION] for array in inputs]
         params = self._classifier.init(jax.random.key(config.seed), calibration, len(self._names))
+        if not probing:
+            return Start(params, None)
         head = TrainConfig(
             epochs=config.head_epochs,
             batch_size=config.batch_size,
@@ -264,7 +266,7 @@ class _Answers:
     def fingerprints(self):
         return _fingerprints(self._config, self.frozen, self.train, self._held, self._test)
 
-    def start(self, config, watch, metrics=None):  # noqa: ARG002 - there is no head that starts first
+    def start(self, config, watch, metrics=None, *, probing=True):  # noqa: ARG002 - there is no head that starts first
         calibration = type(self._held)(*(array[:_CALIBRATION] for array in self.train))
         return Start(self._task.init(jax.random.key(config.seed), calibration), None)
 

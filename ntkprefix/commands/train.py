@@ -79,8 +79,8 @@ class Config:
         warmup: share of the steps in which the step size rises.
         schedule: how the step size goes on from there.
         weight_decay: of the optimiser, AdamW.
-        checkpoint_every: steps between checkpoints within a pass; 0 for the ends of passes alone. A run that was
-            stopped goes on from the last.
+        checkpoint_every: steps between checkpoints within a pass; 0 for as many as a twentieth of the time suffices
+            for, and with --hosts for none. A run that was stopped goes on from the last.
         patience: epochs without a better loss on held-back training rows after which training stops; 0 for never.
         held_back: share of the training rows that is held back for that.
         train_rows: at most so many training rows, drawn at random; 0 for all.
@@ -320,7 +320,10 @@ def _train(
     config: Config, job: Job, out: Path, watch: Watch, checkpoints: Checkpoints | None, mesh: Mesh | None
 ) -> TrainResult:
     """The adapter, behind a head that is trained alone."""
-    training, start = config.training(), job.start(config, watch).params
+    training = config.training()
+    # Where there is a checkpoint, its numbers take the place of the start's.
+    kept = checkpoints is not None and agreed(lambda: checkpoints.newest() is not None)
+    start = job.start(config, watch, probing=not kept).params
     if mesh is not None:
         start = {**start, "adapter": put(start["adapter"], job.specs(start["adapter"], mesh), mesh)}
     steps = training.steps(len(job.train[0]))

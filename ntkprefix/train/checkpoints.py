@@ -24,6 +24,9 @@ from ntkprefix.parallel import off_mesh
 from ntkprefix.runs import PARTIAL
 from ntkprefix.train.config import TrainConfig
 
+# Of the time, one part in so many is spent on checkpoints.
+_SHARE = 20
+
 
 class Saved(NamedTuple):
     """All that a run is, between two steps.
@@ -57,7 +60,7 @@ class Saved(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """A folder in which a run is kept, after every epoch and every so many steps.
+    """A folder in which a run is kept: at its start, after every epoch, and within epochs.
 
     A checkpoint is written beside the last one and then takes its name in one step, so a run that is killed while
     writing has the one before. What is kept goes on to the same last bit on the same machine, with the same packages.
@@ -65,7 +68,9 @@ class Checkpoints:
 
     Attributes:
         folder: of one run; made when absent.
-        every: steps between checkpoints within an epoch; 0 for the ends of epochs alone.
+        every: steps between checkpoints within an epoch. With 0 there are as many as a twentieth of the time suffices
+            for, so that what is lost is a step, or a few seconds of steps that are shorter; none for several processes,
+            whose clocks differ.
 
     Raises:
         TypeError: `every` is not an integer.
@@ -90,9 +95,17 @@ class Checkpoints:
     def __post_init__(self):
         checks.at_least(0, "Checkpoints", every=self.every)
 
-    def due(self, steps: int) -> bool:
-        """Whether a checkpoint within an epoch comes after that many steps."""
-        return self.every > 0 and steps % self.every == 0
+    def due(self, steps: int, since: float, took: float) -> bool:
+        """Whether a checkpoint within an epoch comes after that many steps.
+
+        Args:
+            steps: done.
+            since: seconds from the last checkpoint on.
+            took: seconds that it took to write.
+        """
+        if self.every:
+            return steps % self.every == 0
+        return jax.process_count() == 1 and since >= took * (_SHARE - 1)
 
     def save(self, saved: Saved, config: TrainConfig, rows: int) -> None:
         """Write a checkpoint, whole or not at all, and forget all but the one before it.

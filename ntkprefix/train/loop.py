@@ -23,6 +23,9 @@ from ntkprefix.train.config import TrainConfig
 from ntkprefix.train.memory import what_would_fit
 from ntkprefix.train.step import Loss, Told, optimiser, own, step, step_on_mesh
 
+# Parameters that a message names before it counts.
+_NAMED = 3
+
 
 class TrainResult(NamedTuple):
     """What training leaves.
@@ -84,7 +87,8 @@ def train(
         project: maps parameters to the nearest allowed ones, after every step. Pass the same object each time, not a
             fresh lambda, or every call compiles again.
         validate: loss on rows that are not trained on, of given parameters; called after every epoch.
-        checkpoints: where the run is kept. If it has been stopped, it goes on from there, to the same last bit.
+        checkpoints: where the run is kept, its start too. If it has been stopped, it goes on from there, to the same
+            last bit.
         metrics: a JSON Lines file that gets one object per step (step, epoch, loss, step_size, seconds) and one per
             validation (step, epoch, validation).
         on_step: called after every step with the number of steps done and the loss.
@@ -99,7 +103,8 @@ def train(
         ValueError: fewer rows than a batch, arrays of different lengths, patience without a validation loss, batches
             or micro-batches that the mesh cannot share out evenly, or checkpoints of another run.
         FloatingPointError: the loss or its gradient is not finite; the message has the step, the layer of the model
-            (counted from 0) that the first such numbers left, and the last checkpoint.
+            (counted from 0) that the first such numbers left or the parameters whose gradient has them, with their
+            layers where the first axis counts them, and the last checkpoint.
         MemoryError: memory is not enough; the message has what a step takes, and what would fit.
 
     Example:
@@ -116,16 +121,15 @@ def train(
         raise ValueError("train: expected a validation loss where there is patience, got none. Pass `validate`.")
     run = _Run(loss, params, frozen, config, factors, project, checkpoints, mesh)
     step_sizes, of_epoch = config.step_sizes(rows), config.steps_per_epoch(rows)
-    if checkpoints is not None:
-        run.restore(checkpoints.restore(run.saved(), config, rows))
+    run.enter(rows)
     lines = JsonLines(metrics, keep=lambda line: line.get("step", math.inf) <= run.steps) if metrics else None
     for batch in config.batches(data, skip=run.steps):
         if run.stopped(config.patience):
             break
         run.advance(step_sizes[run.steps], batch)
         ends_epoch = run.steps % of_epoch == 0
-        keeper = checkpoints if checkpoints and (ends_epoch or checkpoints.due(run.steps)) else None
-        for number, value in run.read(everything=bool(ends_epoch or keeper)):
+        ends = ends_epoch or run.due()
+        for number, value in run.read(everything=ends):
             if lines:
                 lines.add(
                     step=number,
@@ -140,8 +144,8 @@ def train(
             run.judge(validate(run.params))
             if lines:
                 lines.add(step=run.steps, epoch=run.steps // of_epoch, validation=run.validation[-1])
-        if keeper:
-            keeper.save(run.saved(), config, rows)
+        if ends:
+            run.keep(rows)
     return TrainResult(run.chosen(), np.asarray(run.losses, np.float32), run.seconds, np.asarray(run.validation))
 
 
@@ -161,7 +165,7 @@ def _diverged(step: int, told: Told) -> str:
     """What is not finite, and in which layer of the model it began."""
     loss = float(told.loss)
     if math.isfinite(loss):
-        return f"the gradient is not finite at step {step}, where the loss is {loss:.4g}"
+        return f"the gradient is not finite at step {step}, where the loss is {loss:.4g}{_slopes(told)}"
     what = f"the loss is {loss} at step {step}"
     if not all(faults.is_fully_addressable for faults in told.faults):
         return what  # other processes have the rows
@@ -171,6 +175,32 @@ def _diverged(step: int, told: Told) -> str:
             rows = int(faults[layers[0]].sum())  # over micro-batches too
             return f"{what}; the first numbers that are not finite leave layer {layers[0]}, in {rows} rows of the batch"
     return f"{what}; all that leaves the model's layers is finite" if told.faults else what
+
+
+def _slopes(told: Told) -> str:
+    """In which parameters the gradient is not finite, with places along the first axis: an adapter's is that of layers.
+
+    Backwards, such numbers go from the layer where they begin to all before it: the last place is where to look.
+    """
+    found = jax.tree_util.tree_leaves_with_path(told.slopes)
+    if not all(slopes.is_fully_addressable for _, slopes in found):
+        return ""  # other processes have a part
+    names = [
+        f"{jax.tree_util.keystr(path) or 'what is trained'}{_places(slopes)}"
+        for path, slopes in ((path, np.asarray(slopes)) for path, slopes in found)
+        if slopes.any()
+    ]
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return f", in {', '.join(names[:_NAMED] + more)}" if names else ", though each number of it is"
+
+
+def _places(slopes: np.ndarray) -> str:
+    """Where an array is true, as an index: `[4]`, `[0..7]`; nothing for an array without axes."""
+    places: list[int] = np.flatnonzero(slopes).tolist()
+    if slopes.ndim == 0:
+        return ""
+    first, last = places[0], places[-1]
+    return f"[{first}]" if first == last else f"[{first}..{last}]"
 
 
 class _Run:
@@ -195,6 +225,7 @@ class _Run:
         self.steps, self.seconds = 0, 0.0
         self._unread: list[tuple[int, Any]] = []
         self._began = 0.0
+        self._kept, self._took = 0.0, 0.0  # when the last checkpoint was whole, and how long it took
 
     def advance(self, step_size, batch):
         first = self._began == 0
@@ -266,10 +297,33 @@ class _Run:
             {"params": self.params, "state": self.state, "best": best}, self.losses, self.validation, self.seconds
         )
 
-    def restore(self, saved):
-        if saved is None:
+    def enter(self, rows):
+        """Go on from the newest checkpoint; where there is none, keep the start, which may have taken long to find."""
+        if self._checkpoints is None:
             return
+        began = time.perf_counter()
+        saved = self._checkpoints.restore(self.saved(), self._config, rows)
+        if saved is None:
+            self.keep(rows)
+            return
+        self._kept = time.perf_counter()
+        self._took = self._kept - began
         self.params, self.state = saved.arrays["params"], saved.arrays["state"]
         self.losses, self.validation, self.seconds = list(saved.losses), list(saved.validation), saved.seconds
         self.steps = len(self.losses)
         self.best = saved.arrays["best"] if self.validation else None
+
+    def due(self):
+        """Whether a checkpoint comes before the epoch ends."""
+        if self._checkpoints is None:
+            return False
+        return self._checkpoints.due(self.steps, time.perf_counter() - self._kept, self._took)
+
+    def keep(self, rows):
+        if self._checkpoints is None:
+            return
+        began = time.perf_counter()
+        self._checkpoints.save(self.saved(), self._config, rows)
+        self._kept = time.perf_counter()
+        self._took = self._kept - began
+        self._began += self._took if self._began else 0  # no step's time

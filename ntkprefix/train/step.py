@@ -25,11 +25,13 @@ class Told(NamedTuple):
     Attributes:
         loss: before the step.
         norm: of the gradient.
+        slopes: for every parameter, where along its first axis the gradient is not finite.
         faults: of the models that the loss runs, as of `ntkprefix.faults.watched`.
     """
 
     loss: Float[Array, ""]
     norm: Float[Array, ""]
+    slopes: PyTree
     faults: list[Float[Array, "layers rows"]]
 
 
@@ -59,9 +61,10 @@ def update(
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers, which strict rules forbid
         norm = optax.tree.norm(gradient)  # the clip computes it too, so that it costs nothing
         updates, state = transformation.update(gradient, state, params)
+    slopes = jax.tree.map(lambda leaf: ~jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))), gradient)
     scaled = jax.tree.map(lambda factor, branch: _times(step_size * factor, branch), factors, updates)
     params = optax.apply_updates(params, scaled)
-    return params if project is None else project(params), state, Told(value, norm, faults)
+    return params if project is None else project(params), state, Told(value, norm, slopes, faults)
 
 
 def own(leaf: Any) -> jax.Array:

@@ -22,6 +22,7 @@ from ntkprefix.commands import train as command
 from ntkprefix.feature_maps import feature_map
 from ntkprefix.given_options import with_file
 from ntkprefix.models import BlockConfig, TextConfig, TextModel, ViT, ViTConfig
+from ntkprefix.train import loop
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--train-rows", "48", "--test-rows", "30", "--epochs", "2", "--size", "8", "--length", "12"]
@@ -264,6 +265,22 @@ def test_a_run_without_a_checkpoint_leaves_its_folder_to_other_settings(begun, t
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["seed"] == 1
 
 
+def test_a_run_that_goes_on_does_not_train_its_head_again(tmp_path, monkeypatch):
+    whole = trained(tmp_path / "whole")
+    enter = loop._Run.enter
+
+    def interrupted_behind_the_start(run, rows):
+        enter(run, rows)
+        if run._checkpoints is not None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "enter", interrupted_behind_the_start)
+        assert main(["train", *SMALL, "--out", str(tmp_path / "run")]) == 130
+    monkeypatch.setattr(jobs, "probe", interrupted)
+    assert trained(tmp_path / "run")["test"] == whole["test"]
+
+
 @pytest.mark.parametrize("place", ["", "run"])
 def test_a_run_is_no_part_of_its_data(place, labelled, capsys):
     options = ["--model", "encoder", "--task", "text", "--data-dir", str(labelled), "--out", str(labelled / place)]
@@ -314,6 +331,7 @@ FILES = {
     "NaN": ("nan.json", "nan.json: expected a finite number as batch_size, got nan."),
     "a part": ("part.json", "part.json: expected a whole number as batch_size, got 1.5."),
     "in words": ("words.json", 'words.json: expected a number as warmup, got "much".'),
+    "no choice": ("choice.json", 'choice.json: expected one of cosine, linear, constant as schedule, got "sine".'),
     "several": ("several.json", "several.json: expected one value as epochs, got [1, 2]."),
     "nested": ("nested.json", "expected a text, a number, a flag or a list of them as epochs, got {'a': 1}"),
 }
@@ -328,6 +346,7 @@ def test_bad_files_of_options(case, tmp_path, capsys):
     (tmp_path / "nan.json").write_text('{"batch_size": NaN}')
     (tmp_path / "part.json").write_text('{"batch_size": 1.5}')
     (tmp_path / "words.json").write_text('{"warmup": "much"}')
+    (tmp_path / "choice.json").write_text('{"schedule": "sine"}')
     (tmp_path / "several.json").write_text('{"epochs": [1, 2]}')
     (tmp_path / "misspelt.json").write_text('{"epohcs": 1}')
     (tmp_path / "nested.json").write_text('{"epochs": {"a": 1}}')

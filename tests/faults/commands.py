@@ -34,6 +34,12 @@ def train(vit, out):
     return ["train", "--model", str(vit), *TRAINING, "--out", str(out / "run")]
 
 
+def train_state(vit, out):
+    """With an epoch that is chosen on rows held back."""
+    options = [*TRAINING, "--adapter", "features:share=0.3,steps=state", "--patience", "3"]
+    return ["train", "--model", str(vit), *options, "--out", str(out / "run")]
+
+
 def verify(_, out):
     return ["verify", *LADDER.split(), "--out", str(out / "run")]
 
@@ -44,7 +50,18 @@ def compress(gguf, out):
     return ["compress", "--model", str(gguf), "--prompt", str(prompt), *options, "--out", str(out / "p.safetensors")]
 
 
-COMMANDS = {"train": train, "verify": verify, "compress": compress}
+def compress_distil(gguf, out):
+    return [*compress(gguf, out), "--distil", "3"]
+
+
+# Those that begin alike take the same model.
+COMMANDS = {
+    "train": train,
+    "train-state": train_state,
+    "verify": verify,
+    "compress": compress,
+    "compress-distil": compress_distil,
+}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ def place(tmp_path_factory):
     gguf = write_gguf(folder / "m.gguf")
     (folder / "prompt.txt").write_text("ab a b " * 40)
     models = {"train": write_folder(folder / "vit", weights_of(tiny_golden())), "compress": gguf, "verify": None}
+    models |= {command: models[command.partition("-")[0]] for command in COMMANDS}
     return SimpleNamespace(folder=folder, models=models, cache=folder / "cache")
 
 

@@ -9,12 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkprefix.train import Checkpoints, TrainConfig, train
+from ntkprefix.train import Checkpoints, TrainConfig, checkpoints, loop, train
 
 X = np.linspace(-1, 1, 40, dtype=np.float32)
 START = {"w": jnp.zeros(3), "b": {"c": jnp.ones(())}}
 CONFIG = TrainConfig(epochs=3, batch_size=8, learning_rate=0.05, seed=5)
 STEPS = 15
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """One that stands still but for the second that a checkpoint takes, so that none is due for the time of steps."""
+    clock = SimpleNamespace(now=0.0)
+    save = checkpoints.write_digests
+
+    def slowly(*arguments):
+        clock.now += 1
+        save(*arguments)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(checkpoints, "write_digests", slowly)
+    return clock
 
 
 def loss(params, _, x):
@@ -47,6 +62,27 @@ def test_goes_on_to_the_same_bits(tmp_path, every, stop, again):
     resumed = run(tmp_path / "run", every=every, on_step=lambda step, _: seen.append(step))
     same(resumed, whole)
     assert seen == list(range(again, STEPS + 1))
+
+
+@pytest.mark.parametrize(("of_a_step", "again"), [(60, 10), (19, 10), (10, 9), (5, 7), (1, 1)])
+def test_a_twentieth_of_the_time_is_for_checkpoints(tmp_path, clock, of_a_step, again):
+    """They come after 19 s or more. A step is told, and takes its time here, behind the next."""
+    config = TrainConfig(epochs=1, batch_size=2)
+
+    def on_step(number, _):
+        if number == 12:
+            raise KeyboardInterrupt
+        clock.now += of_a_step
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, config, on_step=on_step)
+    seen = []
+    run(tmp_path, config, on_step=lambda step, _: seen.append(step))
+    assert seen[0] == again
+
+
+def test_checkpoints_are_no_time_in_steps(tmp_path, clock):
+    assert run(tmp_path, every=1, on_step=lambda *_: setattr(clock, "now", clock.now + 1)).seconds == STEPS - 1
 
 
 def test_metrics_have_every_step_once(tmp_path):
@@ -155,7 +191,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkey
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50))
         # three and one parameters, and twice as many of Adam's with a count, and the best parameters: 4 bytes each
         with pytest.raises(
-            OSError, match=r"5: cannot be written \(it takes 6.8e-05 MB, and there is room for 5e-05 MB"
+            OSError, match=r"0: cannot be written \(it takes 6.8e-05 MB, and there is room for 5e-05 MB"
         ):
             run(tmp_path)
     assert not list(tmp_path.iterdir())

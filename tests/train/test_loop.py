@@ -127,8 +127,34 @@ def test_a_gradient_that_is_not_finite_stops_also_at_the_last_step():
     def rooted(params, _, x):
         return jnp.sqrt(jnp.abs(params["w"] * jnp.mean(x)))
 
-    with pytest.raises(FloatingPointError, match=r"not finite at step 1, where the loss is 0\. Try"):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 1, where the loss is 0, in \['w'\]\. Try"):
         train(rooted, {"w": jnp.zeros(())}, None, (X + 2,), TrainConfig(epochs=1, batch_size=40))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_it_names_parameters_and_layers(micro_batches):
+    def rooted(params, _, x):
+        early, one, rest = jnp.sqrt(params["a"][:3]), jnp.sqrt(params["b"][1]), jnp.sqrt(params["c"])
+        return jnp.mean(x) + jnp.sum(early) + one + rest + jnp.sum(params["d"])
+
+    start = {"a": jnp.zeros(5), "b": jnp.zeros(3), "c": jnp.zeros(()), "d": jnp.ones(2), "e": jnp.zeros((2, 0))}
+    told = r"at step 1, where the loss is [\d.]+, in \['a'\]\[0\.\.2\], \['b'\]\[1\], \['c'\]\. Try"
+    with pytest.raises(FloatingPointError, match=told):
+        train(rooted, start, None, (X + 2,), TrainConfig(epochs=1, batch_size=40, micro_batches=micro_batches))
+    told = r"in \['a'\]\[0\.\.2\], \['aa'\]\[0\], \['b'\]\[1\], 1 more\. Try"
+    with pytest.raises(FloatingPointError, match=told):
+        train(
+            lambda params, _, x: rooted(params, _, x) + jnp.sqrt(params["aa"][0]),
+            start | {"aa": jnp.zeros(1)},
+            None,
+            (X + 2,),
+            TrainConfig(epochs=1, batch_size=40),
+        )
+
+
+def test_a_gradient_whose_norm_alone_overflows_says_so():
+    with pytest.raises(FloatingPointError, match=r"where the loss is 0, though each number of it is\. Try"):
+        train(lambda w, _, x: 1e30 * jnp.sum(w) * jnp.mean(x), jnp.zeros(2), None, (X + 2,), TrainConfig(epochs=1))
 
 
 def _within_one(params):
