@@ -275,7 +275,7 @@ def _row(
     said = _said(model, prompt.after, prefixes, config.tokens)
     likelihood = _likelihood(said, prompt.after)
     divergence = jnp.mean(jnp.sum(jnp.exp(prompt.full) * (prompt.full - said), axis=-1))
-    errors = _errors(prompt, prefixes)
+    errors = errors_of_layers(prompt.read.whole, prompt.asked_after, prefixes)
     inside = (errors >= report.low[:, None]) & (errors <= report.high[:, None])
     return {
         "ratio": round(report.ratio, 2),
@@ -292,12 +292,11 @@ def _row(
     }
 
 
-def _errors(prompt: Prompt, prefixes: Any) -> Float[Array, "L Q N"]:
-    """Of attention outputs, layer by layer, of what really follows the prompt."""
-    whole = prompt.read.whole
-    layers = whole.keys.shape[0]
-    parts = (whole.keys, whole.values, prompt.asked_after, prefixes)
-    return jnp.stack([_errors_of_layer(*jax.tree.map(lambda leaf, at=at: leaf[at], parts)) for at in range(layers)])
+def errors_of_layers(whole: TokenPrefix, asked: Calibration, prefixes: Any) -> Float[Array, "L Q N"]:
+    """Relative errors of attention outputs, layer by layer, where a prefix takes the place of all tokens."""
+    parts = (whole.keys, whole.values, asked, prefixes)
+    layers = range(len(whole.keys))
+    return jnp.stack([_errors_of_layer(*jax.tree.map(lambda leaf, at=at: leaf[at], parts)) for at in layers])
 
 
 @jax.jit

@@ -251,7 +251,7 @@ def make_setting(config: KernelsConfig) -> Setting:
     parts = np.split(kept[: sizes[-1]], sizes[:-1])
     head_rows, pool, train, test = (tuple(jnp.asarray(array[part]) for array in inputs) for part in parts)
     one_hot = (labels[:, None] == np.arange(config.classes)).astype(np.float32) - 1 / config.classes
-    tokens, per_row = _pooled_tokens(model, pool)
+    tokens, per_row = pooled_tokens(model, pool)
     return Setting(
         model,
         _ridge_head(model, head_rows, one_hot[parts[0]]),
@@ -278,7 +278,7 @@ def _texts(config):
     return load_text_model(config.model), tuple(texts), np.array([row.label for row in rows]), "agnews"
 
 
-def _pooled_tokens(model: Any, inputs: tuple[Array, ...]) -> tuple[TokenPrefix, float]:
+def pooled_tokens(model: Any, inputs: tuple[Array, ...]) -> tuple[TokenPrefix, float]:
     """Keys and values of all tokens of all inputs, [L, tokens, K, H], without padding, and tokens of the mean input."""
 
     def keep(query: Array, key: Array, value: Array, **_: Any) -> tuple[Array, Array]:  # noqa: ARG001

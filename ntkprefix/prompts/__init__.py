@@ -6,7 +6,7 @@ with extra("models", "ntkprefix.prompts"):
     from ntkprefix.prompts.algebra import JoinedPrompt, merge_prompts, shift_prompt, subtract_prompt
     from ntkprefix.prompts.append import append_document
     from ntkprefix.prompts.batch import BatchedPrompts, batch_prompts
-    from ntkprefix.prompts.calibration import Calibration, calibrate, continued, repeated
+    from ntkprefix.prompts.calibration import Calibration, ask, calibrate, continued, repeated
     from ntkprefix.prompts.compress import CompressedPrompt, compress_prompt
     from ntkprefix.prompts.distil import distil
     from ntkprefix.prompts.files import StoredPrompt, load_prompt, save_prompt
@@ -21,6 +21,7 @@ __all__ = [
     "JoinedPrompt",
     "StoredPrompt",
     "append_document",
+    "ask",
     "batch_prompts",
     "calibrate",
     "compress_layers",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from ntkprefix import checks
 from ntkprefix._pytree import Leaf, pytree
@@ -83,14 +83,39 @@ def calibrate(model: TextModel, texts: Int[Array, "B T"], prefixes: Any, *, star
 def _observe(graph, weights, texts, prefixes, start):
     model = nnx.merge(graph, weights)
     positions = jnp.broadcast_to(start + jnp.arange(texts.shape[1])[None], texts.shape)
+    return model.observe(texts, ask, prefixes=prefixes, positions=positions)
 
-    def look(query: Array, key: Array, value: Array, **options: Any) -> Calibration:
-        kernel = EVERYWHERE[best(query.shape[1], key.shape[1])]
-        share = kernel.partial_attention(query, key, value, scale=query.shape[-1] ** -0.5, **options)
-        flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]).astype(jnp.float32), (query, share))
-        return Calibration(*flat)
 
-    return model.observe(texts, look, prefixes=prefixes, positions=positions)
+def ask(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K Hv"],
+    **options: Any,
+) -> Calibration:
+    """What one layer asks of a prefix, and what it sees besides: for `model.observe`, which gives all layers'.
+
+    Args:
+        query: [B, T, N, H].
+        key: of the input itself, [B, S, K, H].
+        value: [B, S, K, Hv].
+        options: of `attention`: what hides keys from queries.
+
+    Returns:
+        Q = B T queries, row by row, and the input's own share of their attention, without a layer axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, ViT, ViTConfig
+        >>> from ntkprefix.prompts import ask
+        >>> vit = ViT(ViTConfig(block=BlockConfig(width=12, heads=3, mlp_width=24), layers=2), rngs=nnx.Rngs(0))
+        >>> vit.observe(jnp.zeros((4, 28, 28, 3)), ask).queries.shape  # 4 images of 4 patches and the class token
+        (2, 20, 3, 4)
+    """
+    kernel = EVERYWHERE[best(query.shape[1], key.shape[1])]
+    share = kernel.partial_attention(query, key, value, scale=query.shape[-1] ** -0.5, **options)
+    flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]).astype(jnp.float32), (query, share))
+    return Calibration(*flat)
 
 
 def continued(
