@@ -14,13 +14,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from experiments import RESULTS, commands
 from experiments.compression import WAYS, errors_of_layers
 from experiments.real_kernels import pooled_tokens
 from ntkprefix import checks
-from ntkprefix.compress import METHODS
 from ntkprefix.images import load_images, normalise
 from ntkprefix.models import load_dinov2, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
@@ -72,7 +73,7 @@ class TokenSetsConfig:
     def __post_init__(self):
         counts = {name: getattr(self, name) for name in ("inputs", "asking", "others", "length", "size", "seeds")}
         checks.at_least(1, "token_sets", **counts)
-        known = [*METHODS, *(name for name, way in WAYS.items() if not way.distil)]
+        known = [name for name, way in WAYS.items() if not way.distil]
         for method in self.methods:
             checks.one_of("token_sets", "method", method, known)
 
@@ -132,24 +133,24 @@ def _set(loaded: Callable[[], tuple[Any, np.ndarray]], seed: int, config: TokenS
     if len(inputs) < sizes[-1]:
         raise ValueError(f"token_sets: expected at least {sizes[-1]} inputs, got {len(inputs)}.")
     drawn = np.random.default_rng(seed).permutation(len(inputs))[: sizes[-1]]
-    of_set, asking, others = (inputs[part] for part in np.split(drawn, sizes[:-1]))
+    of_set, asking, others = (jnp.asarray(inputs[part]) for part in np.split(drawn, sizes[:-1]))
     whole = _tokens(model, of_set)
     return _Set(whole, *(model.observe(_taken(rows), ask, prefixes=whole) for rows in (asking, others)))
 
 
-def _tokens(model: Any, rows: np.ndarray) -> TokenPrefix:
-    images = rows.dtype == np.uint8
-    return pooled_tokens(model, (rows,) if images else (rows, np.ones(rows.shape, bool)))[0]
+def _tokens(model: Any, rows: Array) -> TokenPrefix:
+    images = rows.dtype == jnp.uint8
+    return pooled_tokens(model, (rows,) if images else (rows, jnp.ones(rows.shape, bool)))[0]
 
 
-def _taken(rows: np.ndarray) -> Any:
-    return normalise(rows) if rows.dtype == np.uint8 else rows
+def _taken(rows: Array) -> Array:
+    """What a model takes."""
+    return normalise(rows) if rows.dtype == jnp.uint8 else rows
 
 
 def _row(ready: Callable[[], _Set], method: str, budget: str, seed: int) -> dict[str, Any]:
     way, (whole, asked, asked_after) = WAYS[method], ready()
-    options = {"method": way.method, "share": way.share, "budget": budget, "seed": seed}
-    prefixes, report = compress_layers(whole, asked, **options)
+    prefixes, report = compress_layers(whole, asked, method=way.method, budget=budget, share=way.share, seed=seed)
     errors = errors_of_layers(whole, asked_after, prefixes)
     inside = (errors >= report.low[:, None]) & (errors <= report.high[:, None])
     return {
