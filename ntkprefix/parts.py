@@ -181,7 +181,7 @@ class Parts:
             _check(arrays, {str(index): leaf for index, leaf in enumerate(leaves)})
             if digest != of_data(arrays):
                 raise ValueError("it is not what was written: it is damaged")
-        except (SafetensorError, ValueError, OSError) as error:
+        except (SafetensorError, AttributeError, TypeError, ValueError, OSError) as error:
             raise ValueError(
                 f"{path}: expected a finished part of this computation, but {error}. Delete it: it is made again."
             ) from error

@@ -67,6 +67,7 @@ def run_folder(folder: str | Path) -> Iterator[Path]:
         True
     """
     folder = Path(folder)
+    made = not folder.exists()
     prepare_folder(folder)
     lock = _lock(folder)
     try:
@@ -74,11 +75,14 @@ def run_folder(folder: str | Path) -> Iterator[Path]:
             for left in folder.glob(pattern):
                 left.unlink(missing_ok=True)
         yield folder
-    except KeyboardInterrupt as stopped:
+    except BaseException as stopped:
         if any(folder.glob("*")):
-            stopped.add_note(
-                f"What is done is kept in {folder}: the same command, with the same --out, goes on from there."
-            )
+            if isinstance(stopped, KeyboardInterrupt):
+                stopped.add_note(
+                    f"What is done is kept in {folder}: the same command, with the same --out, goes on from there."
+                )
+        elif made and folder.is_dir():
+            folder.rmdir()  # nothing came of it
         raise
     finally:
         if lock is not None:
@@ -122,7 +126,7 @@ def same_run(folder: str | Path, settings: Mapping[str, Any], *, goes_on_from: s
         goes_on_from: the name of a folder in it, which runs write after their settings, and go on from.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: they cannot be written, or what should be a folder is a file.
         ValueError: other settings, or none beside what to go on from; the message names the folder and what differs.
 
     Example:
@@ -137,6 +141,8 @@ def same_run(folder: str | Path, settings: Mapping[str, Any], *, goes_on_from: s
         ValueError: ...: expected the run that was begun there, but rank is 2 there and 4 here. Choose...
     """
     path, begun = Path(folder) / SETTINGS, Path(folder) / goes_on_from
+    if begun.exists() and not begun.is_dir():
+        raise OSError(f"{begun}: expected a folder, found a file. Move it away, or choose another with --out.")
     if not begun.is_dir() or not any(begun.iterdir()):
         write_json(path, settings)
         return
@@ -145,7 +151,7 @@ def same_run(folder: str | Path, settings: Mapping[str, Any], *, goes_on_from: s
             f"{folder}: expected {SETTINGS} beside {goes_on_from}, which says what run it is, found none. Choose "
             f"another with --out, or delete {begun} to start afresh."
         )
-    others = differing(read_json(path), settings)
+    others = differing(read_json(path, advice=f"Delete {begun} to start afresh."), settings)
     if others:
         raise ValueError(
             f"{folder}: expected the run that was begun there, but {others}. Choose another with --out, or give the "

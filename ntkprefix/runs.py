@@ -230,7 +230,9 @@ def read_file(path: Path) -> bytes:
         Traceback (most recent call last):
         OSError: /dev/null: expected a file, got a folder, a device or a pipe. Name a file.
     """
-    if path.exists() and not path.is_file():
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected a file here, found none.")
+    if not path.is_file():
         raise OSError(f"{path}: expected a file, got a folder, a device or a pipe. Name a file.")
     return path.read_bytes()
 
@@ -269,11 +271,12 @@ def _json_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             content = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path}, line {number}: expected JSON, but it does not parse ({error}). Choose another file."
+                f"{path}, line {number}: expected JSON, but it does not parse ({error}). Delete it, or take another."
             ) from error
         if not isinstance(content, dict):
             raise ValueError(
-                f"{path}, line {number}: expected a JSON object, got a {type(content).__name__}. Choose another file."
+                f"{path}, line {number}: expected a JSON object, got a {type(content).__name__}. Delete it, or take "
+                "another."
             )
         yield line, content
 

@@ -43,11 +43,14 @@ class Case(NamedTuple):
 HOWS = ("plain",) * 8 + ("jit", "vmap", "gradient")
 # Of the central differences by which the oracle is differentiated: in float64 its error is below 1e-6.
 STEP = 1e-5
+# Of a slope along a direction, relative to what its terms amount to.
+SLOPES = {"float32": 5e-6, "bfloat16": 3e-2, "float16": 1e-3}
 
 
 @st.composite
-def cases(draw, hows=HOWS):
-    size = {name: draw(st.sampled_from(sizes)) for name, sizes in SIZES.items()}
+def cases(draw, hows=HOWS, *, empty=True):
+    """With `empty` also without queries or keys, or with all keys hidden."""
+    size = {name: draw(st.sampled_from([size for size in sizes if size or empty])) for name, sizes in SIZES.items()}
     kind = draw(st.sampled_from(PREFIXES))
     options = {}
     if draw(st.booleans()):
@@ -58,7 +61,7 @@ def cases(draw, hows=HOWS):
         options["query_offset"] = draw(st.sampled_from([0, 3, 100]))
     if draw(st.booleans()):
         options["scale"] = draw(st.sampled_from([0.1, 1.0, 3.0]))
-    masked = draw(st.sampled_from(["no", "some", "all"]))
+    masked = draw(st.sampled_from(["no", "some", "all"] if empty else ["no", "some"]))
     arrays = {name: draw(st.booleans()) for name in ("bias", "key_value_seq_lengths")}
     dtype = draw(st.sampled_from(sorted(TOLERANCES)))
     how = draw(st.sampled_from(hows))
@@ -146,7 +149,7 @@ def assert_right(case, call, by):
 
 
 def assert_slope(case, call, by):
-    """Along a random direction in all that there is, a random sum of outputs changes as fast as the oracle's does."""
+    """Along a random direction in each array, a random sum of outputs changes as fast as the oracle's does."""
     inputs, options, prefix = made(case)
     random = np.random.default_rng(case.seed + 1)
     start = {"inputs": inputs, "prefix": prefix, "bias": options.pop("bias", None)}
@@ -160,18 +163,22 @@ def assert_slope(case, call, by):
         outputs = in_turn(partial(call, prefix=point["prefix"], **given(point)), point["inputs"])
         return jnp.sum(outputs.astype(jnp.float32) * jnp.asarray(weights, jnp.float32))
 
-    def moved(step):
-        point = jax.tree.map(lambda leaf, along: np.asarray(leaf, np.float64) + step * along, start, direction)
+    def moved(step, name):
+        """The sum where one array is moved and the others stay."""
+        point = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, along: np.asarray(leaf, np.float64) + (step if path == name else 0) * along,
+            start,
+            direction,
+        )
         return np.sum(weights * expected(point["inputs"], given(point), point["prefix"]))
 
     gradient = jax.jit(jax.grad(total))(start)
-    changes = [
-        np.asarray(slopes, np.float64) * along
-        for slopes, along in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-    ]
-    found, wanted = sum(each.sum() for each in changes), (moved(STEP) - moved(-STEP)) / (2 * STEP)
-    scale = max(1, sum(np.abs(each).sum() for each in changes))
-    assert abs(found - wanted) <= TOLERANCES[case.dtype] * scale, (by, found, wanted)
+    slopes = jax.tree.map(lambda slope, along: np.asarray(slope, np.float64) * along, gradient, direction)
+    everything = np.linalg.norm([np.linalg.norm(each) for each in jax.tree.leaves(slopes)])
+    for path, each in jax.tree_util.tree_leaves_with_path(slopes):
+        wanted = (moved(STEP, path) - moved(-STEP, path)) / (2 * STEP)
+        allowed = SLOPES[case.dtype] * (3 * np.linalg.norm(each) + 0.1 * everything + 1e-3)
+        assert abs(each.sum() - wanted) <= allowed, (by, jax.tree_util.keystr(path), each.sum(), wanted)
 
 
 def assert_close(found, wanted, case, by):
@@ -185,13 +192,13 @@ OPTIONS = {"derandomize": True, "deadline": None, "database": None, "suppress_he
 
 
 @settings(max_examples=3, **OPTIONS)
-@given(cases())
+@given(cases(empty=False))
 def test_equals_the_oracle(case):
     check(case)
 
 
 @settings(max_examples=3, **OPTIONS)
-@given(cases(hows=("gradient",)))
+@given(cases(hows=("gradient",), empty=False))
 def test_its_gradient_is_the_oracles(case):
     check(case)
 

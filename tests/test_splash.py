@@ -63,7 +63,8 @@ def test_equals_the_oracle_and_the_dense_kernel_s_gradients(case):
 @pytest.mark.slow
 @pytest.mark.usefixtures("played")
 def test_gradients_of_the_residual_are_taken_too():
-    both = (found_by(name, state(), OPTIONS["causal"], with_residual=True) for name in ("splash", "xla"))
+    prefix = state()
+    both = (found_by(name, prefix, OPTIONS["causal"], with_residual=True) for name in ("splash", "xla"))
     for one, other in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
 

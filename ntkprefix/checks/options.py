@@ -41,6 +41,17 @@ def at_most(most: int, kind: str, **counts: int) -> None:
             raise ValueError(f"{kind}: expected {name} of at most {most:,}, got {count:,}.")
 
 
+def characters(where: str, text: str) -> None:
+    """A text whose letters can all be written: halves of letters, which JSON can spell and bytes become, cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: expected text, got {text[error.start]!r} as its letter {error.start + 1:,}, which is no "
+            "character. Is it UTF-8?"
+        ) from error
+
+
 def finite(kind: str, *, least: float = -math.inf, **numbers: Any) -> None:
     """Numbers that an option takes.
 

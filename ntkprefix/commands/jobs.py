@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -236,19 +237,28 @@ class _Answers:
     """Answers by a language model."""
 
     def __init__(self, config, model, adapter, tokenizer, texts):
-        self._tokenizer, self._adapter, self._choices, self._config = tokenizer, adapter, None, model.config
+        self._tokenizer, self._adapter, self._config = tokenizer, adapter, model.config
+        self._choices, self._spelt = None, []
         labels, test_labels = (np.array([example.label for example in part]) for part in (texts.train, texts.test))
         tested = _chosen(config.test_rows, test_labels, seed=0)
         test = _take(texts.test, tested)
-        self._test = for_decoder(test, tokenizer, config.length, end="" if texts.choices else _END)
+        end = "" if texts.choices else _END
+        self._test = for_decoder(test, tokenizer, config.length, end=end)
         self._wanted = [example.answer.strip() for example in test]
         if texts.choices:
-            self._choices = np.array([tokenizer.encode(choice, special=False)[0] for choice in texts.choices])
             self._labels = test_labels[tested]
+            self._choices = np.array([tokenizer.encode(choice, special=False)[0] for choice in texts.choices])
+            if len(set(self._choices.tolist())) < len(self._choices):
+                # Such as numbers, which begin alike: told apart by all their tokens.
+                self._spelt = [
+                    for_decoder([replace(row, answer=choice) for row in test], tokenizer, config.length)
+                    for choice in texts.choices
+                ]
         chosen = _shuffled(config, labels)
-        self._all = for_decoder(_take(texts.train, chosen), tokenizer, config.length, end="" if texts.choices else _END)
+        self._all = for_decoder(_take(texts.train, chosen), tokenizer, config.length, end=end)
         self._title, self._train_labels = texts.name, labels[chosen]
-        longest = max(int((part.lengths - part.starts).max(initial=1)) for part in (self._all, self._test))
+        parts = (self._all, self._test, *self._spelt)
+        longest = max(int((part.lengths - part.starts).max(initial=1)) for part in parts)
         self._task = LanguageTask(model, adapter, longest)
         self.frozen, self.loss, self.project = self._task.frozen, self._task.loss, self._task.project
         self.numbers_per_token = _numbers_per_token(model)
@@ -287,7 +297,11 @@ class _Answers:
 
         found = {"loss": self._loss(params, self._test, on_batch)}
         if self._choices is not None:
-            chosen = self._task.choose(params, self._test, self._choices, on_batch=on_batch)
+            if self._spelt:
+                said = [self._task.log_likelihoods(params, each, on_batch=on_batch) for each in self._spelt]
+                chosen = np.argmax(said, axis=0)
+            else:
+                chosen = self._task.choose(params, self._test, self._choices, on_batch=on_batch)
             right = chosen == self._labels
             return {"accuracy": float(np.mean(right)), **found, "right": _digits(right)}
         made = self._task.generate(params, self._test, self._task.longest, on_batch=on_batch)

@@ -216,7 +216,7 @@ def run(
 
     Returns:
         What is written to `results.json`. Its `seconds` are all that training took, features, head and compilation
-        included; its `seconds_per_step` are of steps alone.
+        included, since the run was last started; its `seconds_per_step` are of steps alone, all of them.
 
     Raises:
         OSError: the run folder cannot be written.
@@ -278,7 +278,7 @@ def finished(config: Config, out: Path) -> bool:
         ValueError: they are those of another run, or none; the message names the file and what differs.
     """
     path = out / _RESULTS
-    if not path.exists():
+    if not path.exists() or not (out / "adapter").exists():
         return False
     found, wanted = read_json(path).get("config"), _plain(config)
     if not isinstance(found, dict):

@@ -22,8 +22,8 @@ def read_npz(path: Path, size: int) -> ImageData:
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: arrays have the wrong dtype.
-        ValueError: it is damaged, or lacks arrays; they do not fit each other, or are no images and classes.
+        ValueError: it is damaged, or lacks arrays; they have the wrong dtype, do not fit each other, or are no images
+            and classes.
     """
     arrays = _arrays(path)
     missing = [name for name in _ARRAYS if name not in arrays and name != "class_names"]
@@ -83,7 +83,7 @@ def _names(path: Path, given: np.ndarray | None, highest: int) -> tuple[str, ...
     if given is None:
         return tuple(map(str, range(highest + 1)))
     if given.dtype.kind != "U":
-        raise TypeError(f"{path}: expected class_names as text, got {given.dtype}.")
+        raise ValueError(f"{path}: expected class_names as text, got {given.dtype}.")
     if given.ndim != 1:
         raise ValueError(f"{path}: expected class_names as one list, got shape {list(given.shape)}.")
     try:
@@ -100,9 +100,9 @@ def _names(path: Path, given: np.ndarray | None, highest: int) -> tuple[str, ...
 
 def _pair(path: Path, part: str, images: np.ndarray, labels: np.ndarray) -> None:
     if images.dtype != np.uint8:
-        raise TypeError(f"{path}: expected x_{part} as uint8 from 0 to 255, got {images.dtype}.")
+        raise ValueError(f"{path}: expected x_{part} as uint8 from 0 to 255, got {images.dtype}.")
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"{path}: expected y_{part} as integers, got {labels.dtype}.")
+        raise ValueError(f"{path}: expected y_{part} as integers, got {labels.dtype}.")
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape:
         raise ValueError(f"{path}: expected x_{part} as [N, h, w, 3] or [N, h, w], got shape {list(images.shape)}.")
     if labels.shape != images.shape[:1]:

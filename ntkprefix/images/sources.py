@@ -40,7 +40,6 @@ def load_images(source: str | Path, *, size: int, seed: int = 0, test_share: flo
         FileNotFoundError: there is no such file or folder.
         ImportError: "digits" without scikit-learn.
         OSError: a folder cannot be read.
-        TypeError: arrays in a `.npz` have the wrong dtype.
         ValueError: a size or share out of range, or a file that is not what is described above; the message names it.
 
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
+from ntkprefix import checks
 from ntkprefix.models.gguf_file import read_metadata
 from ntkprefix.models.hub import locate_texts
 
 # GGUF's `token_type` of a control token and of one that a user added.
 _CONTROL, _USER = 3, 4
+# Times that a tokeniser's replacements may make a text longer: those of real models make it a few times as long.
+_GROWTH = 2**16
 # Cuts text as GPT-2 does, after every digit.
 _DIGITS_ALONE = "smollm"
 
@@ -80,12 +84,15 @@ class Tokenizer:
             As many numbers as there are tokens.
 
         Raises:
-            ValueError: the library fails on this text; the message names the tokeniser's file.
+            ValueError: the text has what is no character, or the library fails on it; the message names the tokeniser's
+                file.
         """
         return self.encoded(text, special=special).ids
 
     def encoded(self, *texts: str, special: bool = True) -> Any:
         """A text, or a pair of them, as the library's own object, with segments; else as `encode`."""
+        for text in texts:
+            checks.characters(str(self.source), text)
         with _failures_named(self.source):
             return self.inner.encode(*texts, add_special_tokens=special)
 
@@ -142,11 +149,15 @@ def _failures_named(source: str | Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
+        if type(error) is not Exception and not _is_panic(error):
             raise
         raise ValueError(
             f"{source}: expected a tokeniser that takes any text, but it failed ({error}). Is the download complete?"
         ) from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"
 
 
 def pad(rows: Sequence[Sequence[int]], *, length: int | None = None) -> Batch:
@@ -208,6 +219,7 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None) -> Tokenize
         raise ImportError(f"{path}: reading tokenisers needs a package: pip install tokenizers") from error
     try:
         if path.suffix == ".json":
+            _check_growth(path)
             inner = tokenizers.Tokenizer.from_file(str(path))
         elif path.suffix == ".txt":
             inner = _wordpiece(path)
@@ -223,10 +235,25 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None) -> Tokenize
         return tokenizer
     except (FileNotFoundError, ImportError):
         raise
-    except Exception as error:  # the library raises bare exceptions
-        if str(path) in str(error):
+    except BaseException as error:  # the library raises bare exceptions, and panics
+        if str(path) in str(error) or not (isinstance(error, Exception) or _is_panic(error)):
             raise
         raise ValueError(f"{path}: not a tokeniser that can be read ({error}). Is the download complete?") from error
+
+
+def _check_growth(path: Path) -> None:
+    """That no text grows without bounds as it is read or written: replacements of replacements multiply."""
+    content = json.loads(path.read_bytes())
+    for steps, inner in (("normalizer", "normalizers"), ("decoder", "decoders")):
+        growth, left = 1, [content.get(steps)]
+        while left:
+            each = left.pop()
+            if isinstance(each, dict):
+                left += each.get(inner) or []
+                if each.get("type") == "Replace":
+                    growth *= 1 + len(each["content"])  # a pattern may be found between any two letters
+            if growth > _GROWTH:
+                raise ValueError(f"{path}: expected replacements that make a text up to {_GROWTH:,} times as long.")
 
 
 def _wordpiece(path: Path) -> Any:
@@ -246,6 +273,9 @@ def _from_gguf(metadata: Mapping[str, Any], path: Path) -> Any:
     if kind != "gpt2":
         raise ValueError(f"{path}: expected a byte-level tokeniser (gpt2), got {kind!r}. Use the model's own folder.")
     words, types = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type")
+    for name in ("tokens", "merges"):
+        if not _texts(metadata[f"tokenizer.ggml.{name}"]):
+            raise ValueError(f"{path}: expected a list of texts as tokenizer.ggml.{name}, got something else.")
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     inner = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges))
     cut, byte_level = metadata.get("tokenizer.ggml.pre", "default"), pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -263,3 +293,7 @@ def _from_gguf(metadata: Mapping[str, Any], path: Path) -> Any:
         inner.add_tokens(added)
         inner.add_special_tokens([token for token in added if token.special])
     return inner
+
+
+def _texts(content: Any) -> bool:
+    return not isinstance(content, str) and all(isinstance(each, str) for each in content)

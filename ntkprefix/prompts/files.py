@@ -173,7 +173,7 @@ def load_prompt(path: str | Path) -> StoredPrompt:
             arrays = {name: _read(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
         checks.stored_shapes({name: array.shape for name, array in arrays.items()})
         return _checked(metadata, arrays)
-    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+    except (SafetensorError, AttributeError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path}: expected a compressed prompt, but {error}. Make it again.") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ def load_texts(task: str, folder: str | Path) -> TextData:
         FileNotFoundError: a file is not there.
         OSError: labels.json is a folder, a device or a pipe.
         ValueError: an unknown task, a line that is no JSON object or lacks a field, a label that is no class number
-            (below 30,000), no rows, or a test class that is never trained; the message names file and line.
+            (below 30,000), a class's name that another has, no rows, or a test class that is never trained; the message
+            names file and line.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -138,6 +140,11 @@ def _names(path: Path) -> tuple[str, ...]:
         raise ValueError(f"{path}: expected a list of names, one for each class.")
     if len(names) > checks.MOST_CLASSES:
         raise ValueError(f"{path}: expected at most {checks.MOST_CLASSES:,} classes, got {len(names):,}.")
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise ValueError(f"{path}: expected names without repeats, got {repeated[0]!r} more than once.")
+    for name in names:
+        checks.characters(str(path), name)
     return tuple(f" {name}" for name in names)
 
 
@@ -167,7 +174,10 @@ def _examples(path: Path, template: Template, choices: tuple[str, ...]) -> Itera
 def _example(row: dict[str, Any], template: Template, choices: tuple[str, ...], where: str) -> Example:
     prompt = template.prompt.format_map(row)
     if not template.texts:
-        return Example(prompt, template.answer.format_map(row))
+        answer = template.answer.format_map(row)
+        checks.characters(where, prompt + answer)
+        return Example(prompt, answer)
+    checks.characters(where, prompt)
     label = row["label"]
     classes = len(choices) or checks.MOST_CLASSES
     if type(label) is not int or not 0 <= label < classes:

@@ -69,8 +69,8 @@ class Checkpoints:
     Attributes:
         folder: of one run; made when absent.
         every: steps between checkpoints within an epoch. With 0 there are as many as a twentieth of the time suffices
-            for, so that what is lost is a step, or a few seconds of steps that are shorter; none for several processes,
-            whose clocks differ.
+            for, so that what is lost is a step, or of shorter ones up to twenty times what a checkpoint takes; none for
+            several processes, whose clocks differ.
 
     Raises:
         TypeError: `every` is not an integer.
@@ -143,13 +143,12 @@ class Checkpoints:
             f"{where}: cannot be written ({why}). Make room: the same call then goes on from the checkpoint before."
         )
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint, None where there is none."""
-        if not Path(self.folder).is_dir():
-            return None
-        with self._manager() as manager:
-            step = manager.latest_step()
-        return None if step is None else Path(self.folder) / str(step)
+    def newest(self, *, most: int | None = None) -> Path | None:
+        """The newest checkpoint, of so many steps at most; None where there is none. One process may ask alone."""
+        # Not by orbax, where all processes wait for one another. What is half-written has another name.
+        steps = [int(path.name) for path in Path(self.folder).glob("*") if path.name.isdecimal()]
+        steps = [step for step in steps if most is None or step <= most]
+        return Path(self.folder) / str(max(steps)) if steps else None
 
     def restore(self, like: Saved, config: TrainConfig, rows: int) -> Saved | None:
         """The newest checkpoint, or None where there is none.
@@ -171,7 +170,11 @@ class Checkpoints:
             if newest is None:
                 return None
             where = Path(self.folder) / str(newest)
-            _check(where)
+            # Orbax reads all arrays at once, and where one cannot be, others go on to fail on the screen.
+            try:
+                check_digests(where)
+            except ValueError as error:
+                raise ValueError(f"{error} {self._instead(newest)}") from error
             told = self._read(manager, newest, where, history=ocp.args.JsonRestore())["history"]
             wanted = _run(like, config, rows)
             found = told.get("run") if isinstance(told, dict) else None
@@ -181,7 +184,7 @@ class Checkpoints:
             if not all(map(_numbers, kept)) or len(told["losses"]) != newest:
                 raise ValueError(
                     f"{where}: expected the losses of {newest} steps, validation losses and seconds, got something "
-                    "else. Delete it to go on from the one before."
+                    f"else. {self._instead(newest)}"
                 )
             if found != wanted:
                 differing = [name for name in wanted if found.get(name) != wanted[name]]
@@ -204,7 +207,8 @@ class Checkpoints:
     def _manager(self) -> _Manager:
         # Written before `save` returns: what trains is donated to the next step, and small.
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        return _Manager(Path(self.folder).absolute(), options=options)
+        with _quiet():  # about checkpoints that were being deleted
+            return _Manager(Path(self.folder).absolute(), options=options)
 
     def _read(self, manager: Any, step: int, where: Path, **arguments: Any) -> Any:
         try:
@@ -212,9 +216,13 @@ class Checkpoints:
                 return manager.restore(step, args=ocp.args.Composite(**arguments))
         except Exception as error:  # orbax, tensorstore and json each have errors of their own
             raise ValueError(
-                f"{where}: cannot be read as a checkpoint ({_first_line(error)}). Delete it to go on from the one "
-                "before."
+                f"{where}: cannot be read as a checkpoint ({_first_line(error)}). {self._instead(step)}"
             ) from error
+
+    def _instead(self, step: int) -> str:
+        """What to do where the checkpoint of a step is of no use."""
+        where, before = Path(self.folder) / str(step), self.newest(most=step - 1)
+        return f"Delete {where} to {'start afresh' if before is None else 'go on from the checkpoint before'}."
 
 
 class _Manager(ocp.CheckpointManager):
@@ -250,14 +258,6 @@ def _but_closed_loops(told: Callable[[Any], Any]) -> Callable[[Any], Any]:
             told(unraisable)
 
     return tell
-
-
-def _check(where: Path) -> None:
-    """Orbax reads all arrays at once, and where one cannot be, others go on to fail on the screen."""
-    try:
-        check_digests(where)
-    except ValueError as error:
-        raise ValueError(f"{error} Delete {where} to go on from the checkpoint before.") from error
 
 
 def _numbers(content: Any) -> bool:

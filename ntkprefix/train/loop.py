@@ -122,7 +122,7 @@ def train(
     run = _Run(loss, params, frozen, config, factors, project, checkpoints, mesh)
     step_sizes, of_epoch = config.step_sizes(rows), config.steps_per_epoch(rows)
     run.enter(rows)
-    lines = JsonLines(metrics, keep=lambda line: line.get("step", math.inf) <= run.steps) if metrics else None
+    lines = JsonLines(metrics, keep=lambda line: _told_by(line, run.steps)) if metrics else None
     for batch in config.batches(data, skip=run.steps):
         if run.stopped(config.patience):
             break
@@ -159,6 +159,12 @@ def check_data(data: Sequence[np.ndarray]) -> int:
     if any(len(array) != rows for array in data):
         raise ValueError(f"train: expected arrays of one length, got {[len(array) for array in data]}.")
     return rows
+
+
+def _told_by(line: dict[str, Any], steps: int) -> bool:
+    """Whether a line of metrics is of the first so many steps."""
+    step = line.get("step")
+    return isinstance(step, int | float) and step <= steps
 
 
 def _diverged(step: int, told: Told) -> str:
@@ -251,7 +257,7 @@ class _Run:
                 value, norm = float(told.loss), float(told.norm)
             self.seconds = time.perf_counter() - self._began
             if not (math.isfinite(value) and math.isfinite(norm)):
-                raise FloatingPointError(f"train: {_diverged(number, told)}. {self._advice()}")
+                raise FloatingPointError(f"train: {_diverged(number, told)}. {self._advice(number)}")
             self.losses.append(value)
             yield number, value
 
@@ -259,7 +265,7 @@ class _Run:
         value = float(validation)
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"train: the validation loss is {value} after {self.steps} steps. {self._advice()}"
+                f"train: the validation loss is {value} after {self.steps} steps. {self._advice(self.steps + 1)}"
             )
         if not any(value >= before for before in self.validation):
             self.best = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self.params)
@@ -278,10 +284,15 @@ class _Run:
                 fits = what_would_fit(self._static[0], self.params, self._frozen, self._batch, self._config)
             raise MemoryError(f"train: out of memory at step {self.steps or 1}. {fits}") from error
 
-    def _advice(self):
+    def _advice(self, step):
         advice = f"Try a smaller learning_rate than {self._config.learning_rate}"
-        kept = None if self._checkpoints is None else self._checkpoints.newest()
-        return f"{advice}, in another folder: the last good checkpoint here is {kept}." if kept else f"{advice}."
+        if self._checkpoints is None:
+            return f"{advice}."
+        # What the step before left is not good: it is what the loss of this one was computed with.
+        good = self._checkpoints.newest(most=step - 2)
+        if good is None:
+            return f"{advice}, in another folder: there is no checkpoint from before."
+        return f"{advice}, in another folder: the last good checkpoint here is {good}."
 
     def stopped(self, patience):
         if not patience or not self.validation or self._unread:

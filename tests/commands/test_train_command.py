@@ -109,6 +109,31 @@ def test_choices_of_a_language_model(tmp_path, labelled):
     assert not (tmp_path / "run" / "head.safetensors").exists()
 
 
+def test_choices_that_begin_alike_are_told_by_all_their_tokens(tmp_path, labelled):
+    (labelled / "labels.json").write_text('["three four", "three five"]')
+    options = ["--model", "decoder", "--task", "text", "--data-dir", str(labelled), "--learning-rate", "0.1"]
+    options += ["--adapter", "lora:targets=query/value/up/down", "--epochs", "20"]
+    assert trained(tmp_path / "run", *options)["test"]["accuracy"] == 1.0
+
+
+def test_images_that_are_no_bytes_are_told_without_a_traceback(tmp_path, capsys):
+    images, labels = np.zeros((4, 8, 8, 3), np.float32), np.arange(4) % 2
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert main(["train", "--data-dir", str(tmp_path / "set.npz"), "--out", str(tmp_path / "run")]) == 2
+    told = f"ntkprefix train: {tmp_path / 'set.npz'}: expected x_train as uint8 from 0 to 255, got float32.\n"
+    assert capsys.readouterr().err == told
+    assert not (tmp_path / "run").exists()  # where nothing was done
+
+
+@pytest.mark.parametrize("line", ['{"step": "x"}', '{"step": null}', "{}"])
+def test_lines_of_metrics_that_no_run_wrote_are_dropped(line, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text(line + "\n")
+    trained(tmp_path / "run", "--adapter", "head")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 31))
+
+
 @pytest.mark.parametrize("model", ["encoder", "decoder"])
 def test_a_job_divided_anew_is_as_if_made_anew_and_shares_its_programs(model, labelled):
     first = command.Config(model=model, task="text", data_dir=labelled, adapter="lora", train_rows=40)
@@ -168,6 +193,10 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     trained(tmp_path / "run", "--adapter", "head", "--checkpoint-every", "3")
     assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == before
     assert f"Finished before: look at {tmp_path / 'run' / 'results.json'}." in capsys.readouterr().out
+    (tmp_path / "run" / "adapter").rename(tmp_path / "adapter")
+    with pytest.raises(pytest.fail.Exception, match="something was computed"):
+        trained(tmp_path / "run", "--adapter", "head")
+    (tmp_path / "adapter").rename(tmp_path / "run" / "adapter")
     assert main(["train", *SMALL, "--out", str(tmp_path / "run"), "--adapter", "head", "--size", "12"]) == 2
     told = "results.json: expected results of this run, but size is 8 there and 12 here. Choose another folder, or"
     assert told in capsys.readouterr().err
@@ -287,6 +316,23 @@ def test_a_run_is_no_part_of_its_data(place, labelled, capsys):
     assert main(["train", *SMALL, *options]) == 2
     assert f"train: expected --out outside of the data in {labelled}, got" in capsys.readouterr().err
     assert sorted(path.name for path in labelled.iterdir()) == ["labels.json", "test.jsonl", "train.jsonl"]
+
+
+def test_a_file_in_place_of_checkpoints(begun, tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints" / "1").rmdir()
+    (tmp_path / "run" / "checkpoints").rmdir()
+    (tmp_path / "run" / "checkpoints").write_text("")
+    assert main(begun) == 2
+    assert f"{tmp_path / 'run' / 'checkpoints'}: expected a folder, found a file. Move" in capsys.readouterr().err
+
+
+def test_damaged_settings_are_told_with_what_helps(begun, tmp_path, capsys):
+    (tmp_path / "run" / "settings.json").write_text("[]")
+    assert main(begun) == 2
+    told = (
+        f"settings.json: expected a JSON object, got a list. Delete {tmp_path / 'run' / 'checkpoints'} to start afresh."
+    )
+    assert told in capsys.readouterr().err
 
 
 def test_checkpoints_of_nobody_knows_what_are_refused(begun, tmp_path, capsys):

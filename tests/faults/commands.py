@@ -24,18 +24,18 @@ _IMPORTED = ["faults.commands", "ntkprefix.commands.compress", "ntkprefix.comman
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "shutil.rmtree"}
 
 TRAINING = ["--adapter", "lora:rank=2", "--size", "28", "--train-rows", "48", "--test-rows", "20", "--epochs", "4"]
-TRAINING += ["--head-epochs", "1", "--checkpoint-every", "1", "--batch-size", "16"]
+TRAINING += ["--head-epochs", "1", "--batch-size", "16"]
 LADDER = "--n 4 --d 3 --n-test 3 --seeds 5 --kernel-seeds 5 --steps 20 --lengths 4 8 16 --kernel-lengths 4 8 16"
 LADDER += " --scaling-lengths 2 4 8 --scaling-max-steps 16 --scaling-seeds 5 --scaling-n 3 4 --scaling-d 3 4"
 LADDER += " --scaling-sigma 0.5 0.6"
 
 
 def train(vit, out):
-    return ["train", "--model", str(vit), *TRAINING, "--out", str(out / "run")]
+    return ["train", "--model", str(vit), *TRAINING, "--checkpoint-every", "1", "--out", str(out / "run")]
 
 
 def train_state(vit, out):
-    """With an epoch that is chosen on rows held back."""
+    """With an epoch that is chosen on rows held back, and checkpoints as often as they come by themselves."""
     options = [*TRAINING, "--adapter", "features:share=0.3,steps=state", "--patience", "3"]
     return ["train", "--model", str(vit), *options, "--out", str(out / "run")]
 

@@ -83,10 +83,11 @@ def parts(out):
 def assert_only_the_step_in_progress_is_lost(out, before):
     """A checkpoint of every step: the newest that is whole is that of the last step told, or of the one before.
 
-    What was done of a compression `before` it went on is there as it was, until what came of it is.
+    Where checkpoints come by themselves, as many steps are lost as the clock has it. What was done of a compression
+    `before` it went on is there as it was, until what came of it is.
     """
     assert (out / "p.safetensors").exists() or parts(out).items() >= before.items()
-    if not (out / "run" / "metrics.jsonl").exists():
+    if not (out / "run" / "metrics.jsonl").exists() or "train-state" in out.name:
         return
     told = (out / "run" / "metrics.jsonl").read_bytes().count(b'"loss"')
     kept = [int(path.name) for path in (out / "run" / "checkpoints").glob("*") if path.name.isdecimal()]

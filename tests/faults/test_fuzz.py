@@ -45,7 +45,7 @@ def assert_read_or_refused(folder, load):
     told = None
     try:
         load()
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError) as error:
         told = str(error)
     finally:
         done, _watching[:] = _watching[1:], []

@@ -186,6 +186,27 @@ def test_a_tokenisers_own_padding_and_cutting_are_never_done(asked, tmp_path):
     assert load_tokenizer(tmp_path).encode("a") == [1]
 
 
+@pytest.mark.parametrize(("steps", "inner"), [("normalizer", "normalizers"), ("decoder", "decoders")])
+def test_replacements_of_replacements_that_would_fill_the_memory(steps, inner, tmp_path):
+    def tokenizer(times):
+        one = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+        content = {"model": WORDS, steps: {"type": "Sequence", inner: [{"type": "Sequence", inner: [one] * times}]}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        return load_tokenizer(tmp_path)
+
+    assert tokenizer(3).encode("b") == tokenizer(1).encode("b")
+    with pytest.raises(ValueError, match=r"tokenizer.json: expected replacements that make a text up to 65,536 times"):
+        tokenizer(12)
+
+
+def test_halves_of_letters_are_no_text(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": WORDS}))
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}/tokenizer.json: expected text, got .* as its letter 2, which is"
+    ):
+        load_tokenizer(tmp_path).batch(["a\udcff"])
+
+
 def test_tokenisers_that_fail_at_a_text(tmp_path):
     """As a panic, which is no `Exception`."""
     path = tmp_path / "tokenizer.json"
@@ -222,6 +243,9 @@ GGUF_TOKENISERS = {
     "a merge of nothing": ({"tokenizer__ggml__merges": ["a zz"]}, "not a tokeniser that can be read"),
     "a merge of one": ({"tokenizer__ggml__merges": ["a"]}, "not a tokeniser that can be read"),
     "types": ({"tokenizer__ggml__token_type": [1, 3]}, "not a tokeniser that can be read"),
+    "a text for words": ({"tokenizer__ggml__tokens": "ab"}, "expected a list of texts as tokenizer.ggml.tokens"),
+    "numbers for words": ({"tokenizer__ggml__tokens": [1, 2]}, "expected a list of texts as tokenizer.ggml.tokens"),
+    "numbers for merges": ({"tokenizer__ggml__merges": [1]}, "expected a list of texts as tokenizer.ggml.merges"),
     "a number for words": ({"tokenizer__ggml__tokens": 3}, "not a tokeniser that can be read"),
 }
 

@@ -20,6 +20,7 @@ from ntkprefix.cli import main
 from ntkprefix.commands import compress, generate
 from ntkprefix.compress import Report
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
+from ntkprefix.parts import Parts
 from ntkprefix.prompts import load_prompt, save_prompt
 
 L, C, K, H, HV = 2, 5, 3, 4, 6
@@ -181,6 +182,17 @@ def test_strange_files_are_refused_by_name(case, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         load_prompt(tmp_path / "p.safetensors")
     assert "p.safetensors: expected a compressed prompt, but" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+def test_numbers_that_numpy_does_not_have(dtype, tmp_path):
+    header = json.dumps({"0.keys": {"dtype": dtype, "shape": [4], "data_offsets": [0, 4]}}).encode()
+    for name in ("p.safetensors", "part.safetensors"):
+        (tmp_path / name).write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(ValueError, match=r"p.safetensors: expected a compressed prompt, but"):
+        load_prompt(tmp_path / "p.safetensors")
+    with pytest.raises(ValueError, match=r"part.safetensors: expected a finished part of this computation, but"):
+        Parts(tmp_path).find("part", jnp.zeros(4))
 
 
 @pytest.mark.parametrize("name", ["tokens and a state", "heads of several lengths"])

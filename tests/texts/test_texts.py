@@ -73,6 +73,7 @@ LINES = {
     "below zero": (b'{"text": "a", "label": -1}', "as label, got -1"),
     "more classes than there are": (b'{"text": "a", "label": 30000}', "line 2: .* 0 to 29999 as label, got 30000"),
     "no unicode": (b'{"text": "\xff", "label": 0}', "does not parse"),
+    "half a letter": (rb'{"text": "a\ud800", "label": 0}', r"train.jsonl, line 2: expected text, got '\\ud800' as its"),
     "too deep": (b"[" * 100_000, "does not parse"),
 }
 
@@ -107,6 +108,10 @@ def test_bad_folders_are_named(tmp_path):
     write(tmp_path, train=[])
     with pytest.raises(ValueError, match=r"train.jsonl: expected at least one row"):
         load_texts("text", tmp_path)
+    (tmp_path / "labels.json").write_text('["no", "yes", "no"]')
+    with pytest.raises(ValueError, match=r"labels.json: expected names without repeats, got 'no' more than once"):
+        load_texts("text", tmp_path)
+    (tmp_path / "labels.json").unlink()
     write(tmp_path, train=[BAD])
     with pytest.raises(ValueError, match=r"expected classes that train.jsonl has too, got \[1\]"):
         load_texts("text", tmp_path)

@@ -167,6 +167,15 @@ def test_one_bit_of_the_numbers_is_noticed(tmp_path):
         run(tmp_path)
 
 
+def test_the_only_one_cannot_be_gone_on_from(tmp_path):
+    run(tmp_path)
+    shutil.rmtree(tmp_path / "10")
+    path = next((tmp_path / "15" / "arrays").rglob("d/*"))
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"Delete {tmp_path / '15'} to start afresh"):
+        run(tmp_path)
+
+
 def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, on_step=stop_at(7))
@@ -180,7 +189,7 @@ def test_a_diverging_loss_names_the_last_good_checkpoint(tmp_path):
     def explosive(params, _, x):
         return jnp.where(params["w"][0] > -0.2, jnp.sum(params["w"]), jnp.nan) + 0 * jnp.sum(x)
 
-    kept = tmp_path / "run" / "5"
+    kept = tmp_path / "run" / "3"  # that of step 5 is what the loss of step 6 is computed with
     message = rf"is nan at step 6\. .* in another folder: the last good checkpoint here is {kept}\."
     with pytest.raises(FloatingPointError, match=message):
         train(explosive, START, None, (X,), CONFIG, checkpoints=Checkpoints(tmp_path / "run", 3))
