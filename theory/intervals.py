@@ -35,7 +35,7 @@ class Estimate(NamedTuple):
 
 
 def mean(values: Numbers) -> Estimate:
-    """Mean over seeds with Student's t interval; all NaN when a value is not finite.
+    """Mean over seeds with Student's t interval; all NaN when a value is not finite, or too large to be squared.
 
     Example:
         >>> from theory.intervals import mean
@@ -47,8 +47,11 @@ def mean(values: Numbers) -> Estimate:
     values = np.asarray(values, float)
     if not np.isfinite(values).all():
         return Estimate(math.nan, math.nan, math.nan)
-    centre = float(values.mean())
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    with np.errstate(over="ignore", invalid="ignore"):
+        centre, spread = float(values.mean()), float(values.std(ddof=1))
+    if not math.isfinite(spread):
+        return Estimate(math.nan, math.nan, math.nan)
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
     return Estimate(centre, centre - half, centre + half)
 
 

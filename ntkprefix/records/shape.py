@@ -21,6 +21,10 @@ class Numbers(NamedTuple):
     gaps: bool = False
 
 
+class Bits:
+    """A text of digits 0 and 1, one for every test row: whether it is right."""
+
+
 # A type; an object's keys, of which those that end in "?" may be absent; a list of one kind of things, and perhaps the
 # axis that it is as long as; alternatives, of which None is null; or numbers.
 Shape: TypeAlias = type | Mapping[str, Any] | list[Any] | tuple[Any, ...] | Numbers | None
@@ -100,6 +104,9 @@ def fault(
         return None
     if shape is None:
         return None if content is None else ("null", place, _came(content))
+    if shape is Bits:
+        bits = isinstance(content, str) and content != "" and set(content) <= {"0", "1"}
+        return None if bits else ("digits 0 and 1", place, _came(content))
     if shape is float:
         return None if _is_number(content) else (_WORDS[float], place, _came(content))
     if isinstance(content, shape) and (shape is bool or not isinstance(content, bool)):

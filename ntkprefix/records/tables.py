@@ -9,7 +9,7 @@ from typing import Any
 from ntkprefix.records.base import Kind, Record
 from ntkprefix.records.dots import Dot, dots
 from ntkprefix.records.seeds import EXPLAINED, diverged, means, of_field, of_seeds, plus_minus
-from ntkprefix.records.shape import Numbers
+from ntkprefix.records.shape import Bits, Numbers
 from ntkprefix.report import Line, Plot, Section, Table, short
 
 _ROW = {
@@ -18,7 +18,7 @@ _ROW = {
     "adapter_parameters": int,
     "step_megabytes?": float,
     "data": str,
-    "tests": [({"right": str}, None), "S"],
+    "tests": [({"right": Bits}, None), "S"],
     "tried": {"step_sizes": Numbers("n"), "losses": Numbers("n", gaps=True)},
 }
 _SHAPE = {"environment": dict, "field": str, "task": str, "model": str, "seeds": Numbers("S"), "rows": [_ROW]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import logging
@@ -125,7 +126,10 @@ class Checkpoints:
             try:
                 with _quiet():
                     manager.save(len(saved.losses), args=ocp.args.Composite(**arguments), force=True)
+            except jax.errors.JaxRuntimeError:  # another process is gone, say
+                raise
             except Exception as error:  # orbax passes on what tensorstore raises, a ValueError on a full disk
+                _end_if_interrupted(error)
                 raise self._unwritten(saved, _first_line(error)) from error
         by_first(lambda: write_digests(Path(self.folder) / str(len(saved.losses))))
 
@@ -214,7 +218,10 @@ class Checkpoints:
         try:
             with _quiet():
                 return manager.restore(step, args=ocp.args.Composite(**arguments))
+        except jax.errors.JaxRuntimeError:
+            raise
         except Exception as error:  # orbax, tensorstore and json each have errors of their own
+            _end_if_interrupted(error)
             raise ValueError(
                 f"{where}: cannot be read as a checkpoint ({_first_line(error)}). {self._instead(step)}"
             ) from error
@@ -264,6 +271,15 @@ def _numbers(content: Any) -> bool:
     """Whether it is a list of numbers that float32 has."""
     largest = float(np.finfo(np.float32).max)
     return isinstance(content, list) and all(type(each) in (int, float) and abs(each) <= largest for each in content)
+
+
+def _end_if_interrupted(error: BaseException) -> None:
+    """Orbax makes an error of whatever ends its reading, an interrupt from the keyboard too."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt | asyncio.CancelledError):
+            raise KeyboardInterrupt from error
+        cause = cause.__cause__ or cause.__context__
 
 
 def _first_line(error: Exception) -> str:

@@ -281,6 +281,16 @@ DAMAGES = {
         lambda it: it["test"].update(loss=10**400),
         "expected a number as test.loss, in a file of ntkprefix train, got 1000",
     ),
+    "no test rows": (
+        "train",
+        lambda it: it["test"].update(right=""),
+        "expected digits 0 and 1 as test.right, in a file",
+    ),
+    "rows half right": (
+        "tables",
+        lambda it: it["rows"][0]["tests"][1].update(right="0½"),
+        "expected digits 0 and 1 as rows[0].tests[1].right, in a file of",
+    ),
     "no rows": ("compression", lambda it: it.update(rows=None), "expected a list as rows, in a file of"),
     "a number as a method": (
         "compression",

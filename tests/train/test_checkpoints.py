@@ -1,5 +1,6 @@
 """A run that was stopped goes on to the same last bit; what cannot be gone on with is refused."""
 
+import asyncio
 import json
 import shutil
 from types import SimpleNamespace
@@ -164,6 +165,36 @@ def test_one_bit_of_the_numbers_is_noticed(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path}: expected the file that was written, got another"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("way", ["save", "restore"])
+def test_an_interrupt_is_no_damage(tmp_path, monkeypatch, how, way):
+    """Orbax turns it into an error."""
+
+    def interrupted(*_, **__):
+        try:
+            raise how
+        except BaseException as error:
+            raise Exception("Encountered error while reading") from error
+
+    if way == "restore":
+        run(tmp_path)
+    monkeypatch.setattr(checkpoints._Manager, way, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("way", ["save", "restore"])
+def test_a_process_that_is_gone_is_no_damage(tmp_path, monkeypatch, way):
+    def lost(*_, **__):
+        raise jax.errors.JaxRuntimeError("Connection closed by peer")
+
+    if way == "restore":
+        run(tmp_path)
+    monkeypatch.setattr(checkpoints._Manager, way, lost)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="closed by peer"):
         run(tmp_path)
 
 
