@@ -244,7 +244,7 @@ class _Manager(ocp.CheckpointManager):
 def _quiet() -> Iterator[None]:
     """Without orbax's own account of what it then raises, and of what its threads had still to do when it does.
 
-    Those threads may be told a moment after the error, so a failure leaves their hook in place.
+    Those threads may be told a moment after the error, so a failure leaves their hook and filter in place.
     """
     logger, told = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
@@ -253,8 +253,17 @@ def _quiet() -> Iterator[None]:
     try:
         yield
         sys.unraisablehook = told
+    except BaseException:
+        logger.addFilter(_but_late)
+        raise
     finally:
         logger.setLevel(level)
+
+
+def _but_late(record: logging.LogRecord) -> bool:
+    """Without threads that find, when all has ended, that they can no longer begin anything."""
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    return not str(error).startswith("cannot schedule new futures after")
 
 
 def _but_closed_loops(told: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import shutil
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -236,3 +238,23 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkey
             run(tmp_path)
     assert not list(tmp_path.iterdir())
     same(run(tmp_path), train(loss, START, None, (X,), CONFIG))
+
+
+def test_threads_that_an_interrupt_leaves_say_nothing(capsys):
+    """They find that nothing can be begun any more; what else they say is heard."""
+    logger = logging.getLogger("absl")
+    with pytest.raises(KeyboardInterrupt), checkpoints._quiet():
+        raise KeyboardInterrupt
+    handler = logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+    try:
+        for told in ("cannot schedule new futures after interpreter shutdown", "something else"):
+            try:
+                raise RuntimeError(told)
+            except RuntimeError:
+                logger.exception("a thread failed")
+    finally:
+        logger.removeHandler(handler)
+    shown = capsys.readouterr().err
+    assert "something else" in shown
+    assert "futures" not in shown
