@@ -24,6 +24,7 @@ from experiments.field_table import field_results, field_table, fields_table
 from experiments.many_shot_table import many_shot
 from experiments.scale import FAINT
 from experiments.speed import attention_speed, cost, gpu_speed, kernels_speed, models_speed, scaling_speed
+from experiments.token_sets_table import token_sets
 from ntkprefix._options import default_told
 from ntkprefix.commands import plan
 from ntkprefix.report import number
@@ -227,7 +228,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     PREFIXES: (scale,),
     THEORY: (real_kernels,),
     SPEED: (attention_speed, gpu_speed, models_speed, kernels_speed),
-    COMPRESSION: (compression, many_shot),
+    COMPRESSION: (compression, many_shot, token_sets),
     ALGEBRA: (algebra,),
     PARALLEL: (scaling_speed, planned),
     TASKS: (language_smollm2, mathematics, mathematics_loss, language),
