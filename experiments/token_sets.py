@@ -123,6 +123,7 @@ def _loaded(model: str, config: TokenSetsConfig) -> tuple[Any, np.ndarray]:
     """A model and the inputs to draw from, as it takes them."""
     if model == "dinov2":
         return load_dinov2(), load_images("digits", size=config.size).x_train
+    # Of the first few thousand, which is many more than are drawn.
     texts = for_encoder(load_texts("agnews", config.data_dir).train[:4000], load_tokenizer(model), config.length)
     return load_text_model(model), texts.tokens[texts.mask.all(axis=1)]
 

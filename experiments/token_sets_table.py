@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.token_sets import PATH
+from experiments.token_sets import PATH, TokenSetsConfig
+from ntkprefix.given_options import spelt_out
 from ntkprefix.records.seeds import of_runs, plus_minus
 from ntkprefix.runs import read_json
 
@@ -44,9 +49,16 @@ def token_sets() -> str:
             f"the mean over layers, heads and tokens. Mean over {config['seeds']} draws of all inputs, and half of its "
             f"95 % interval. Of matching's: smallest and largest ratio to Attention Matching's error in these columns. "
             f"Coverage: share of the errors within the report's interval for nine of ten. Remade by "
-            f"`python -m experiments.token_sets --data-dir FOLDER`.",
+            f"`python -m experiments.token_sets --data-dir FOLDER{_others(config)}`.",
         ]
     )
+
+
+def _others(config: dict[str, Any]) -> str:
+    """What was asked for otherwise than by default, as options."""
+    usual = asdict(TokenSetsConfig(data_dir=Path()))
+    given = {name: value for name, value in config.items() if value != json.loads(json.dumps(usual[name]))}
+    return "".join(f" {shlex.join([part])}" for part in spelt_out(given, "token_sets"))
 
 
 def _errors(rows: list[dict[str, Any]], method: str, model: str, budget: str) -> list[float]:

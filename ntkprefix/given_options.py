@@ -14,35 +14,9 @@ from ntkprefix.runs import read_json
 
 
 def checked_options(options: Sequence[str], config: type) -> list[str]:
-    """What the parser is given: `with_file`, with lists of one value or more, each given once.
+    """What the parser is given: with what is in the file of `--config FILE`, and lists of one value or more, each once.
 
-    Args:
-        options: of a command.
-        config: the dataclass of its settings.
-
-    Returns:
-        Options without `--config`.
-
-    Raises:
-        FileNotFoundError: as for `with_file`.
-        OSError: as for `with_file`.
-        ValueError: as for `with_file`, or a list without values or given twice.
-
-    Example:
-        >>> from ntkprefix.commands.plan import Config
-        >>> from ntkprefix.given_options import checked_options
-        >>> checked_options(["--meshes", "data=2", "--meshes", "data=4"], Config)
-        Traceback (most recent call last):
-        ValueError: --meshes: expected it once, got it 2 times. Give all values behind one.
-    """
-    _check_repeats(options, config)
-    options = with_file(options, config)
-    _check_lists(options, config)
-    return options
-
-
-def with_file(options: Sequence[str], config: type) -> list[str]:
-    """Options with those of `--config FILE` spelt out before them, so that the command line's own, which are last, win.
+    What is in the file is spelt out in front, so that the command line's own, which is last, wins.
 
     Args:
         options: of a command.
@@ -55,8 +29,22 @@ def with_file(options: Sequence[str], config: type) -> list[str]:
         FileNotFoundError: there is no such file.
         OSError: it is a folder, a device or a pipe.
         ValueError: no file is named, or several are, or it is no JSON object of texts, numbers, flags and lists of
-            them by the names of settings.
+            them by the names of settings; or a list without values or given twice.
+
+    Example:
+        >>> from ntkprefix.commands.plan import Config
+        >>> from ntkprefix.given_options import checked_options
+        >>> checked_options(["--meshes", "data=2", "--meshes", "data=4"], Config)
+        Traceback (most recent call last):
+        ValueError: --meshes: expected it once, got it 2 times. Give all values behind one.
     """
+    _check_repeats(options, config)
+    options = _with_file(options, config)
+    _check_lists(options, config)
+    return options
+
+
+def _with_file(options: Sequence[str], config: type) -> list[str]:
     options = [part for option in options for part in _apart(option)]
     if "--config" not in options:
         return options

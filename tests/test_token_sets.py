@@ -66,6 +66,8 @@ def test_rows(measure, tmp_path):
     assert first == "| method | MiniLM, 1x | MiniLM, 2x | of matching's | coverage |"
     assert [line.split(" | ")[0] for line in lines[:2]] == ["| ends", "| knorm"]
     assert "(48 of 8 texts of agnews)" in lines[-1]
+    options = "--models minilm --inputs 8 --asking 8 --others 4 --budgets 1x 2x --methods ends knorm --seeds 2"
+    assert lines[-1].endswith(f"`python -m experiments.token_sets --data-dir FOLDER {options}`.")
 
 
 def test_draws_have_no_input_twice(models, monkeypatch):
@@ -117,7 +119,7 @@ def test_errors(wrong, message):
         TokenSetsConfig(data_dir=".", **wrong)
 
 
-def test_every_method_that_trains_nothing_is_there():
+def test_all_methods_but_these_are_measured():
     assert set(METHODS) - set(TokenSetsConfig(data_dir=".").methods) == {
         "attention",
         "taylor",

@@ -42,7 +42,11 @@ def at_most(most: int, kind: str, **counts: int) -> None:
 
 
 def characters(where: str, text: str) -> None:
-    """A text whose letters can all be written: halves of letters, which JSON can spell and bytes become, cannot."""
+    """A text whose letters can all be written: halves of letters, which JSON can spell and bytes become, cannot.
+
+    Raises:
+        ValueError: there is such a half; the message says where.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from safetensors.numpy import save
 
+from ntkprefix import checks
 from ntkprefix.adapters import Adapter, step_factors
 from ntkprefix.classify import Classifier, head_loss, logits, probe
 from ntkprefix.fingerprints import of_data, of_model
@@ -30,6 +31,8 @@ from ntkprefix.train import TrainConfig, TrainResult
 
 # Ends a free answer, in training as in what is generated.
 _END = "\n"
+# Classes that a language model tells apart by whole names.
+_SPELT = 100
 # Rows that an adapter's start is calibrated on.
 _CALIBRATION = 32
 
@@ -249,7 +252,8 @@ class _Answers:
             self._labels = test_labels[tested]
             self._choices = np.array([tokenizer.encode(choice, special=False)[0] for choice in texts.choices])
             if len(set(self._choices.tolist())) < len(self._choices):
-                # Such as numbers, which begin alike: told apart by all their tokens.
+                # Such as numbers, which begin alike: told apart by all their tokens, in a pass over the rows for each.
+                checks.at_most(_SPELT, "train", **{"classes whose names begin with the same token": len(texts.choices)})
                 self._spelt = [
                     for_decoder([replace(row, answer=choice) for row in test], tokenizer, config.length)
                     for choice in texts.choices

@@ -20,7 +20,7 @@ from ntkprefix.cli import main
 from ntkprefix.commands import jobs
 from ntkprefix.commands import train as command
 from ntkprefix.feature_maps import feature_map
-from ntkprefix.given_options import with_file
+from ntkprefix.given_options import checked_options
 from ntkprefix.models import BlockConfig, TextConfig, TextModel, ViT, ViTConfig
 from ntkprefix.train import loop
 
@@ -109,11 +109,15 @@ def test_choices_of_a_language_model(tmp_path, labelled):
     assert not (tmp_path / "run" / "head.safetensors").exists()
 
 
-def test_choices_that_begin_alike_are_told_by_all_their_tokens(tmp_path, labelled):
+def test_choices_that_begin_alike_are_told_by_all_their_tokens(tmp_path, labelled, capsys):
     (labelled / "labels.json").write_text('["three four", "three five"]')
     options = ["--model", "decoder", "--task", "text", "--data-dir", str(labelled), "--learning-rate", "0.1"]
     options += ["--adapter", "lora:targets=query/value/up/down", "--epochs", "20"]
     assert trained(tmp_path / "run", *options)["test"]["accuracy"] == 1.0
+    (labelled / "labels.json").write_text(json.dumps(["three four"] + [f"three {'five ' * n}" for n in range(1, 101)]))
+    assert main(["train", *SMALL, "--out", str(tmp_path / "many"), *options]) == 2
+    told = "expected classes whose names begin with the same token of at most 100, got 101"
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_images_that_are_no_bytes_are_told_without_a_traceback(tmp_path, capsys):
@@ -343,7 +347,7 @@ def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
         json.dumps({"epochs": 1, "adapter": "head", "remat": True, "seed": 3, "out": None})
     )
     options = ["--epochs", "2", f"--config={tmp_path / 'run.json'}", "--seed", "1"]
-    options = with_file(options, command.Config)
+    options = checked_options(options, command.Config)
     assert options == ["--epochs", "1", "--adapter", "head", "--remat", "--seed", "3", "--epochs", "2", "--seed", "1"]
     results = trained(tmp_path / "run", "--config", str(tmp_path / "run.json"))
     assert results["config"]["adapter"] == "head"
@@ -354,7 +358,7 @@ def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
 
 def test_a_text_of_a_file_is_no_option(tmp_path):
     (tmp_path / "run.json").write_text('{"data_dir": "--remat", "hosts": "-x"}')
-    options = with_file(["--config", str(tmp_path / "run.json")], command.Config)
+    options = checked_options(["--config", str(tmp_path / "run.json")], command.Config)
     assert options == ["--data-dir=--remat", "--hosts=-x"]
     config = tyro.cli(command.Config, args=options[:1])
     assert (config.data_dir, config.remat) == (Path("--remat"), False)

@@ -22,7 +22,7 @@ from texts.words import word_tokenizer
 from experiments import RESULTS
 from ntkprefix.adapters import LoraAdapter, Stack, TokenAdapter, load_adapter, save_adapter
 from ntkprefix.adapters.peft import load_peft
-from ntkprefix.given_options import with_file
+from ntkprefix.given_options import checked_options
 from ntkprefix.images import load_images
 from ntkprefix.models import load_dinov2, load_preprocess, load_text_model
 from ntkprefix.models.onnx_weights import read_onnx
@@ -189,7 +189,7 @@ for _path in (RESULTS / "verify.json", RESULTS / "tables" / "vision" / "digits.j
 @kind("run.json")
 def options(folder):
     (folder / "run.json").write_text(json.dumps({"steps": 1, "data": "digits", "quick": True, "lengths": [2, 4]}))
-    return lambda: with_file(["--config", str(folder / "run.json")], Config)
+    return lambda: checked_options(["--config", str(folder / "run.json")], Config)
 
 
 @kind("settings.json")
