@@ -1,7 +1,7 @@
 """Attention of any shape, dtype, mask and prefix on any mesh of four devices: the float64 oracle's.
 
-A program of its own, which `test_attention_properties.py` starts with the number of cases: how many devices there are
-is settled when JAX starts.
+A program of its own, which `test_attention_properties.py` starts with the number of cases and, if it is to be one mesh,
+its sizes: how many devices there are is settled when JAX starts.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from ntkprefix.parallel import mesh_of
 from ntkprefix.shared_attention import shared_attention
 
 assert jax.device_count() == 4
-SIZES = ("data=4", "tensor=4", "prefix=4", "data=2,tensor=2", "data=2,prefix=2", "tensor=2,prefix=2")
+SIZES = sys.argv[2:] or ("data=4", "tensor=4", "prefix=4", "data=2,tensor=2", "data=2,prefix=2", "tensor=2,prefix=2")
 _CHECKED = itertools.count(1)
 
 

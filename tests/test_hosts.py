@@ -205,9 +205,15 @@ def test_where_one_ends_the_others_do_not_wait_for_ever(how, data, tmp_path):
         time.sleep(0.1)
     started[1].send_signal(how)
     codes, _, told = ended(started)
-    assert codes == [2, -how]
-    assert "another process is gone" in told[0]
-    assert "with the same folder they go on" in told[0]
+    assert codes[1] == -how
+    if codes[0] == -signal.SIGABRT:
+        # Seen in one run of ten: the wait for a step's loss outlasts the closed connection. JAX ends the process when
+        # the other one's heartbeats stay away, in its own words.
+        assert "another task died" in told[0]
+    else:
+        assert codes[0] == 2
+        assert "another process is gone" in told[0]
+        assert "with the same folder they go on" in told[0]
     assert read_json_lines(metrics)
 
 
