@@ -54,6 +54,12 @@ class Config(train.Config):
     def __post_init__(self):
         for several, one in (("adapters", "adapter"), ("learning_rates", "learning_rate"), ("seeds", "seed")):
             object.__setattr__(self, several, getattr(self, several) or (getattr(self, one),))
+        rates = self.learning_rates
+        if len(rates) > 1 and set(self.adapters) == {"head"}:
+            raise ValueError(
+                f"sweep: expected an adapter besides head for step sizes of its own, got learning_rates {rates}. "
+                "A head alone has --head-learning-rate."
+            )
         super().__post_init__()
         for rate in self.learning_rates:  # those of a head alone are checked, too, though it has none
             checks.finite("sweep", least=0.0, learning_rates=rate)

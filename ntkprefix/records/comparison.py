@@ -8,14 +8,14 @@ from typing import Any
 from ntkprefix.records import verify
 from ntkprefix.records.base import Kind, Record
 from ntkprefix.records.dots import Dot, dots
-from ntkprefix.records.shape import Numbers
+from ntkprefix.records.shape import Numbers, Share
 from ntkprefix.report import Line, Plot, Section, Table, short, smooth
 from theory.intervals import Estimate
 
 _RUN = {"method": str, "losses": Numbers("n")}
 _ROW = {
     "method": str,
-    "accuracy": float,
+    "accuracy": Share,
     "interval": Numbers("2"),
     "adapter_parameters": int,
     "head_parameters": int,

@@ -21,6 +21,10 @@ class Numbers(NamedTuple):
     gaps: bool = False
 
 
+class Share:
+    """A number from 0 to 1, or none (nan): a part of the test rows, such as those that are right."""
+
+
 class Bits:
     """A text of digits 0 and 1, one for every test row: whether it is right."""
 
@@ -107,6 +111,9 @@ def fault(
     if shape is Bits:
         bits = isinstance(content, str) and content != "" and set(content) <= {"0", "1"}
         return None if bits else ("digits 0 and 1", place, _came(content))
+    if shape is Share:
+        share = _is_number(content) and not (content < 0 or content > 1)
+        return None if share else ("a number from 0 to 1", place, _came(content))
     if shape is float:
         return None if _is_number(content) else (_WORDS[float], place, _came(content))
     if isinstance(content, shape) and (shape is bool or not isinstance(content, bool)):

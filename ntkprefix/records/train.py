@@ -10,7 +10,7 @@ import numpy as np
 from ntkprefix.records.base import Kind, Record
 from ntkprefix.records.dots import Dot, dots
 from ntkprefix.records.seeds import EXPLAINED, of_runs, plus_minus
-from ntkprefix.records.shape import Bits, Numbers
+from ntkprefix.records.shape import Bits, Numbers, Share
 from ntkprefix.report import Line, Plot, Section, Table, number, short, smooth
 from theory.intervals import Estimate
 
@@ -18,7 +18,7 @@ _SHAPE = {
     "config": {"model": str, "adapter": str, "task": str, "seed": int, "data_dir": (str, None)},
     "environment": dict,
     "data": str,
-    "test": {"loss": float, "right": Bits, "accuracy?": float, "exact_match?": float},
+    "test": {"loss": float, "right": Bits, "accuracy?": Share, "exact_match?": Share},
     "sizes": {"adapter_parameters": int, "head_parameters": int},
     "times": {"steps": int, "seconds": float, "seconds_per_step": float},
     "validation?": Numbers("E"),

@@ -286,6 +286,11 @@ DAMAGES = {
         lambda it: it["test"].update(right=""),
         "expected digits 0 and 1 as test.right, in a file",
     ),
+    "more than all": (
+        "train",
+        lambda it: it["test"].update(accuracy=7),
+        "expected a number from 0 to 1 as test.accuracy, in a file of ntkprefix train, got 7",
+    ),
     "rows half right": (
         "tables",
         lambda it: it["rows"][0]["tests"][1].update(right="0½"),
@@ -398,7 +403,7 @@ def test_hostile_runs_do_not_break_the_page(tmp_path):
     for index, name in enumerate(names):
         run = train_run(tmp_path / f"r{index}", adapter=name, model=name, losses=numbers, validation=numbers[:3])
         content = load(run / "results.json")
-        content["test"].update(loss=numbers[index], accuracy=numbers[-1 - index])
+        content["test"].update(loss=numbers[index], accuracy=[1e-320, math.nan, 0, 1, -0.0][index])
         content["data"] = name
         content["environment"] |= {"commit": name, "packages": name, "finished": name}
         (run / "results.json").write_text(json.dumps(content))
