@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ntkprefix import checks
 from ntkprefix.compress.matching import Matching
 from ntkprefix.compress.problem import Problem, answer
-from ntkprefix.partial import merge
+from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes import TokenPrefix
 
 
@@ -22,8 +22,9 @@ from ntkprefix.prefixes import TokenPrefix
 class Refined:
     r"""Weighted tokens that need not be any of the prompt's: C (H + Hv + 1) free numbers for each head.
 
-    From `Matching(in_context=True)` on, Adam minimises the error of the outputs that queries get with all else they
-    see beside the prefix, each head's relative to the size of its outputs,
+    It starts from `Matching(in_context=True)`, of the tokens that get most attention or of those that are chosen by
+    pursuit: each head from those with which the error below is smaller. From there, Adam minimises the error of the
+    outputs that queries get with all else they see beside the prefix, each head's relative to the size of its outputs,
 
     $$ \sum_n \frac{\sum_q \| \tilde{out}_n(q) - out_n(q) \|^2}{\sum_q \| out_n(q) \|^2}, $$
 
@@ -61,10 +62,21 @@ class Refined:
 
     def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> TokenPrefix:
         """Weighted tokens."""
-        start = Matching(in_context=True)(problem, numbers, key)
         exact = problem.exact()
         wanted = (exact if problem.beside is None else merge(exact, problem.beside)).normalise()
         size = jnp.maximum(jnp.mean(wanted * wanted, axis=(0, 2)), jnp.finfo(wanted.dtype).tiny)
+
+        def errors(share: Partial, beside: Partial | None, wanted: Array) -> Float[Array, " N"]:
+            out = (share if beside is None else merge(share, beside)).normalise()
+            return jnp.mean((out - wanted) ** 2, axis=(0, 2)) / size
+
+        def of_all(prefix: TokenPrefix) -> Float[Array, " K"]:
+            found = errors(answer(prefix, problem.queries, problem.scale), problem.beside, wanted)
+            return jnp.sum(found.reshape(problem.heads, -1), axis=1)
+
+        ways = [Matching(choose, in_context=True) for choose in ("attention", "pursuit")]
+        noticed, pursued = (way(problem, numbers, key) for way in ways)
+        start = _of_heads(of_all(pursued) < of_all(noticed), pursued, noticed)
         spreads = TokenPrefix(_spread(problem.keys), _spread(problem.values), jnp.ones(()))
 
         def moved(by: TokenPrefix) -> TokenPrefix:
@@ -79,9 +91,7 @@ class Refined:
 
         def loss(by: TokenPrefix, at: Array) -> Float[Array, ""]:
             queries, beside, wanted = jax.tree.map(lambda leaf: leaf[at], batches)
-            share = answer(moved(by), queries, problem.scale)
-            out = (share if beside is None else merge(share, beside)).normalise()
-            return jnp.sum(jnp.mean((out - wanted) ** 2, axis=(0, 2)) / size)
+            return jnp.sum(errors(answer(moved(by), queries, problem.scale), beside, wanted))
 
         adam = optax.scale_by_adam()
         sizes = self.step_size * (1 + np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))) / 2
@@ -97,6 +107,11 @@ class Refined:
         turns = jnp.arange(self.steps) % (-(-count // batch))
         (by, _), _ = jax.lax.scan(step, (still, adam.init(still)), (jnp.asarray(sizes, problem.keys.dtype), turns))
         return moved(by)
+
+
+def _of_heads(which: Bool[Array, " K"], first: TokenPrefix, second: TokenPrefix) -> TokenPrefix:
+    """The first one's tokens in the heads that are told, and the second one's in the others."""
+    return jax.tree.map(lambda a, b: jnp.where(which.reshape(1, -1, *[1] * (a.ndim - 2)), a, b), first, second)
 
 
 def _spread(tokens: Float[Array, "M K H"]) -> Float[Array, "1 K 1"]:

@@ -104,7 +104,7 @@ def test_names_are_safe_short_and_do_not_clash(monkeypatch):
 BAD = {
     "steps of a head": (
         ["--adapters", "head", "--learning-rates", "1", "2"],
-        "sweep: expected an adapter besides head for step sizes of its own, got learning_rates (1.0, 2.0). A head alone",
+        "sweep: expected an adapter besides head for step sizes of its own, got learning_rates (1.0, 2.0)",
     ),
     "adapter": (["--adapters", "lora:rank=2", "lore"], "unknown name 'lore'; expected one of head, full"),
     "its option": (["--adapters", "lora", "tokens:rank=2"], "tokens has no option 'rank=2'; expected length=.."),
