@@ -39,7 +39,7 @@ class Case(NamedTuple):
     seed: int
 
 
-# All but the first compile every time.
+# All but the first are programs of their own, which are compiled for every example.
 HOWS = ("plain",) * 8 + ("jit", "vmap", "gradient")
 # Of the central differences by which the oracle is differentiated: in float64 its error is below 1e-6.
 STEP = 1e-5

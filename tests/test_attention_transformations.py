@@ -8,6 +8,7 @@ import pytest
 from attention_cases import HV, KEY, MASK, PREFIXES, QUERY, VALUE, B, N, T, as_oracle, clouds, normal, state, tokens
 
 from ntkprefix import attention
+from ntkprefix.kernels import EVERYWHERE
 
 
 @pytest.mark.parametrize("prefix_name", PREFIXES)
@@ -94,6 +95,20 @@ def test_second_call_does_not_compile_again(prefix_name, compiled):
     for query in (QUERY, QUERY + 1):
         attended(query, PREFIXES[prefix_name]())
     assert compiled.count("attended") == 1
+
+
+@pytest.mark.parametrize("implementation", EVERYWHERE)
+@pytest.mark.parametrize("prefix_name", ["none", "tokens", "features per query head", "joined"])
+def test_outside_of_jit_a_second_call_compiles_nothing(prefix_name, implementation, compiled):
+    def total(query, prefix):
+        return jnp.sum(attention(query, KEY, VALUE, prefix=prefix, is_causal=True, implementation=implementation))
+
+    prefix, both = PREFIXES[prefix_name](), jax.value_and_grad(total)
+    both(QUERY, prefix)
+    assert compiled
+    compiled.clear()
+    both(QUERY, prefix)
+    assert compiled == []
 
 
 @pytest.mark.parametrize("prefix_name", ["tokens per row", "measure per row", "features per row"])

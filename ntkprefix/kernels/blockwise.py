@@ -164,7 +164,7 @@ def gradients(
     found = grouped(out.astype(dtype)), grouped(sign), jnp.where(jnp.isfinite(log_mass), log_mass, 0.0)
     saved = given, jnp.asarray(scale, dtype), *found[:2], grouped(found[2])
     d_found = grouped(d_out.astype(dtype)), None, grouped(d_log_mass)
-    d_query, d_key, d_value, *_ = _attend_backward(_blocks_for(query, key), saved, d_found)
+    d_query, d_key, d_value, *_ = _compiled_backward(_blocks_for(query, key), saved, d_found)
     return d_query.reshape(query.shape), d_key, d_value
 
 
@@ -217,7 +217,7 @@ def _shares(
     if length == 0:
         nothing = jnp.zeros((batch, length, heads), dtype)
         return jnp.zeros((*nothing.shape, value.shape[-1]), dtype), nothing, nothing - jnp.inf
-    found = _attend(
+    found = _compiled_attend(
         blocks,
         query.reshape(batch, length, kv_heads, heads // kv_heads, width),
         key,
@@ -379,7 +379,10 @@ def _attend_backward(blocks, saved, gradients):
     return (*of_given, d_scale.reshape(()), None, d_also, d_prefix)
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+# JAX compiles a loop that it meets outside of `jit` at every call; so, once for all calls of a shape.
+_compiled = partial(jax.jit, static_argnums=0, inline=True)
+_compiled_attend, _compiled_backward = _compiled(_attend), _compiled(_attend_backward)
+_attend.defvjp(_attend_forward, _compiled_backward)
 
 
 def of_others(also, d_out, delta, log_scale) -> Partial:
