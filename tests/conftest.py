@@ -8,6 +8,7 @@ import jax
 import pytest
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
+from programs import let_go_of_many
 
 # Programs here take seconds to compile and none to run, so LLVM is asked for little; XLA's own passes are as ever.
 # `make test-all` sets the variable, to nothing, and tests what users run.
@@ -38,18 +39,11 @@ GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-# Linux lets a process map 65,530 pieces of memory; a compiled program takes about three, and the compiler crashes when
-# there is none left.
-_MANY = 20_000
-_MAPPED = Path("/proc/self/maps")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """Compiled programs of earlier files are let go before there are too many."""
+    """Of earlier files."""
     yield
-    if _MAPPED.exists() and _MAPPED.read_bytes().count(b"\n") > _MANY:
-        jax.clear_caches()
+    let_go_of_many()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Attention of any shape, dtype, mask, prefix, transformation and mesh: the float64 oracle's, by any implementation."""
 
-import itertools
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import pytest
 from attention_cases import as_oracle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from programs import let_go_of_many
 from simulated_devices import on_devices
 
 from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix, attention
@@ -187,7 +187,6 @@ def assert_close(found, wanted, case, by):
     assert error <= TOLERANCES[case.dtype] * max(1, np.abs(wanted).max(initial=0)), (by, error)
 
 
-_CHECKED = itertools.count(1)
 OPTIONS = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
@@ -210,8 +209,7 @@ def test_equals_the_oracle_in_thousands_of_cases(prefix):
     @given(cases(prefixes=(prefix,)))
     def equals_the_oracle(case):
         check(case)
-        if next(_CHECKED) % 100 == 0:
-            jax.clear_caches()  # a process can hold so many programs and no more
+        let_go_of_many()
 
     equals_the_oracle()
 
