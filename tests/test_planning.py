@@ -85,9 +85,10 @@ def test_the_command(tmp_path, capsys):
     options = ["--model", str(tmp_path), "--meshes", "data=2", "tensor=2", "--tokens", "64"]
     assert main(["plan", *options]) == 0
     assert "states" in capsys.readouterr().out
-    (tmp_path / "config.json").write_text("{}")
-    assert main(["plan", *options]) == 2
-    assert "expected a model_type among" in capsys.readouterr().err
+    for other in ("{}", '{"model_type": []}'):
+        (tmp_path / "config.json").write_text(other)
+        assert main(["plan", *options]) == 2
+        assert "expected a model_type among" in capsys.readouterr().err
 
 
 def test_usual_meshes_that_do_not_suit_a_model_are_told(tmp_path):

@@ -50,6 +50,8 @@ def _one(text: str) -> Adapter:
         if option not in known or not equals:
             wanted = ", ".join(f"{each}=.." for each in known) or "no options"
             raise ValueError(f"adapter: {name} has no option {pair!r}; expected {wanted}.")
+        if option in options:
+            raise ValueError(f"adapter: expected {option} once, got it twice in {text!r}.")
         options[option] = _value(option, value)
     return kind(**options)
 

@@ -61,19 +61,20 @@ def finite(kind: str, *, least: float = -math.inf, **numbers: Any) -> None:
 
     Raises:
         TypeError: not a real number.
-        ValueError: NaN, infinity, or below `least`.
+        ValueError: NaN, infinity, what is infinite in float32, or below `least`.
     """
     for name, number in numbers.items():
         if not is_real(number) or jnp.ndim(number):
             raise TypeError(f"{kind}: expected a number as {name}, got {described(number)}.")
         if not (_is_finite(number) and number >= least):
             wanted = "a finite number" if least == -math.inf else f"a finite number of at least {least:g}"
-            raise ValueError(f"{kind}: expected {wanted} as {name}, got {number}.")
+            more = ", more than float32 holds" if -math.inf < number < math.inf and not _is_finite(number) else ""
+            raise ValueError(f"{kind}: expected {wanted} as {name}, got {number}{more}.")
 
 
 def _is_finite(number: Any) -> bool:
     try:
-        return math.isfinite(number)
+        return abs(float(number)) <= float(jnp.finfo(jnp.float32).max)
     except OverflowError:  # an integer that no float is as large as
         return False
 

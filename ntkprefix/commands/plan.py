@@ -167,7 +167,7 @@ def model_of(name: str) -> TextConfig:
         )
     content = MODELS[name] if name in MODELS else read_object(path)
     kind = content.get("model_type")
-    if kind not in TEXT:
+    if not isinstance(kind, str) or kind not in TEXT:
         raise ValueError(f"{name}: expected a model_type among {', '.join(sorted(TEXT))}, got {kind!r}.")
     return make_from(Settings(content, path), TEXT[kind].read_config)
 

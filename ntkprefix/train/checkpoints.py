@@ -150,7 +150,7 @@ class Checkpoints:
     def newest(self, *, most: int | None = None) -> Path | None:
         """The newest checkpoint, of so many steps at most; None where there is none. One process may ask alone."""
         # Not by orbax, where all processes wait for one another. What is half-written has another name.
-        steps = [int(path.name) for path in Path(self.folder).glob("*") if path.name.isdecimal()]
+        steps = [int(path.name) for path in Path(self.folder).glob("*/") if path.name.isdecimal()]
         steps = [step for step in steps if most is None or step <= most]
         return Path(self.folder) / str(max(steps)) if steps else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +13,8 @@ from ntkprefix import checks
 
 # Up to here float32, in which schedules count, has every step's number.
 MOST_STEPS = 2**24
+# Of the numbers that float32 has: a step size below it is 0.
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,11 @@ class TrainConfig:
         checks.short_seed("TrainConfig", self.seed)
         checks.finite("TrainConfig", least=0.0, weight_decay=self.weight_decay, clip=self.clip)
         checks.one_of("TrainConfig", "schedule", self.schedule, tuple(_DECAYS))
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"TrainConfig: expected a finite learning_rate above 0, got {self.learning_rate}.")
+        checks.finite("TrainConfig", learning_rate=self.learning_rate)
+        if self.learning_rate < _SMALLEST:
+            raise ValueError(
+                f"TrainConfig: expected a learning_rate above 0, of at least {_SMALLEST:.2g}, got {self.learning_rate}."
+            )
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"TrainConfig: expected a warmup share within 0..1, got {self.warmup}.")
         if self.batch_size % self.micro_batches:

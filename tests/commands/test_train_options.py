@@ -82,6 +82,7 @@ def test_bad_files_of_options(case, tmp_path, capsys):
 BAD = {
     "adapter": (["--adapter", "lore"], "unknown name 'lore'; expected one of head, full, lora"),
     "option": (["--adapter", "lora:rnk=2"], "lora has no option 'rnk=2'; expected rank=.., alpha=.., targets=.."),
+    "option twice": (["--adapter", "lora:rank=4,rank=5"], "expected rank once, got it twice in 'lora:rank=4,rank=5'"),
     "value": (["--adapter", "lora:rank=0"], "rank of at least 1, got 0"),
     "kind": (["--adapter", "lora:rank=x"], "LoraAdapter"),  # types are checked once more in tests
     "held back": (["--held-back", "1"], "held_back between 0 and 1, got 1"),

@@ -218,6 +218,12 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"10", "15"}
 
 
+def test_a_file_named_like_a_checkpoint_is_none(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "7").write_text("")
+    assert Checkpoints(tmp_path / "run").newest() is None
+
+
 def test_a_diverging_loss_names_the_last_good_checkpoint(tmp_path):
     def explosive(params, _, x):
         return jnp.where(params["w"][0] > -0.2, jnp.sum(params["w"]), jnp.nan) + 0 * jnp.sum(x)
