@@ -80,7 +80,10 @@ class TrainConfig:
             ValueError: fewer rows than a batch.
         """
         if rows < self.batch_size:
-            raise ValueError(f"train: expected at least one batch of {self.batch_size} rows of data, got {rows} rows.")
+            raise ValueError(
+                f"train: expected at least one batch of {self.batch_size} rows of data, got {rows} rows. Give a smaller "
+                "batch_size, or more rows."
+            )
         return rows // self.batch_size
 
     def steps(self, rows: int) -> int:
