@@ -2,7 +2,6 @@
 
 import os
 from functools import cache
-from pathlib import Path
 
 import jax
 import pytest
@@ -34,9 +33,6 @@ collect_ignore = [
     "properties_on_four_devices.py",
     "theory/on_eight_devices.py",
 ]
-
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(scope="module", autouse=True)

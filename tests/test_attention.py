@@ -25,7 +25,7 @@ from attention_cases import (
     state,
     tokens,
 )
-from conftest import GOLDEN, SHARED
+from places import GOLDEN, SHARED
 
 from ntkprefix import FeaturePrefix, Partial, attention, feature_map, merge
 from ntkprefix.kernels import EVERYWHERE

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from flax import nnx
+from places import GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from ntkprefix.adapters import FullAdapter, LoraAdapter, TokenAdapter

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from conftest import GOLDEN
 from images.image_sets import classes, npz
 from models.dinov2_folders import tiny_golden, weights_of, write_folder, write_shards
 from models.tiny_gguf import write_gguf
 from models.tiny_text import write_folder as write_text
 from onnx import TensorProto, helper, numpy_helper
+from places import GOLDEN
 from prompts.test_prompt_files import PREFIXES
 from report.pages import train_run
 from test_peft import CONFIG, WEIGHTS, write_theirs

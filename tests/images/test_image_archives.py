@@ -7,8 +7,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import SHARED
 from image_sets import arrays, npz
+from places import SHARED
 
 from ntkprefix.images import archives, load_images
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import PIL
 import pytest
-from conftest import GOLDEN
 from PIL import Image
+from places import GOLDEN
 
 from ntkprefix.images import Preprocess, normalise
 from ntkprefix.models import load_preprocess

@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from conftest import GOLDEN
+from places import GOLDEN
 from safetensors.numpy import save_file
 
 CONFIG = {

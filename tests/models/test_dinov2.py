@@ -5,8 +5,8 @@ import importlib.util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from dinov2_folders import tiny_golden, weights_of, write_folder, write_shards
+from places import GOLDEN
 
 from ntkprefix.models import load_dinov2
 

@@ -5,8 +5,8 @@ import importlib.util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from flax import nnx
+from places import GOLDEN
 
 from ntkprefix.models import generate, load_text_model
 from ntkprefix.models.packages import WEIGHTS

@@ -4,7 +4,7 @@ import json
 from functools import cache
 
 import numpy as np
-from conftest import GOLDEN
+from places import GOLDEN
 from safetensors.numpy import save_file
 
 NAMES = (

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import SHARED
+from places import SHARED
 from texts.words import WORDS, word_tokenizer
 
 from ntkprefix.texts import TEMPLATES, Example, for_decoder, for_encoder, load_texts
