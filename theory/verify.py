@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ntkprefix import hosts
 from ntkprefix.checks import yes_or_no
@@ -364,5 +365,6 @@ def main(config: Config) -> int:
         f"lambda_min(H*) = {setting['lambda_min']:.4g}, lambda_max(H*) = {setting['lambda_max']:.4g}, "
         f"step size {setting['step_size']:.4g}, {config.steps} steps, {config.seeds} seeds"
     )
-    console.print(f"Numbers: {report.folder / _RESULTS}. Plots: {report.folder}/*.png and *.pdf.", highlight=False)
+    where = f"Numbers: {report.folder / _RESULTS}. Plots: {report.folder}/*.png and *.pdf."
+    console.print(Text(where), soft_wrap=True)
     return 0 if report.passed else 1

@@ -69,6 +69,20 @@ class Rotary:
     def __post_init__(self):
         if self.width % 2 or self.width < 2:
             raise ValueError(f"Rotary: expected an even width of at least 2, got {self.width}.")
+        if not self._turns():
+            raise ValueError(
+                f"Rotary: expected a base, a factor and limits that give finite angles, got base {self.base}, factor "
+                f"{self.factor}, low {self.low} and high {self.high}."
+            )
+
+    def _turns(self) -> bool:
+        """Whether all frequencies are numbers of float32."""
+        try:
+            with np.errstate(all="ignore"):
+                frequencies = self.frequencies().astype(np.float32)
+        except (ArithmeticError, ValueError):  # of `math`: logarithms of yarn's
+            return False
+        return bool((np.isfinite(frequencies) & (frequencies >= 0)).all())
 
     def frequencies(self) -> Float[np.ndarray, " pairs"]:
         """Angle per position of every pair, in radians, float64.

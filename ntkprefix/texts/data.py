@@ -172,6 +172,9 @@ def _examples(path: Path, template: Template, choices: tuple[str, ...]) -> Itera
 
 
 def _example(row: dict[str, Any], template: Template, choices: tuple[str, ...], where: str) -> Example:
+    for field in _fields(template):
+        if isinstance(row[field], bool) or not isinstance(row[field], str | int | float):
+            raise ValueError(f"{where}: expected a text or a number as {field}, got {row[field]!r:.60}.")
     prompt = template.prompt.format_map(row)
     if not template.texts:
         answer = template.answer.format_map(row)
@@ -187,5 +190,9 @@ def _example(row: dict[str, Any], template: Template, choices: tuple[str, ...], 
 
 
 def _wanted(template: Template) -> str:
-    fields = re.findall(r"{(\w+)}", " ".join([template.prompt, template.answer, *template.texts]))
-    return ", ".join(dict.fromkeys([*fields, *(["label"] if template.texts else [])]))
+    return ", ".join([*_fields(template), *(["label"] if template.texts else [])])
+
+
+def _fields(template: Template) -> list[str]:
+    """What the words of a template name, each once."""
+    return list(dict.fromkeys(re.findall(r"{(\w+)}", " ".join([template.prompt, template.answer, *template.texts]))))

@@ -81,8 +81,8 @@ class TrainConfig:
         """
         if rows < self.batch_size:
             raise ValueError(
-                f"train: expected at least one batch of {self.batch_size} rows of data, got {rows} rows. Give a smaller "
-                "batch_size, or more rows."
+                f"train: expected at least one batch of {self.batch_size} rows of data, got {rows} rows. "
+                "Give a smaller batch_size, or more rows."
             )
         return rows // self.batch_size
 

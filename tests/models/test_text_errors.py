@@ -92,6 +92,7 @@ CONFIGS = {
     "scaling in a list": ("llama", {"rope_parameters": [1]}, r"expected rope_parameters to be an object, got \[1\]"),
     "scaling in words": ("llama", {"rope_parameters": "x"}, "expected rope_parameters to be an object, got 'x'"),
     "no factor": ("llama", rope("linear"), "expected the key 'factor', found none"),
+    "a factor of nothing": ("llama", rope("linear", factor=1e-320), "a factor and limits that give finite angles"),
     "factor 0": ("llama", rope("linear", factor=0), "factor to be a finite number above 0, got 0"),
     "base in words": (
         "llama",

@@ -68,6 +68,8 @@ LINES = {
     "no label": (b'{"text": "a"}', "line 2: expected an object with text, label, got the fields text"),
     "no text": (b'{"label": 0}', "expected an object with text, label, got the fields label"),
     "nothing": (b"{}", "got the fields none"),
+    "null as text": (b'{"text": null, "label": 0}', "line 2: expected a text or a number as text, got None"),
+    "a list as text": (b'{"text": ["a"], "label": 0}', r"expected a text or a number as text, got \['a'\]"),
     "a word as label": (b'{"text": "a", "label": "0"}', "expected an integer from 0 to 29999 as label, got '0'"),
     "true as label": (b'{"text": "a", "label": true}', "as label, got True"),
     "below zero": (b'{"text": "a", "label": -1}', "as label, got -1"),

@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import math
+import shutil
 import tempfile
 
 import jax.numpy as jnp
@@ -324,13 +325,15 @@ def options(tmp_path, **changes):
     return [*flat, "--out", str(tmp_path)]
 
 
-def test_command_line_reports_and_fails(finished, capsys):
+def test_command_line_reports_and_fails(finished, tmp_path, capsys):
     """A ladder up to M = 16 proves nothing, so verdicts fail and the exit status says so."""
-    assert cli.main(["verify", *options(finished.folder)]) == 1
+    folder = tmp_path / "a[/red]b"  # no markup
+    shutil.copytree(finished.folder, folder)
+    assert cli.main(["verify", *options(folder)]) == 1
     printed = capsys.readouterr().out
-    assert "results.json" in printed
+    assert f"Numbers: {folder / 'results.json'}. Plots: {folder}/*.png and *.pdf.\n" in printed
     assert "fail" in printed
-    statuses = {verdict["status"] for verdict in read_json(finished.folder / "results.json")["verdicts"]}
+    statuses = {verdict["status"] for verdict in read_json(folder / "results.json")["verdicts"]}
     assert "fail" in statuses
 
 
