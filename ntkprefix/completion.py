@@ -10,6 +10,15 @@ from typing import Annotated, Any, Union
 import tyro
 
 SHELLS = ("bash", "zsh", "fish")
+# Where tyro's function has nothing, it offers an empty word: bash then has no files to offer in its place.
+_FILES = """
+_ntkprefix() {
+  _tyro_ntkprefix "$@"
+  [[ ${#COMPREPLY[@]} == 1 && -z ${COMPREPLY[0]} ]] && COMPREPLY=()
+  return 0
+}
+complete -o default -F _ntkprefix ntkprefix
+"""
 
 
 def print_script(shell: str, modules: Mapping[str, str]) -> None:
@@ -43,3 +52,5 @@ def print_script(shell: str, modules: Mapping[str, str]) -> None:
             args=["--tyro-write-completion", shell, "-"],
             config=(tyro.conf.DisallowNone,),
         )
+    if shell == "bash":
+        print(_FILES, end="")

@@ -65,6 +65,15 @@ def test_choices(offered):
     assert offered("compress", "--method", "") == list(METHODS)
 
 
+def test_where_nothing_is_known_bash_offers_files(script):
+    if not shutil.which("bash"):
+        pytest.skip("no bash")
+    ask = f"source {script}; COMP_WORDS=(ntkprefix report ru); COMP_CWORD=2; _ntkprefix; echo ${{#COMPREPLY[@]}} words"
+    ask += "; complete -p ntkprefix"
+    told = subprocess.run(["bash", "-c", ask], check=True, capture_output=True, text=True).stdout
+    assert told == "0 words\ncomplete -o default -F _ntkprefix ntkprefix\n"
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_shell_has_a_script(shell, capsys):
     assert main(["--completion", shell]) == 0
