@@ -39,7 +39,7 @@ def numbers_within(budget: Any, *, length: int, heads: int, token: int, itemsize
     """
     amount, unit = amount_of(budget)
     if unit == "x":
-        numbers = length * token / amount if amount else 0.0
+        numbers = length * token / amount
     elif unit == "tokens":
         numbers = amount * token
     else:
@@ -59,7 +59,7 @@ def amount_of(budget: Any) -> tuple[float, str]:
 
     Raises:
         TypeError: neither an integer nor a text.
-        ValueError: a text of another form.
+        ValueError: a text of another form, a ratio of 0.
     """
     if is_int(budget):
         budget = f"{budget} tokens"
@@ -68,4 +68,7 @@ def amount_of(budget: Any) -> tuple[float, str]:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(x|[A-Za-z]+)\s*", budget)
     if found is None or (found[2] != "x" and found[2] not in _UNITS):
         raise ValueError(f"budget: expected {_WANTED}, got {budget!r}.")
-    return float(found[1]), found[2]
+    amount = float(found[1])
+    if amount == 0 and found[2] == "x":
+        raise ValueError(f"budget: expected a ratio above 0, such as '32x', got {budget!r}.")
+    return amount, found[2]

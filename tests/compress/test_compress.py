@@ -166,7 +166,7 @@ def test_budgets(budget, numbers):
 
 
 ERRORS = {
-    "a budget of nothing": ({"budget": "0x"}, ValueError, "room for a token for each of 2 heads, 14 numbers, got '0x'"),
+    "a budget of nothing": ({"budget": "0x"}, ValueError, "expected a ratio above 0, such as '32x', got '0x'"),
     "fewer numbers than a token": ({"budget": "3 numbers"}, ValueError, "Ask for '1 tokens' or more."),
     "less than a token": ({"budget": "20 numbers"}, ValueError, "got '20 numbers', which is 10"),
     "more than all, as a ratio": ({"budget": "1000x"}, ValueError, f"Ask for a ratio of at most {len(KEYS)}x."),
