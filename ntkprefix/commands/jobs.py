@@ -124,8 +124,6 @@ def job_of(config: Any, adapter: Adapter, mesh: Mesh | None = None) -> Job:
         images = load_images(config.data_dir or "digits", size=config.size)
         model = load_dinov2(None if config.model == "dinov2" else config.model, **options)
         return image_job(config, adapter, images, _placed(model, mesh))
-    if config.data_dir is None:
-        raise ValueError(f"train: expected --data-dir, the folder of the rows of {config.task}, got none.")
     texts = load_texts(config.task, config.data_dir)
     model, tokenizer = _placed(load_text_model(config.model, **options), mesh), load_tokenizer(config.model)
     if model.config.head != "none":

@@ -23,6 +23,7 @@ from ntkprefix.hosts import agreed, by_first, entered_by_first, first, to_host
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
 from ntkprefix.run_folder import differing, run_folder, same_run
 from ntkprefix.runs import environment, progress, read_json, write_json
+from ntkprefix.texts import TEMPLATES
 from ntkprefix.train import Checkpoints, TrainConfig, TrainResult, train
 from ntkprefix.train.config import MOST_STEPS
 
@@ -34,6 +35,8 @@ _OF_VALUES = 3e-2
 _RESULTS = "results.json"
 # Of checkpoints in a run's folder.
 _CHECKPOINTS = "checkpoints"
+# Models by name, and what they read.
+_IMAGE_MODEL, _TEXT_MODELS = "dinov2", ("minilm", "smollm2")
 # Settings that no number depends on.
 _FREE = ("out", "checkpoint_every")
 
@@ -141,10 +144,23 @@ class Config:
         checks.at_most(MOST_STEPS, "train", epochs=self.epochs, head_epochs=self.head_epochs)
         if not 0 < self.held_back < 1:
             raise ValueError(f"train: expected held_back between 0 and 1, got {self.held_back}.")
+        self._check_task()
         if self.mesh:
             sizes_of(self.mesh)
         hosts.check(self.hosts, self.mesh)
         self.training()
+
+    def _check_task(self) -> None:
+        checks.one_of("train", "task", self.task, ("images", *TEMPLATES))
+        others = _TEXT_MODELS if self.task == "images" else (_IMAGE_MODEL,)
+        if self.model in others:
+            wanted = (_IMAGE_MODEL,) if self.task == "images" else _TEXT_MODELS
+            raise ValueError(
+                f"train: expected a model for the task {self.task}, such as --model {' or '.join(wanted)}, got "
+                f"{self.model}."
+            )
+        if self.task != "images" and self.data_dir is None:
+            raise ValueError(f"train: expected --data-dir, the folder of the rows of {self.task}, got none.")
 
     def training(self) -> TrainConfig:
         """How the adapter is trained."""
