@@ -196,10 +196,17 @@ def guard(program: str, work: Callable[[], int]) -> int:
         return 1
     except _EXPECTED as error:
         # A file's name, quoted in a message, may hold what a terminal would obey.
-        told = str(error) or type(error).__name__
+        told = _may_not(error) if isinstance(error, PermissionError) else str(error) or type(error).__name__
         lines = told.removeprefix(f"{program.split()[-1]}: ").splitlines()
         print(f"{program}: {chr(10).join(map(printable, lines))}", file=sys.stderr)
         return _FAILED
+
+
+def _may_not(error: PermissionError) -> str:
+    """Python's own names the file alone; ours say what to do."""
+    if error.filename is None:
+        return str(error)
+    return f"{error.filename}: permission denied. Change the permissions of it or of its folder, or give another."
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -289,7 +296,7 @@ def _usage() -> str:
             "",
             "ntkprefix <command> --help  tells what a command gives, with an example, and lists its options",
             "ntkprefix <command> --config FILE  takes options from a JSON object, below those of the command line",
-            "ntkprefix --completion SHELL  prints a script by which bash, zsh or fish completes these",
+            "ntkprefix --completion SHELL  prints a script by which bash, zsh or fish completes commands and options",
             "ntkprefix --version         shows the version",
         ]
     )

@@ -10,11 +10,15 @@ from typing import Annotated, Any, Union
 import tyro
 
 SHELLS = ("bash", "zsh", "fish")
-# Where tyro's function has nothing, it offers an empty word: bash then has no files to offer in its place.
-_FILES = """
+# tyro knows no options that commands have in common, and where it has nothing it offers an empty word, for which bash
+# offers no files.
+_MORE = """
 _ntkprefix() {
+  local word=${COMP_WORDS[COMP_CWORD]} more=--config
   _tyro_ntkprefix "$@"
   [[ ${#COMPREPLY[@]} == 1 && -z ${COMPREPLY[0]} ]] && COMPREPLY=()
+  [[ $COMP_CWORD == 1 ]] && more="--version --completion"
+  [[ $word == -* ]] && COMPREPLY+=($(compgen -W "$more" -- "$word"))
   return 0
 }
 complete -o default -F _ntkprefix ntkprefix
@@ -53,4 +57,4 @@ def print_script(shell: str, modules: Mapping[str, str]) -> None:
             config=(tyro.conf.DisallowNone,),
         )
     if shell == "bash":
-        print(_FILES, end="")
+        print(_MORE, end="")

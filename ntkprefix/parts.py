@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from ntkprefix.fingerprints import of_data
 from ntkprefix.hosts import agreed, by_first, to_host
 from ntkprefix.run_folder import run_folder
 from ntkprefix.runs import environment, write_bytes
+from ntkprefix.safetensors_file import opened
 
 # Of a computation, its folder's name.
 _NAME = re.compile("[0-9a-f]{16}")
@@ -175,7 +176,7 @@ class Parts:
     def _read(self, name: str, like: PyTree) -> Any:
         path, (leaves, tree) = self._file(name), jax.tree.flatten(like)
         try:
-            with safe_open(path, framework="numpy") as file:
+            with opened(path) as file:
                 arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
                 digest = (file.metadata() or {}).get("digest")
             _check(arrays, {str(index): leaf for index, leaf in enumerate(leaves)})

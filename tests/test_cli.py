@@ -1,6 +1,7 @@
 """The command line: help, the version, and errors of one line without a traceback."""
 
 import dataclasses
+import errno
 import importlib
 import os
 import re
@@ -12,16 +13,31 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tyro
 
 import ntkprefix
-from ntkprefix import cli
+from ntkprefix import TokenPrefix, cli
 from ntkprefix.cli import Command, guard, main
 from ntkprefix.parts import parts_folder
+from ntkprefix.prompts import load_prompt, save_prompt
 from ntkprefix.run_folder import run_folder
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_a_file_that_may_not_be_read_is_told_as_such(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "manual.safetensors"
+    save_prompt(path, TokenPrefix(*jnp.ones((2, 3, 5, 1, 4))), start=5)
+
+    def refused(*_, **__):  # also to root, who may read all
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    assert guard("program", lambda: load_prompt(path)) == 2
+    told = f"program: {path}: permission denied. Change the permissions of it or of its folder, or give another.\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

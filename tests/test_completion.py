@@ -47,13 +47,15 @@ def offered(script):
 def test_commands(offered):
     assert set(offered("")) >= set(COMMANDS)
     assert offered("tr") == ["train"]
+    assert set(offered("--")) == {"--help", "--version", "--completion"}
+    assert offered("report", "--conf") == ["--config"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options_and_nothing_else(name, offered):
     """Of help texts nothing gets among them."""
     fields = {field.name for field in dataclasses.fields(importlib.import_module(COMMANDS[name].module).Config)}
-    found = [word for word in offered(name, "-") if word not in ("-h", "--help")]
+    found = [word for word in offered(name, "-") if word not in ("-h", "--help", "--config")]
     names = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in found}
     assert names == fields - ({"runs"} if name == "report" else set())  # which have no name there
     assert all(word.startswith("--") for word in found)

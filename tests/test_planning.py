@@ -88,7 +88,7 @@ def test_the_command(tmp_path, capsys):
     for other in ("{}", '{"model_type": []}'):
         (tmp_path / "config.json").write_text(other)
         assert main(["plan", *options]) == 2
-        assert "expected a model_type among" in capsys.readouterr().err
+        assert f"{tmp_path / 'config.json'}: expected " in capsys.readouterr().err
 
 
 def test_usual_meshes_that_do_not_suit_a_model_are_told(tmp_path):

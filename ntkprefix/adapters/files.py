@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from ntkprefix import checks
@@ -17,6 +17,7 @@ from ntkprefix.adapters.base import Adapter, Stack
 from ntkprefix.adapters.registry import ADAPTERS
 from ntkprefix.feature_maps import as_json, from_json
 from ntkprefix.runs import read_json, write_bytes, write_json
+from ntkprefix.safetensors_file import opened
 
 _WEIGHTS, _CONFIG = "adapter.safetensors", "adapter.json"
 
@@ -96,7 +97,7 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder / _CONFIG}: not the description of an adapter ({error}).") from error
     try:
-        with safe_open(folder / _WEIGHTS, framework="numpy") as file:
+        with opened(folder / _WEIGHTS) as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / _WEIGHTS}: not a whole safetensors file ({error}).") from error

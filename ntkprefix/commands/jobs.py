@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from safetensors.numpy import save
 
 from ntkprefix import checks
-from ntkprefix.adapters import Adapter, step_factors
+from ntkprefix.adapters import Adapter, HeadAdapter, step_factors
 from ntkprefix.classify import Classifier, head_loss, logits, probe
 from ntkprefix.fingerprints import of_data, of_model
 from ntkprefix.hosts import to_host
@@ -127,6 +127,8 @@ def job_of(config: Any, adapter: Adapter, mesh: Mesh | None = None) -> Job:
     texts = load_texts(config.task, config.data_dir)
     model, tokenizer = _placed(load_text_model(config.model, **options), mesh), load_tokenizer(config.model)
     if model.config.head != "none":
+        if isinstance(adapter, HeadAdapter):
+            raise ValueError("train: expected an adapter other than head for a language model, which has no such head.")
         return _Answers(config, model, adapter, tokenizer, texts)
     rows, test_rows = (
         (for_encoder(part, tokenizer, config.length), np.array([example.label for example in part], np.int32))

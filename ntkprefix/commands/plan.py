@@ -166,10 +166,8 @@ def model_of(name: str) -> TextConfig:
             "no such file. A model's page on the Hugging Face hub has its config.json."
         )
     content = MODELS[name] if name in MODELS else read_object(path)
-    kind = content.get("model_type")
-    if not isinstance(kind, str) or kind not in TEXT:
-        raise ValueError(f"{name}: expected a model_type among {', '.join(sorted(TEXT))}, got {kind!r}.")
-    return make_from(Settings(content, path), TEXT[kind].read_config)
+    settings = Settings(content, path)
+    return make_from(settings, settings.choice("model_type", known=TEXT).read_config)
 
 
 def told(config: Config) -> str:

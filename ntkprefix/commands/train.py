@@ -20,6 +20,7 @@ from ntkprefix._options import default_told
 from ntkprefix.adapters import Adapter, FeatureAdapter, HeadAdapter, count, save_adapter, spelt
 from ntkprefix.commands.jobs import Job, Watch, job_of
 from ntkprefix.hosts import agreed, by_first, entered_by_first, first, to_host
+from ntkprefix.models.packages import check_reads
 from ntkprefix.parallel import mesh_of, on_mesh, put, sizes_of
 from ntkprefix.run_folder import differing, run_folder, same_run
 from ntkprefix.runs import environment, progress, read_json, write_json
@@ -35,8 +36,6 @@ _OF_VALUES = 3e-2
 _RESULTS = "results.json"
 # Of checkpoints in a run's folder.
 _CHECKPOINTS = "checkpoints"
-# Models by name, and what they read.
-_IMAGE_MODEL, _TEXT_MODELS = "dinov2", ("minilm", "smollm2")
 # Settings that no number depends on.
 _FREE = ("out", "checkpoint_every")
 
@@ -152,13 +151,7 @@ class Config:
 
     def _check_task(self) -> None:
         checks.one_of("train", "task", self.task, ("images", *TEMPLATES))
-        others = _TEXT_MODELS if self.task == "images" else (_IMAGE_MODEL,)
-        if self.model in others:
-            wanted = (_IMAGE_MODEL,) if self.task == "images" else _TEXT_MODELS
-            raise ValueError(
-                f"train: expected a model for the task {self.task}, such as --model {' or '.join(wanted)}, got "
-                f"{self.model}."
-            )
+        check_reads(self.model, "images" if self.task == "images" else "texts")
         if self.task != "images" and self.data_dir is None:
             raise ValueError(f"train: expected --data-dir, the folder of the rows of {self.task}, got none.")
 
@@ -327,8 +320,7 @@ def shown(bar: Progress, title: str) -> Watch:
 def _probe(config: Config, job: Job, out: Path, watch: Watch) -> TrainResult:
     """The head alone, on features computed once."""
     params, probing = job.start(config, watch, _metrics(out))
-    if probing is None:
-        raise ValueError("train: expected an adapter other than head for a language model, which has no such head.")
+    assert probing is not None
     return probing._replace(params=params)
 
 

@@ -79,6 +79,8 @@ def read_gguf(path: Path) -> Gguf:
         if sum(tensor.n_bytes for tensor in reader.tensors) > path.stat().st_size:
             raise ValueError("together they are larger than the file")
         tensors = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    except PermissionError:
+        raise
     except Exception as error:  # the package raises what NumPy does on blocks that do not fit
         raise ValueError(f"{path}: the tensors cannot be read ({error}). Is the download complete?") from error
     if _UNSUPPORTED in tensors:

@@ -16,6 +16,7 @@ from ntkprefix.models.families import TEXT
 from ntkprefix.models.families.settings import Settings, make_from, read_settings
 from ntkprefix.models.gguf_file import read_gguf
 from ntkprefix.models.hub import locate_model
+from ntkprefix.models.packages import check_reads
 from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.text import TextConfig, TextModel
 
@@ -57,6 +58,7 @@ def load_text_model(
         >>> load_text_model("smollm2").config.layers  # doctest: +SKIP
         30
     """
+    check_reads(str(path), "texts")
     path = locate_model(path, revision=revision)
     if path.is_dir():
         source = path / "config.json"

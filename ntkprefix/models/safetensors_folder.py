@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ntkprefix import checks
 from ntkprefix.runs import read_json
+from ntkprefix.safetensors_file import opened
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -116,7 +117,7 @@ def read_tensors(path: Path, wanted: Iterable[str] | None = None) -> dict[str, n
         raise FileNotFoundError(f"{path}: named by {_INDEX}, but there is no such file. Is the download complete?")
     try:
         # The flax framework reads bfloat16 too, which the NumPy one does not everywhere.
-        with safe_open(path, framework="flax") as file:
+        with opened(path, framework="flax") as file:
             names = list(file.keys())
             _check_shapes(file, names, path)
             return {name: _tensor(file, name, names, path) for name in (names if wanted is None else wanted)}

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from ntkprefix import checks
@@ -17,6 +17,7 @@ from ntkprefix.feature_maps import as_json, from_json
 from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
 from ntkprefix.prompts.ragged import flat, padded
 from ntkprefix.runs import write_bytes
+from ntkprefix.safetensors_file import opened
 
 _FORMAT = "ntkprefix prompt 2"
 _KINDS: dict[str, Any] = {"tokens": TokenPrefix, "measure": MeasurePrefix, "features": FeaturePrefix}
@@ -168,7 +169,7 @@ def load_prompt(path: str | Path) -> StoredPrompt:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a compressed prompt here, found no file.")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with opened(path) as file:
             metadata = file.metadata() or {}
             arrays = {name: _read(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
         checks.stored_shapes({name: array.shape for name, array in arrays.items()})

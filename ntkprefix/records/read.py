@@ -67,9 +67,19 @@ def _hint(folder: Path) -> str:
     inside = sorted(
         str(each.parent if each.name == _RESULTS else each)
         for each in itertools.chain(folder.glob(f"*/{_RESULTS}"), folder.glob("*.json"))
+        if _shown(each)
     )
     more = f" and {len(inside) - _NAMED} more" if len(inside) > _NAMED else ""
     return f" Give what is in it: {', '.join(inside[:_NAMED])}{more}." if inside else " A command's --out names one."
+
+
+def _shown(file: Path) -> bool:
+    """Whether a file is one of results."""
+    try:
+        _kind(file, read_json(file))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _kind(file: Path, content: dict) -> Kind:

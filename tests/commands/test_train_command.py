@@ -107,6 +107,13 @@ def test_a_mesh_of_other_devices(mesh, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_language_model_has_no_head_to_train_alone(tmp_path, labelled, capsys):
+    options = ["--model", "decoder", "--task", "text", "--data-dir", str(labelled), "--adapter", "head"]
+    assert main(["train", *SMALL, "--out", str(tmp_path / "run"), *options]) == 2
+    assert "expected an adapter other than head for a language model" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_free_answers_of_a_language_model(tmp_path):
     rows = [{"prompt": word, "answer": "three"} for word in ("one", "two") for _ in range(20)]
     options = ["--model", "decoder", "--task", "prompt", "--data-dir", str(texts(tmp_path / "data", rows))]

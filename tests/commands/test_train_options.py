@@ -84,9 +84,9 @@ BAD = {
     "task": (["--task", "texts"], "unknown task 'texts'; expected one of images, text, pair, prompt, sst2"),
     "a model of images": (
         ["--task", "sst2", "--data-dir", "x"],
-        "expected a model for the task sst2, such as --model minilm or smollm2, got dinov2",
+        "model: expected one that reads texts, such as minilm or smollm2, got dinov2, which reads images.",
     ),
-    "a model of texts": (["--model", "minilm"], "for the task images, such as --model dinov2, got minilm"),
+    "a model of texts": (["--model", "minilm"], "expected one that reads images, such as dinov2, got minilm"),
     "option": (["--adapter", "lora:rnk=2"], "lora has no option 'rnk=2'; expected rank=.., alpha=.., targets=.."),
     "option twice": (["--adapter", "lora:rank=4,rank=5"], "expected rank once, got it twice in 'lora:rank=4,rank=5'"),
     "value": (["--adapter", "lora:rank=0"], "rank of at least 1, got 0"),

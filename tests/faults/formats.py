@@ -22,6 +22,7 @@ from texts.words import word_tokenizer
 from experiments import RESULTS
 from ntkprefix.adapters import LoraAdapter, Stack, TokenAdapter, load_adapter, save_adapter
 from ntkprefix.adapters.peft import load_peft
+from ntkprefix.commands.plan import model_of
 from ntkprefix.given_options import checked_options
 from ntkprefix.images import load_images
 from ntkprefix.models import load_dinov2, load_preprocess, load_text_model
@@ -66,6 +67,12 @@ def shards(folder):
 def text(folder):
     write_text(folder, "llama3")
     return lambda: load_text_model(folder)
+
+
+@kind("config.json")
+def planned(folder):
+    write_text(folder, "llama3")
+    return lambda: model_of(str(folder))
 
 
 @kind("m.gguf")

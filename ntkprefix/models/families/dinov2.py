@@ -16,6 +16,7 @@ from ntkprefix.models.checkpoints import Source, below, fill, linear, norm
 from ntkprefix.models.families.settings import Settings, read_settings
 from ntkprefix.models.hub import locate_model
 from ntkprefix.models.onnx_weights import read_onnx
+from ntkprefix.models.packages import check_reads
 from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.vit import ViT, ViTConfig
 
@@ -82,6 +83,7 @@ def load_dinov2(
 
     Source: arXiv 2304.07193.
     """
+    check_reads(str(path), "images")
     path = locate_model("dinov2" if path is None else path, revision=revision)
     if path.is_dir():
         config = read_settings(path / "config.json", _read_config)
