@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ntkprefix.runs import read_json
@@ -29,7 +30,7 @@ def checked_options(options: Sequence[str], config: type) -> list[str]:
         FileNotFoundError: there is no such file.
         OSError: it is a folder, a device or a pipe.
         ValueError: no file is named, or several are, or it is no JSON object of texts, numbers, flags and lists of
-            them by the names of settings; or a list without values or given twice.
+            them by the names of settings; or a list without values or given twice, or an empty path.
 
     Example:
         >>> from ntkprefix.commands.plan import Config
@@ -41,6 +42,7 @@ def checked_options(options: Sequence[str], config: type) -> list[str]:
     _check_repeats(options, config)
     options = _with_file(options, config)
     _check_lists(options, config)
+    _check_paths(options, config)
     return options
 
 
@@ -120,6 +122,16 @@ def _check_lists(options: Sequence[str], config: type) -> None:
     for option, value in itertools.pairwise([*options, "--"]):
         if get_origin(kinds.get(_setting(option))) is tuple and value.startswith("--"):
             raise ValueError(f"{option}: expected at least one value, got none. Give some, or leave the option out.")
+
+
+def _check_paths(options: Sequence[str], config: type) -> None:
+    """That no path is empty, which would quietly be the folder that the shell is in: another such variable."""
+    kinds = get_type_hints(config)
+    for word, value in itertools.pairwise([*options, "--"]):
+        option, given, within = word.partition("=")
+        kind = kinds.get(_setting(option))
+        if (within if given else value) == "" and Path in (kind, *get_args(kind)):
+            raise ValueError(f"{option}: expected a path, got an empty text. Give one, or leave the option out.")
 
 
 def _check_kind(path: str, name: str, value: Any, kind: Any) -> None:

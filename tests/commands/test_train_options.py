@@ -87,6 +87,8 @@ BAD = {
         "model: expected one that reads texts, such as minilm or smollm2, got dinov2, which reads images.",
     ),
     "a model of texts": (["--model", "minilm"], "expected one that reads images, such as dinov2, got minilm"),
+    "no path": (["--out", ""], "--out: expected a path, got an empty text. Give one, or leave the option out."),
+    "no path behind a sign": (["--data-dir="], "--data-dir: expected a path, got an empty text."),
     "option": (["--adapter", "lora:rnk=2"], "lora has no option 'rnk=2'; expected rank=.., alpha=.., targets=.."),
     "option twice": (["--adapter", "lora:rank=4,rank=5"], "expected rank once, got it twice in 'lora:rank=4,rank=5'"),
     "value": (["--adapter", "lora:rank=0"], "rank of at least 1, got 0"),
