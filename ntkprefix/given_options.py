@@ -141,8 +141,12 @@ def _check_kind(path: str, name: str, value: Any, kind: Any) -> None:
         return
     if isinstance(value, list) and not several:
         raise ValueError(f"{path}: expected one value as {name}, got {value!r}.")
+    if value == []:
+        raise ValueError(f"{path}: expected at least one value as {name}, got none. Give some, or leave it out.")
     kind = get_args(kind)[0] if several else kind
     for each in value if isinstance(value, list) else [value]:
+        if each == "" and Path in (kind, *get_args(kind)):
+            raise ValueError(f"{path}: expected a path as {name}, got an empty text. Give one, or leave it out.")
         if isinstance(each, bool) != (kind is bool):
             wanted = "true or false" if kind is bool else "a value that is no flag"
             raise ValueError(f"{path}: expected {wanted} as {name}, got {json.dumps(each)}.")

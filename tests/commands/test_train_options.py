@@ -11,6 +11,7 @@ from commands.small_runs import SMALL, trained
 
 from ntkprefix.adapters import FeatureAdapter, LoraAdapter, MeasureAdapter, Stack, spelt
 from ntkprefix.cli import main
+from ntkprefix.commands import plan
 from ntkprefix.commands import train as command
 from ntkprefix.feature_maps import feature_map
 from ntkprefix.given_options import checked_options
@@ -41,6 +42,12 @@ def test_a_text_of_a_file_is_no_option(tmp_path):
     assert (config.data_dir, config.remat) == (Path("--remat"), False)
 
 
+def test_an_empty_list_of_a_file_is_told_with_the_file(tmp_path):
+    (tmp_path / "run.json").write_text('{"meshes": []}')
+    with pytest.raises(ValueError, match="run.json: expected at least one value as meshes, got none"):
+        checked_options(["--config", str(tmp_path / "run.json")], plan.Config)
+
+
 FILES = {
     "nothing": (None, "--config: expected a file, got nothing"),
     "absent": ("absent.json", "absent.json"),
@@ -56,6 +63,7 @@ FILES = {
     "in words": ("words.json", 'words.json: expected a number as warmup, got "much".'),
     "no choice": ("choice.json", 'choice.json: expected one of cosine, linear, constant as schedule, got "sine".'),
     "several": ("several.json", "several.json: expected one value as epochs, got [1, 2]."),
+    "no path": ("nowhere.json", "nowhere.json: expected a path as data_dir, got an empty text."),
     "nested": ("nested.json", "expected a text, a number, a flag or a list of them as epochs, got {'a': 1}"),
 }
 
@@ -72,6 +80,7 @@ def test_bad_files_of_options(case, tmp_path, capsys):
     (tmp_path / "choice.json").write_text('{"schedule": "sine"}')
     (tmp_path / "several.json").write_text('{"epochs": [1, 2]}')
     (tmp_path / "misspelt.json").write_text('{"epohcs": 1}')
+    (tmp_path / "nowhere.json").write_text('{"data_dir": ""}')
     (tmp_path / "nested.json").write_text('{"epochs": {"a": 1}}')
     assert main(["train", "--config", *([] if name is None else [str(tmp_path / name)])]) == 2
     shown = capsys.readouterr().err
