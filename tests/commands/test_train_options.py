@@ -44,7 +44,7 @@ def test_a_text_of_a_file_is_no_option(tmp_path):
 
 def test_an_empty_list_of_a_file_is_told_with_the_file(tmp_path):
     (tmp_path / "run.json").write_text('{"meshes": []}')
-    with pytest.raises(ValueError, match="run.json: expected at least one value as meshes, got none"):
+    with pytest.raises(ValueError, match=r"run\.json: expected at least one value as meshes, got none"):
         checked_options(["--config", str(tmp_path / "run.json")], plan.Config)
 
 
