@@ -7,7 +7,12 @@ from pathlib import Path
 
 from ntkprefix.runs import PARTIAL, read_json, write_json
 
-_NAME = "digests.json"
+DIGESTS = "digests.json"
+
+
+def has_digests(folder: Path) -> bool:
+    """Whether what was written has been written down, which comes last."""
+    return (folder / DIGESTS).is_file()
 
 
 def write_digests(folder: Path) -> None:
@@ -16,14 +21,14 @@ def write_digests(folder: Path) -> None:
     Raises:
         OSError: they cannot be read, or the file not written.
     """
-    write_json(folder / _NAME, {name: _digest(folder / name) for name in _files(folder)})
+    write_json(folder / DIGESTS, {name: _digest(folder / name) for name in _files(folder)})
 
 
 def check_digests(folder: Path) -> None:
-    """Compare all files below a folder with what was written down; nothing if nothing was.
+    """Compare all files below a folder with what was written down.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: a file cannot be read, or nothing was written down.
         ValueError: a file is missing, or another than it was; the message names it.
 
     Example:
@@ -40,10 +45,8 @@ def check_digests(folder: Path) -> None:
         Traceback (most recent call last):
         ValueError: .../numbers: expected the file that was written, got another: it is damaged.
     """
-    if not (folder / _NAME).exists():
-        return
     there = _files(folder)
-    for name, digest in read_json(folder / _NAME).items():
+    for name, digest in read_json(folder / DIGESTS).items():
         if name not in there:  # nor is a file read that lies elsewhere
             raise ValueError(f"{folder / name}: expected the file that was written, found none.")
         if _digest(folder / name) != digest:
@@ -52,7 +55,7 @@ def check_digests(folder: Path) -> None:
 
 def _files(folder: Path) -> list[str]:
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(PARTIAL)]
-    return sorted(path.relative_to(folder).as_posix() for path in files if path.name != _NAME)
+    return sorted(path.relative_to(folder).as_posix() for path in files if path.name != DIGESTS)
 
 
 def _digest(path: Path) -> str:

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from ntkprefix import checks
-from ntkprefix.digests import check_digests, write_digests
+from ntkprefix.digests import DIGESTS, check_digests, has_digests, write_digests
 from ntkprefix.hosts import agreed, by_first
 from ntkprefix.parallel import off_mesh
 from ntkprefix.runs import PARTIAL
@@ -149,10 +149,13 @@ class Checkpoints:
 
     def newest(self, *, most: int | None = None) -> Path | None:
         """The newest checkpoint, of so many steps at most; None where there is none. One process may ask alone."""
-        # Not by orbax, where all processes wait for one another. What is half-written has another name.
-        steps = [int(path.name) for path in Path(self.folder).glob("*/") if path.name.isdecimal()]
-        steps = [step for step in steps if most is None or step <= most]
-        return Path(self.folder) / str(max(steps)) if steps else None
+        # Not by orbax, where all processes wait for one another.
+        whole = [path for path in self._named() if has_digests(path) and (most is None or int(path.name) <= most)]
+        return max(whole, key=lambda path: int(path.name), default=None)
+
+    def _named(self) -> list[Path]:
+        """All that have a checkpoint's name, which is given before the digests are written: those make it whole."""
+        return [path for path in Path(self.folder).glob("*/") if path.name.isdecimal()]
 
     def restore(self, like: Saved, config: TrainConfig, rows: int) -> Saved | None:
         """The newest checkpoint, or None where there is none.
@@ -207,6 +210,15 @@ class Checkpoints:
             shutil.rmtree(left, ignore_errors=True)
         for left in Path(self.folder).glob(f"*/.*{PARTIAL}"):
             left.unlink(missing_ok=True)
+        # What nobody can tell to be whole is not read: tensorstore may not outlive files that are damaged.
+        unknown = sorted(path for path in self._named() if not has_digests(path))
+        if len(unknown) > 1:  # a killed run leaves one
+            raise ValueError(
+                f"{unknown[0]}: expected {DIGESTS} in a checkpoint, by which it is known to be whole, found none, nor "
+                f"in {unknown[1].name}. Copy them too, or delete these to start afresh."
+            )
+        for left in unknown:
+            shutil.rmtree(left)
 
     def _manager(self) -> _Manager:
         # Written before `save` returns: what trains is donated to the next step, and small.

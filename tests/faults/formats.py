@@ -216,11 +216,10 @@ def pieces(folder):
     return lambda: made.get("square", {"of": 3}, lambda: {"is": 9})
 
 
-_CHECKPOINT = [f"run/1/{name}" for name in ("arrays/manifest.ocdbt", "arrays/_METADATA", "arrays/d/*")]
-_CHECKPOINT += ["run/1/history/metadata"]
+_CHECKPOINT = ("arrays/manifest.ocdbt", "arrays/_METADATA", "arrays/d/*", "history/metadata", "digests.json")
 
 
-@kind(*_CHECKPOINT, "run/1/digests.json")
+@kind(*(f"run/1/{name}" for name in _CHECKPOINT))
 def checkpoint(folder):
     config, x = TrainConfig(epochs=1), np.ones(16, np.float32)
 
@@ -231,11 +230,4 @@ def checkpoint(folder):
         return train(loss, {"w": jnp.zeros(3)}, None, (x,), config, checkpoints=Checkpoints(folder / "run"))
 
     work()
-    return work
-
-
-@kind(*_CHECKPOINT)
-def checkpoint_without_digests(folder):
-    work = checkpoint(folder)
-    (folder / "run/1/digests.json").unlink()
     return work

@@ -148,16 +148,29 @@ def test_a_damaged_checkpoint_is_named(tmp_path, what):
             run(tmp_path)
 
 
-@pytest.mark.parametrize("what", FILES[:3])
-def test_so_is_one_without_digests(tmp_path, what):
+@pytest.mark.parametrize("left", [("10", "15"), ("15",)], ids=["of two", "alone"])
+def test_one_without_digests_is_made_again_and_never_read(tmp_path, left):
     """As it is left by a run that was killed before it wrote them."""
-    run(tmp_path)
+    whole = run(tmp_path)
+    for path in tmp_path.glob("*/"):
+        if path.name not in left:
+            shutil.rmtree(path)
     (tmp_path / "15" / "digests.json").unlink()
+    (path,) = (tmp_path / "15").glob(FILES[0])
+    path.write_bytes(b"no checkpoint")
+    before = None if len(left) == 1 else tmp_path / "10"
+    assert Checkpoints(tmp_path).newest() == before
+    same(run(tmp_path), whole)
+    assert Checkpoints(tmp_path).newest() == tmp_path / "15"
+
+
+def test_several_without_digests_are_nobodys_to_remove(tmp_path):
     run(tmp_path)
-    path = tmp_path / "15" / what
-    path.write_bytes(path.read_bytes()[:1])
-    with pytest.raises(ValueError, match=r"15: (cannot be read as a checkpoint|expected a training checkpoint)"):
+    for path in tmp_path.glob("*/digests.json"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"10: expected digests.json in a checkpoint, .* nor in 15. Copy them too"):
         run(tmp_path)
+    assert (tmp_path / "15").is_dir()
 
 
 def test_one_bit_of_the_numbers_is_noticed(tmp_path):
