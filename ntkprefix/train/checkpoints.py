@@ -212,7 +212,8 @@ class Checkpoints:
             left.unlink(missing_ok=True)
         # What nobody can tell to be whole is not read: tensorstore may not outlive files that are damaged.
         unknown = sorted(path for path in self._named() if not has_digests(path))
-        if len(unknown) > 1:  # a killed run leaves one
+        # A killed run leaves the newest, an old one that was being deleted, and one between them that is whole.
+        if len(unknown) > 1 and self.newest() is None:
             raise ValueError(
                 f"{unknown[0]}: expected {DIGESTS} in a checkpoint, by which it is known to be whole, found none, nor "
                 f"in {unknown[1].name}. Copy them too, or delete these to start afresh."
