@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from commands.small_runs import SMALL, texts, trained
 from safetensors import safe_open
+from small_runs import SMALL, texts, trained
 
 from ntkprefix.adapters import LoraAdapter, load_adapter, spelt
 from ntkprefix.cli import main
@@ -17,6 +17,8 @@ from ntkprefix.commands import jobs
 from ntkprefix.commands import train as command
 
 ROOT = Path(__file__).parents[2]
+# Its fixtures are those of tiny models in place of real ones.
+pytest_plugins = ("small_models",)
 pytestmark = pytest.mark.usefixtures("without_weights")
 
 

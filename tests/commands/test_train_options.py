@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tyro
-from commands.small_runs import SMALL, trained
+from small_runs import SMALL, trained
 
 from ntkprefix.adapters import FeatureAdapter, LoraAdapter, MeasureAdapter, Stack, spelt
 from ntkprefix.cli import main
@@ -17,6 +17,8 @@ from ntkprefix.feature_maps import feature_map
 from ntkprefix.given_options import checked_options
 
 ROOT = Path(__file__).parents[2]
+# Its fixtures are those of tiny models in place of real ones.
+pytest_plugins = ("small_models",)
 pytestmark = pytest.mark.usefixtures("without_weights")
 
 

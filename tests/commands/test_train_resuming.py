@@ -4,14 +4,16 @@ import json
 import re
 
 import pytest
-from commands.small_runs import SMALL, trained
 from flax import nnx
+from small_runs import SMALL, trained
 
 from ntkprefix.cli import main
 from ntkprefix.commands import jobs
 from ntkprefix.commands import train as command
 from ntkprefix.train import loop
 
+# Its fixtures are those of tiny models in place of real ones.
+pytest_plugins = ("small_models",)
 pytestmark = pytest.mark.usefixtures("without_weights")
 
 

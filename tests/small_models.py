@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-from commands.small_runs import texts
 from flax import nnx
+from small_runs import texts
 from texts.words import WORDS, word_tokenizer
 
 from ntkprefix.commands import jobs
