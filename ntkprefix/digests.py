@@ -29,7 +29,7 @@ def check_digests(folder: Path) -> None:
 
     Raises:
         OSError: a file cannot be read, or nothing was written down.
-        ValueError: a file is missing, or another than it was; the message names it.
+        ValueError: a file is missing, another than it was, or none of those; the message names it.
 
     Example:
         >>> import tempfile
@@ -45,8 +45,11 @@ def check_digests(folder: Path) -> None:
         Traceback (most recent call last):
         ValueError: .../numbers: expected the file that was written, got another: it is damaged.
     """
-    there = _files(folder)
-    for name, digest in read_json(folder / DIGESTS).items():
+    there, digests = _files(folder), read_json(folder / DIGESTS)
+    for name in there:
+        if name not in digests and not Path(name).name.startswith("."):  # which systems leave anywhere
+            raise ValueError(f"{folder / name}: expected only files that were written down, found another.")
+    for name, digest in digests.items():
         if name not in there:  # nor is a file read that lies elsewhere
             raise ValueError(f"{folder / name}: expected the file that was written, found none.")
         if _digest(folder / name) != digest:

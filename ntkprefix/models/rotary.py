@@ -53,6 +53,9 @@ class Rotary:
         original_length: of the context that the model was trained with.
         stretch: factor on cosines and sines; None for the scaling's own.
 
+    Raises:
+        ValueError: an odd width, or numbers that give no finite angles.
+
     Source: RoFormer (arXiv 2104.09864); YaRN (arXiv 2309.00071); Llama 3.1 for its own.
     """
 

@@ -67,14 +67,13 @@ def _hint(folder: Path) -> str:
     inside = sorted(
         str(each.parent if each.name == _RESULTS else each)
         for each in itertools.chain(folder.glob(f"*/{_RESULTS}"), folder.glob("*.json"))
-        if _shown(each)
+        if _is_of_results(each)
     )
     more = f" and {len(inside) - _NAMED} more" if len(inside) > _NAMED else ""
     return f" Give what is in it: {', '.join(inside[:_NAMED])}{more}." if inside else " A command's --out names one."
 
 
-def _shown(file: Path) -> bool:
-    """Whether a file is one of results."""
+def _is_of_results(file: Path) -> bool:
     try:
         _kind(file, read_json(file))
     except (OSError, ValueError):

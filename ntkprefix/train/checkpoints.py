@@ -27,6 +27,8 @@ from ntkprefix.train.config import TrainConfig
 
 # Of the time, one part in so many is spent on checkpoints.
 _SHARE = 20
+# What lies in a checkpoint before its digests do.
+_OF_ORBAX = {"arrays", "history", "_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 class Saved(NamedTuple):
@@ -166,8 +168,8 @@ class Checkpoints:
             rows: of data.
 
         Raises:
-            ValueError: the checkpoint is damaged, or that of another run; the message names the folder and what
-                differs.
+            ValueError: the checkpoint is damaged, or that of another run, or there is something else by the name of
+                one; the message names the folder and what differs.
         """
         if not agreed(Path(self.folder).is_dir):
             return None
@@ -218,6 +220,13 @@ class Checkpoints:
                 f"{unknown[0]}: expected {DIGESTS} in a checkpoint, by which it is known to be whole, found none, nor "
                 f"in {unknown[1].name}. Copy them too, or delete these to start afresh."
             )
+        for left in unknown:
+            others = {path.name for path in left.iterdir()} - _OF_ORBAX
+            if others:
+                raise ValueError(
+                    f"{left}: expected a training checkpoint, found another folder, with {min(others)} in it. Choose "
+                    "another folder for the run, or move this one."
+                )
         for left in unknown:
             shutil.rmtree(left)
 

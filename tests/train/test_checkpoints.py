@@ -148,6 +148,13 @@ def test_a_damaged_checkpoint_is_named(tmp_path, what):
             run(tmp_path)
 
 
+def test_a_file_whose_digest_is_lost_is_not_read(tmp_path):
+    run(tmp_path)
+    (tmp_path / "15" / "digests.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"15/.*: expected only files that were written down, found another\. Delete"):
+        run(tmp_path)
+
+
 @pytest.mark.parametrize("left", [("10", "15"), ("15",)], ids=["of two", "alone"])
 def test_one_without_digests_is_made_again_and_never_read(tmp_path, left):
     """As it is left by a run that was killed before it wrote them."""
@@ -229,6 +236,16 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path):
     (tmp_path / "10.orbax-checkpoint-tmp-0").mkdir()
     same(run(tmp_path), train(loss, START, None, (X,), CONFIG))
     assert {path.name for path in tmp_path.iterdir()} == {"10", "15"}
+
+
+def test_a_folder_named_like_a_checkpoint_is_left_alone(tmp_path):
+    other = tmp_path / "run" / "2024"
+    other.mkdir(parents=True)
+    (other / "notes.txt").write_text("mine")
+    told = rf"{other}: expected a training checkpoint, found another folder, with notes\.txt in it\. Choose"
+    with pytest.raises(ValueError, match=told):
+        run(tmp_path / "run")
+    assert (other / "notes.txt").read_text() == "mine"
 
 
 def test_a_file_named_like_a_checkpoint_is_none(tmp_path):
