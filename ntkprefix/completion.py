@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
 SHELLS = ("bash", "zsh", "fish")
-# tyro knows no options that commands have in common, and where it has nothing it offers an empty word, for which bash
-# offers no files.
+# tyro knows no options of the program itself, and where it has nothing it offers an empty word, for which bash offers
+# no files.
 _MORE = """
 _ntkprefix() {
-  local word=${COMP_WORDS[COMP_CWORD]} more=--config
+  local word=${COMP_WORDS[COMP_CWORD]}
   _tyro_ntkprefix "$@"
   [[ ${#COMPREPLY[@]} == 1 && -z ${COMPREPLY[0]} ]] && COMPREPLY=()
-  [[ $COMP_CWORD == 1 ]] && more="--version --completion"
-  [[ $word == -* ]] && COMPREPLY+=($(compgen -W "$more" -- "$word"))
+  [[ $COMP_CWORD == 1 && $word == -* ]] && COMPREPLY+=($(compgen -W "--version --completion" -- "$word"))
   return 0
 }
 complete -o default -F _ntkprefix ntkprefix
@@ -46,7 +47,7 @@ def print_script(shell: str, modules: Mapping[str, str]) -> None:
             'all, in the project\'s folder: pip install ".[models,report,theory]"'
         )
     kinds: tuple[Any, ...] = tuple(
-        Annotated[importlib.import_module(module).Config, tyro.conf.subcommand(name, prefix_name=False)]
+        Annotated[_with_file(importlib.import_module(module).Config), tyro.conf.subcommand(name, prefix_name=False)]
         for name, module in modules.items()
     )
     with suppress(SystemExit):  # which is how it ends, having printed
@@ -58,3 +59,9 @@ def print_script(shell: str, modules: Mapping[str, str]) -> None:
         )
     if shell == "bash":
         print(_MORE, end="")
+
+
+def _with_file(settings: type[Any]) -> type[Any]:
+    """Settings with the option of every command that is none of them."""
+    file = ("config", Path, dataclasses.field(default=Path()))
+    return dataclasses.make_dataclass(settings.__name__, [file], bases=(settings,), frozen=True, kw_only=True)

@@ -231,7 +231,7 @@ def read_file(path: Path) -> bytes:
         OSError: /dev/null: expected a file, got a folder, a device or a pipe. Name a file.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path}: expected a file here, found none.")
+        raise FileNotFoundError(f"{path}: expected a file here, found none. Is the path right?")
     if not path.is_file():
         raise OSError(f"{path}: expected a file, got a folder, a device or a pipe. Name a file.")
     return path.read_bytes()

@@ -81,6 +81,7 @@ def test_every_shell_has_a_script(shell, capsys):
     assert main(["--completion", shell]) == 0
     printed = capsys.readouterr().out
     assert all(f"{name}" in printed for name in (*COMMANDS, "micro-batches", "kernel-lengths"))
+    assert printed.count("'--config'") == len(COMMANDS)
 
 
 @pytest.mark.parametrize("shell", [["ksh"], [], ["bash", "zsh"]])

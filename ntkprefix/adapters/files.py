@@ -48,7 +48,7 @@ def save_adapter(folder: str | Path, adapter: Adapter, params: PyTree) -> Path:
         (PromptAdapter(length=2, deviation=0.02), (2, 3))
     """
     folder = Path(folder)
-    content = _described(adapter)
+    content = described(adapter)
     arrays = {name: np.asarray(array) for name, array in _flat(params).items()}
     folder.mkdir(parents=True, exist_ok=True)
     # The numbers first: a configuration without them would look like a whole adapter.
@@ -109,9 +109,20 @@ def load_adapter(folder: str | Path) -> tuple[Adapter, PyTree]:
         raise ValueError(f"{folder / _WEIGHTS}: not the parameters of {folder / _CONFIG}: {error}.") from error
 
 
-def _described(adapter: Any) -> dict[str, Any]:
+def described(adapter: Any) -> dict[str, Any]:
+    """What `adapter.json` holds: an adapter's name and all of its options, as JSON has them.
+
+    Raises:
+        TypeError: an adapter of another kind.
+
+    Example:
+        >>> from ntkprefix.adapters import spelt
+        >>> from ntkprefix.adapters.files import described
+        >>> described(spelt("prompt:length=2")) == described(spelt("prompt:length=2,deviation=0.02"))
+        True
+    """
     if isinstance(adapter, Stack):
-        return {"adapter": "stack", "parts": [_described(part) for part in adapter.adapters]}
+        return {"adapter": "stack", "parts": [described(part) for part in adapter.adapters]}
     names = {kind: name for name, kind in ADAPTERS.items()}
     if type(adapter) not in names:
         raise TypeError(f"save_adapter: expected one of {', '.join(ADAPTERS)}, got {type(adapter).__name__}.")

@@ -8,15 +8,18 @@ import itertools
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal  # noqa: F401 - by checkers of types the settings of train are read here, too
+from typing import Annotated, Any, Literal  # noqa: F401 - by checkers of types the settings of train are read here, too
 
 from rich.console import Console
 from rich.text import Text
 
 from ntkprefix import checks
 from ntkprefix._options import default_told
+from ntkprefix.adapters.files import described
+from ntkprefix.adapters.spell import spelt
 from ntkprefix.commands import train
 from ntkprefix.given_options import spelt_out
 from ntkprefix.runs import write_bytes
@@ -95,6 +98,7 @@ def runs_of(config: Config) -> dict[Path, train.Config]:
     """
     common = {field.name: getattr(config, field.name) for field in dataclasses.fields(train.Config)}
     found: dict[Path, train.Config] = {}
+    _check_differ(config.adapters)
     for adapter in config.adapters:
         rates = (0.0,) if adapter == "head" else config.learning_rates
         for rate, seed in itertools.product(rates, config.seeds):
@@ -104,6 +108,16 @@ def runs_of(config: Config) -> dict[Path, train.Config]:
                 raise ValueError(f"sweep: expected runs that differ, got {folder.name} twice. Leave one out.")
             found[folder] = dataclasses.replace(run, out=folder)
     return found
+
+
+def _check_differ(adapters: Sequence[str]) -> None:
+    known: list[tuple[str, dict[str, Any]]] = []
+    for adapter in adapters:
+        content = described(spelt(adapter))
+        for other, of_other in known:
+            if content == of_other:
+                raise ValueError(f"sweep: expected adapters that differ, got {other} and {adapter}. Leave one out.")
+        known.append((adapter, content))
 
 
 def folder_name(run: train.Config) -> str:

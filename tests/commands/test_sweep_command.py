@@ -115,6 +115,10 @@ BAD = {
     "seed": (["--seeds", "0", "-1"], "train: expected seed of at least 0, got -1"),
     "common": (["--held-back", "1"], "train: expected held_back between 0 and 1, got 1.0"),
     "unknown": (["--epoch", "1"], "Unrecognized options: --epoch"),
+    "same": (
+        ["--adapters", "head", "lora:rank=8+features", "lora:alpha=16+features:heads=query"],
+        "expected adapters that differ, got lora:rank=8+features and lora:alpha=16+features:heads=query. Leave one",
+    ),
     "twice": (["--adapters", "lora", "--learning-rates", "0", "0.003"], "got lora_lr=0.003_seed=0 twice. Leave one"),
 }
 
