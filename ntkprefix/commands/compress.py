@@ -23,7 +23,7 @@ from ntkprefix.fingerprints import of_data, of_model
 from ntkprefix.hosts import by_first, entered_by_first, first, to_host
 from ntkprefix.models import TextModel, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
-from ntkprefix.parallel import mesh_of, on_mesh, put_model, sizes_of
+from ntkprefix.parallel import mesh_of, on_mesh, sizes_of
 from ntkprefix.parts import parts_folder
 from ntkprefix.prompts import CompressedPrompt, compress_prompt, save_prompt
 from ntkprefix.runs import check_writable, environment, progress
@@ -124,12 +124,10 @@ def main(config: Config) -> int:
             told = f"Going on from what is kept in {parts}, where it is of the same settings."
             console.print(Text(told), soft_wrap=True)
         mesh = mesh_of(config.mesh) if config.mesh else None
-        model = load_text_model(config.model)
+        model = load_text_model(config.model, mesh=mesh)
         if not model.config.block.causal:
             raise ValueError(f"{config.model}: expected a causal language model, got an encoder. Give another --model.")
         tokenizer = load_tokenizer(config.model)
-        if mesh is not None:
-            put_model(model, mesh)
         tokens = np.asarray(tokenizer.encode(text), np.int32)
         own = len(tokens) - len(tokenizer.encode(""))  # what a tokeniser puts around any text is none of it
         if own < 2:

@@ -24,7 +24,7 @@ from ntkprefix.images import ImageData, load_images, stratified
 from ntkprefix.language import LanguageTask
 from ntkprefix.models import ViT, load_dinov2, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
-from ntkprefix.parallel import adapter_specs, put_model
+from ntkprefix.parallel import adapter_specs
 from ntkprefix.runs import write_bytes
 from ntkprefix.texts import Answers, Example, for_decoder, for_encoder, load_texts
 from ntkprefix.train import TrainConfig, TrainResult
@@ -119,13 +119,13 @@ def job_of(config: Any, adapter: Adapter, mesh: Mesh | None = None) -> Job:
         OSError: they cannot be read.
         ValueError: they are not what they should be, or do not go together.
     """
-    options = {"dtype": jnp.dtype(config.dtype), "remat": config.remat}
+    options = {"dtype": jnp.dtype(config.dtype), "remat": config.remat, "mesh": mesh}
     if config.task == "images":
         images = load_images(config.data_dir or "digits", size=config.size)
         model = load_dinov2(None if config.model == "dinov2" else config.model, **options)
-        return image_job(config, adapter, images, _placed(model, mesh))
+        return image_job(config, adapter, images, model)
     texts = load_texts(config.task, config.data_dir)
-    model, tokenizer = _placed(load_text_model(config.model, **options), mesh), load_tokenizer(config.model)
+    model, tokenizer = load_text_model(config.model, **options), load_tokenizer(config.model)
     if model.config.head != "none":
         if isinstance(adapter, HeadAdapter):
             raise ValueError("train: expected an adapter other than head for a language model, which has no such head.")
@@ -136,12 +136,6 @@ def job_of(config: Any, adapter: Adapter, mesh: Mesh | None = None) -> Job:
     )
     names = tuple(choice.strip() for choice in texts.choices)
     return _Classes(config, adapter, model, rows, test_rows, names, config.task)
-
-
-def _placed(model: Any, mesh: Mesh | None) -> Any:
-    if mesh is not None:
-        put_model(model, mesh)
-    return model
 
 
 def image_job(config: Any, adapter: Adapter, images: ImageData, model: ViT) -> Job:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -90,6 +91,7 @@ def fill(
     *,
     file: Path,
     ignored: Collection[str] = (),
+    put: Callable[[str, np.ndarray], Array] = lambda _, array: jnp.asarray(array),
 ) -> M:
     """Build a model whose parameters come from a file, each of them or none.
 
@@ -99,6 +101,7 @@ def fill(
         tensors: the file's, by name.
         file: for messages.
         ignored: regular expressions for whole names of tensors that the model does without.
+        put: a parameter's path and its numbers to where they belong; the usual device if not given.
 
     Returns:
         The model, with parameters of the types that it was made with.
@@ -127,7 +130,7 @@ def fill(
     for ours, (path, leaf) in parameters.items():
         arrays = [_parameter(tensors[name], names[ours]).astype(leaf.dtype) for name in wanted[ours]]
         array = np.stack(arrays) if _stacked(names[ours]) else arrays[0]
-        filled.append((path, leaf.replace(jnp.asarray(array))))
+        filled.append((path, leaf.replace(put(ours, array))))
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 

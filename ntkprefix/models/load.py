@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from ntkprefix.models.checkpoints import NameMap, fill
 from ntkprefix.models.families import TEXT
@@ -19,6 +21,7 @@ from ntkprefix.models.hub import locate_model
 from ntkprefix.models.packages import check_reads
 from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.text import TextConfig, TextModel
+from ntkprefix.parallel import put_weight
 
 
 def load_text_model(
@@ -29,6 +32,7 @@ def load_text_model(
     param_dtype: Any = jnp.float32,
     remat: bool = False,
     implementation: str | None = None,
+    mesh: Mesh | None = None,
 ) -> TextModel:
     """A pretrained text transformer.
 
@@ -42,6 +46,8 @@ def load_text_model(
         param_dtype: of the parameters.
         remat: see `BlockConfig`.
         implementation: likewise.
+        mesh: of the devices that share the weights out (`ntkprefix.parallel.mesh_of`): none of them ever holds more
+            than its part. One device has all of them if None.
 
     Returns:
         The model.
@@ -74,7 +80,8 @@ def load_text_model(
     names = family.names(config)
     check_layers(config, names, tensors, file)
     ignored = [*family.IGNORED, *([r"lm_head\.weight"] if config.head == "tied" else [])]
-    return fill(lambda: TextModel(config, rngs=nnx.Rngs(0)), names, tensors, file=file, ignored=ignored)
+    where = {} if mesh is None else {"put": partial(put_weight, config=config, mesh=mesh)}
+    return fill(lambda: TextModel(config, rngs=nnx.Rngs(0)), names, tensors, file=file, ignored=ignored, **where)
 
 
 def _family(settings: Settings) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from ntkprefix.models.block import BlockConfig
 from ntkprefix.models.checkpoints import Source, below, fill, linear, norm
@@ -19,6 +21,7 @@ from ntkprefix.models.onnx_weights import read_onnx
 from ntkprefix.models.packages import check_reads
 from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.vit import ViT, ViTConfig
+from ntkprefix.parallel import put_weight
 
 _ATTENTION = "encoder.layer.{layer}.attention"
 _NAMES = {
@@ -53,6 +56,7 @@ def load_dinov2(
     dtype: Any = jnp.float32,
     remat: bool = False,
     implementation: str | None = None,
+    mesh: Mesh | None = None,
 ) -> ViT:
     """A pretrained DINOv2 vision transformer.
 
@@ -64,6 +68,7 @@ def load_dinov2(
         dtype: of the matrix products; parameters stay float32.
         remat: see `BlockConfig`.
         implementation: likewise.
+        mesh: as for `load_text_model`.
 
     Returns:
         The model.
@@ -96,7 +101,8 @@ def load_dinov2(
         config, file = ViTConfig(), path
         tensors = _whole_positions(below(read_onnx(path), _ROOTS, _ANCHOR))
     config = config.replace(dtype=dtype, remat=remat, implementation=implementation)
-    return fill(lambda: ViT(config, rngs=nnx.Rngs(0)), _NAMES, tensors, file=file, ignored=_IGNORED)
+    where = {} if mesh is None else {"put": partial(put_weight, config=config, mesh=mesh)}
+    return fill(lambda: ViT(config, rngs=nnx.Rngs(0)), _NAMES, tensors, file=file, ignored=_IGNORED, **where)
 
 
 def _read_config(settings: Settings) -> ViTConfig:
