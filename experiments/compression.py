@@ -7,6 +7,7 @@ that are measured here.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +39,8 @@ from theory.pieces import Pieces
 # Tokens that are generated to see how fast that is.
 _GENERATED = 32
 PATH = RESULTS / "compression.json"
+# Few methods at several sizes and places.
+SIZES = RESULTS / "compression_sizes.json"
 
 
 Share = Literal["even", "need"]
@@ -92,18 +95,19 @@ class CompressionConfig(Effort):
 
     Attributes:
         data_root: folder that has `books` and `wikitext`.
-        texts: files in it; each is cut into prompt and continuation at one place.
+        texts: files in it; each is cut into prompt and continuation at every place.
         continuation: tokens after it, on which everything is measured.
-        skip: share of a text that is left out before the prompt begins.
+        places: shares of a text that are left out before a prompt begins.
         budgets: sizes.
         methods: names among `WAYS`.
         out: folder of what has been measured; start again with the same one to go on.
+        results: file to write.
     """
 
     data_root: Path
     texts: tuple[str, ...] = ("books/moby_dick.txt", "books/pride_and_prejudice.txt", "wikitext/test.txt")
     continuation: int = 512
-    skip: float = 0.3
+    places: tuple[float, ...] = (0.3,)
     budgets: tuple[str, ...] = ("32x",)
     methods: tuple[str, ...] = (
         "ends", "uniform", "importance", "snapkv", "expected", "knorm", "keydiff", "kmeans", "wildcat", "measure",
@@ -111,6 +115,7 @@ class CompressionConfig(Effort):
         "refined by need", "distilled", "ours",
     )  # fmt: skip
     out: Path = Path("runs/compression")
+    results: Path = PATH
 
 
 class Read(NamedTuple):
@@ -133,11 +138,11 @@ class Prompt(NamedTuple):
 
 
 def main(config: CompressionConfig) -> dict[str, Any]:
-    """Measure what is not measured yet and write `experiments/results/compression.json`.
+    """Measure what is not measured yet and write the results.
 
     Returns:
-        Configuration, environment, for every text the log-likelihoods with and without the prompt, and a row for every
-        text, method and budget.
+        Configuration, environment, for every text and place the log-likelihoods with and without the prompt, and a row
+        for every text, place, budget and method.
 
     Raises:
         FileNotFoundError: no such text.
@@ -148,30 +153,30 @@ def main(config: CompressionConfig) -> dict[str, Any]:
         raise ValueError(f"compression: expected methods among {', '.join(WAYS)}, got {', '.join(sorted(unknown))}.")
     where = environment()
     pieces = Pieces(config.out, str(where["commit"]))
-    settings = asdict(config) | {"data_root": None, "out": None, "methods": None, "budgets": None, "texts": None}
+    elsewhere = ("data_root", "out", "results")
+    choices = dict.fromkeys((*elsewhere, "methods", "budgets", "texts", "places"))
     texts, rows = [], []
     model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
     with progress() as bar:
-        task = bar.add_task("prompts", total=len(config.texts) * len(config.methods) * len(config.budgets))
-        for text in config.texts:
+        cases = list(itertools.product(config.budgets, config.methods))
+        task = bar.add_task("prompts", total=len(config.texts) * len(config.places) * len(cases))
+        for text, place in itertools.product(config.texts, config.places):
             needed = config.tokens + config.continuation + 1
-            tokens = passage(tokenizer, config.data_root / text, config.skip, needed)
+            tokens = passage(tokenizer, config.data_root / text, place, needed)
             # Read where something is not measured yet, and once.
             ready = cache(partial(_prompt, model, tokens, config))
-            about = settings | {"text": text}
-            of_text = pieces.get("text", about, partial(_of_text, model, ready, config))
-            texts.append({"text": text} | of_text)
-            for budget in config.budgets:
-                for method in config.methods:
-                    bar.update(task, description=f"{text}, {budget}, {method}")
-                    measure = partial(_row, model, ready, method, budget, texts[-1], config)
-                    row = pieces.get("row", about | {"method": method, "budget": budget}, measure)
-                    rows.append({"text": text, "method": method, "budget": budget} | row)
-                    bar.advance(task)
-    config_of_file = {name: value for name, value in asdict(config).items() if name not in ("data_root", "out")}
-    results = {"config": config_of_file, "environment": where, "texts": texts, "rows": rows}
-    write_json(PATH, results)
-    return read_json(PATH)
+            which = {"text": text, "place": place}
+            about = asdict(config) | choices | which
+            texts.append(which | pieces.get("text", about, partial(_of_text, model, ready, config)))
+            for budget, method in cases:
+                bar.update(task, description=f"{text} from {place:.0%} on, {budget}, {method}")
+                measure = partial(_row, model, ready, method, budget, texts[-1], config)
+                case = {"method": method, "budget": budget}
+                rows.append(which | case | pieces.get("row", about | case, measure))
+                bar.advance(task)
+    config_of_file = {name: value for name, value in asdict(config).items() if name not in elsewhere}
+    write_json(config.results, {"config": config_of_file, "environment": where, "texts": texts, "rows": rows})
+    return read_json(config.results)
 
 
 def _prompt(model: TextModel, tokens: np.ndarray, config: CompressionConfig) -> Prompt:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.compression import PATH
+from experiments.compression import PATH, SIZES
+from ntkprefix.records.seeds import of_runs, plus_minus
 from ntkprefix.runs import read_json
 
 
@@ -51,6 +54,51 @@ def compression() -> str:
             f"`python -m experiments.compression --data-root FOLDER`.",
         ]
     )
+
+
+def sizes() -> str:
+    """Some methods at several sizes, in several places of every text."""
+    results = read_json(SIZES)
+    config, where, texts, rows = (results[name] for name in ("config", "environment", "texts", "rows"))
+    files = list(dict.fromkeys(text["text"] for text in texts))
+    names = [str(Path(file).with_suffix("")) for file in files]
+    head = ["method", "smaller", *names, "mean", "divergence", "error", "coverage", "seconds", "ms a token", "MB"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for method, budget in itertools.product(config["methods"], config["budgets"]):
+        of = [row for row in rows if (row["method"], row["budget"]) == (method, budget)]
+        kept = [[row["kept"] for row in of if row["text"] == file] for file in files]
+        cells = [method, f"{of[0]['ratio']:.0f}x", *(plus_minus(of_runs(shares)) for shares in kept)]
+        cells += [plus_minus(of_runs([row[name] for row in of])) for name in ("kept", "divergence", "error")]
+        cells += [
+            f"{np.mean([row['coverage'] for row in of]):.2f}",
+            f"{np.median([row['seconds'] for row in of]):.0f}",
+            f"{1e3 * np.median([row['seconds_per_token'] for row in of]):.0f}",
+            f"{of[0]['megabytes']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    whole, none = (
+        1e3 * np.median([text[name] for text in texts]) for name in ("seconds_per_token", "seconds_per_token_without")
+    )
+    command = ["--data-root", "FOLDER", "--results", "experiments/results/compression_sizes.json"]
+    for name in ("places", "budgets", "methods"):
+        command += [f"--{name}", *(str(value) for value in config[name])]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"As above, with the prompt beginning at {_shares(config['places'])} of every text: means over places, and "
+            f"over texts and places, and half of their 95 % intervals by Student's t. Milliseconds for each token "
+            f"that is generated, one text at a time: {whole:.0f} behind the whole prompt, {none:.0f} without any; "
+            f"of both and of seconds the median ({where['processor']}, {where['cores']} cores). The whole "
+            f"prompt takes {texts[0]['megabytes']:.0f} MB. Remade by "
+            f"`python -m experiments.compression {shlex.join(command)}`.",
+        ]
+    )
+
+
+def _shares(places: list[float]) -> str:
+    *first, last = (f"{place:.0%}" for place in places)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _against_matching(rows: list[dict[str, Any]]) -> str:

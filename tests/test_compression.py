@@ -29,10 +29,11 @@ def measure(monkeypatch, tmp_path, loaded):
         (tmp_path / f"{name}.txt").write_text("".join(map(chr, random.integers(33, 90, 800))))
     monkeypatch.setattr(compression, "load_text_model", lambda _: loaded("llama"))
     monkeypatch.setattr(compression, "load_tokenizer", lambda _: Letters(int(golden("llama")["tokens"].max())))
-    monkeypatch.setattr(compression, "PATH", tmp_path / "compression.json")
-    monkeypatch.setattr(compression_table, "PATH", tmp_path / "compression.json")
+    for name in ("PATH", "SIZES"):
+        monkeypatch.setattr(compression_table, name, tmp_path / "compression.json")
     options = {"tokens": 40, "continuation": 16, "rows": 8, "length": 6, "texts": ("one.txt", "two.txt"), "epochs": 1}
-    return lambda **changes: main(CompressionConfig(data_root=tmp_path, out=tmp_path / "pieces", **options | changes))
+    options |= {"data_root": tmp_path, "out": tmp_path / "pieces", "results": tmp_path / "compression.json"}
+    return lambda **changes: main(CompressionConfig(**options | changes))
 
 
 def test_rows_say_what_is_kept_of_the_gain(measure, monkeypatch, tmp_path, loaded):
@@ -69,6 +70,33 @@ def test_rows_say_what_is_kept_of_the_gain(measure, monkeypatch, tmp_path, loade
     for text, line in zip(("one.txt", "two.txt"), dots, strict=True):
         kept = [row["kept"] for row in trained["rows"] if row["text"] == text]
         np.testing.assert_array_equal(line.get_xdata(), np.maximum(kept, plots._LOWEST))
+
+
+def test_several_places_and_sizes(measure, monkeypatch):
+    monkeypatch.setattr(compression, "pace", lambda *_: 0.25)
+    results = measure(methods=("ends", "knorm"), budgets=("2x", "4x"), places=(0.3, 0.6))
+    assert len(results["rows"]) == 2 * 2 * 2 * 2
+    lines = compression_table.sizes().splitlines()
+    cells = {tuple(line.split(" | ")[:2]): line.strip("| ").split(" | ") for line in lines if line.startswith("| ")}
+    for method, budget in (("ends", "2x"), ("knorm", "4x")):
+        of = [row for row in results["rows"] if (row["method"], row["budget"]) == (method, budget)]
+        first = [row["kept"] for row in of if row["text"] == "one.txt"]
+        assert [row["place"] for row in of] == [0.3, 0.6, 0.3, 0.6]
+        found = cells[f"| {method}", budget]
+        # Student's t of two: 12.71 standard errors.
+        half = 12.7062 * abs(first[0] - first[1]) / 2
+        assert found[2] == f"{np.mean(first):.3f} ± {half:.3f}"
+        assert found[4].startswith(f"{np.mean([row['kept'] for row in of]):.3f} ± ")
+        assert found[-2] == "250"
+    assert "--places 0.3 0.6 --budgets 2x 4x --methods ends knorm`" in lines[-1]
+    kept, error = plots.sizes(results).axes
+    for axes, what in ((kept, "kept"), (error, "error")):
+        of = [[row[what] for row in results["rows"] if (row["method"], row["budget"]) == ("knorm", size)]
+              for size in ("2x", "4x")]  # fmt: skip
+        line = axes.containers[1].lines[0]
+        np.testing.assert_allclose(line.get_ydata().astype(float), np.mean(of, axis=1))
+        assert [round(ratio) for ratio in line.get_xdata()] == [2, 4]
+    assert len(plots.compression(results).axes[0].lines[0].get_xdata()) == 4
 
 
 def test_what_is_measured_is_not_measured_again(measure, monkeypatch):

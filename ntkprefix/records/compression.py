@@ -32,13 +32,16 @@ def sections(records: Sequence[Record]) -> list[Section]:
 
 
 def _section(record: Record) -> Section:
-    config, texts = record.content["config"], record.content["texts"]
+    config, texts = record.content["config"], _by_text(record.content["texts"])
     several = len({row["budget"] for row in record.content["rows"]}) > 1
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in record.content["rows"]:
         name = f"{row['method']}, {row['budget']}" if several else row["method"]
         found.setdefault(name, []).append(row)
-    gains = ", ".join(f"{number(text['full'] - text['without'])} for {_text(text['text'])}" for text in texts)
+    gains = ", ".join(
+        f"{number(float(np.mean([place['full'] - place['without'] for place in places])))} for {_text(text)}"
+        for text, places in texts.items()
+    )
     return Section(
         f"Compressed prompts: {record.name}",
         text=(
@@ -46,8 +49,8 @@ def _section(record: Record) -> Section:
             f"the log-likelihood of the {config['continuation']:,} tokens after it, below 0 where the model does worse "
             f"than without the prompt. The gain is {gains} nats a token."
         ),
-        table=_table(found, [text["text"] for text in texts]),
-        notes=["After ±: half of the 95 % interval of the mean over texts, by Student's t."],
+        table=_table(found, list(texts)),
+        notes=["After ±: half of the 95 % interval of the mean over texts and places in them, by Student's t."],
         plots=[_dots("Share of the prompt's gain that is kept", "kept", found, lowest=_LOWEST), *_errors(found)],
     )
 
@@ -57,7 +60,8 @@ def _table(found: Mapping[str, Sequence[Mapping[str, Any]]], texts: Sequence[str
     columns += ["estimated", "coverage", "seconds"]
     rows = []
     for name, measured in found.items():
-        kept = {row["text"]: number(row["kept"]) for row in measured}
+        of_texts = _by_text(measured).items()
+        kept = {text: plus_minus(of_runs([row["kept"] for row in of]), number) for text, of in of_texts}
         rows.append(
             [
                 short(name),
@@ -85,8 +89,16 @@ def _errors(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Plot]:
 def _dots(label: str, column: str, found: Mapping[str, Sequence[Mapping[str, Any]]], **options: Any) -> Plot:
     values = {name: [row[column] for row in measured] for name, measured in found.items()}
     means = [Dot(name, of_runs(each), each) for name, each in values.items()]
-    caption = "Mean over texts and its 95 % interval; small points are texts."
+    caption = "Mean over texts and its 95 % interval; small points are texts, or places in them."
     return dots(label, label.lower(), {"mean over texts": means}, caption, **options)
+
+
+def _by_text(measured: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """What is of one text, from all places in it."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for each in measured:
+        found.setdefault(each["text"], []).append(each)
+    return found
 
 
 def _text(name: str) -> str:
