@@ -7,11 +7,13 @@ import functools
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import tyro
@@ -130,6 +132,8 @@ COMMANDS = {
 # do, and a traceback would bury it. Anything else is a mistake of ours, whose traceback is worth having.
 # Exit statuses: what could not run, and 128 + SIGINT, as shells have it.
 _FAILED, _INTERRUPTED = 2, 130
+# Seconds after which an interrupt that was lost is given again.
+_SOON = 0.05
 _EXPECTED = (ImportError, OSError, ValueError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError)
 
 
@@ -167,6 +171,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def program() -> NoReturn:
+    """The process `ntkprefix`: the command line, until it ends or is interrupted.
+
+    Raises:
+        SystemExit: with the status of `main`.
+    """
+    sys.unraisablehook = _interrupt_again
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
+    if status == _INTERRUPTED:
+        # What the interpreter does in its last moments, while XLA's threads compile, has ended in a segmentation fault.
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _interrupt_again(lost: Any) -> None:
+    """An interrupt that came where Python lets exceptions go, in the midst of collecting garbage, comes once more."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(_SOON, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
+
+
 def guard(program: str, work: Callable[[], int]) -> int:
     """Do a program's work, with what its user can cause told in one message on stderr instead of a traceback.
 
@@ -184,7 +217,8 @@ def guard(program: str, work: Callable[[], int]) -> int:
     """
     try:
         status = work()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed before
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt as stopped:
         for how_to_go_on in getattr(stopped, "__notes__", ()):
@@ -303,4 +337,4 @@ def _usage() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

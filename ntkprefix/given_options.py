@@ -58,6 +58,10 @@ def _with_file(options: Sequence[str], config: type) -> list[str]:
         raise ValueError("--config: expected one file, got several. Put their settings into one.")
     settings = read_json(path, advice="Mend it.")
     known = [field.name for field in dataclasses.fields(config)]
+    names = [name.replace("-", "_") for name in settings]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{path}: expected {twice} once, got it twice, with - and with _. Leave one out.")
     for name in settings:
         if name.replace("-", "_") not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -109,10 +113,11 @@ def _check_repeats(options: Sequence[str], config: type) -> None:
     """That no list is given twice, of which the last would quietly be all there is."""
     kinds = get_type_hints(config)
     given = [option.partition("=")[0] for option in options if option.startswith("--")]
-    for option in given:
-        if get_origin(kinds.get(_setting(option))) is tuple and given.count(option) > 1:
+    settings = [_setting(option) for option in given]
+    for option, setting in zip(given, settings, strict=True):
+        if get_origin(kinds.get(setting)) is tuple and settings.count(setting) > 1:
             raise ValueError(
-                f"{option}: expected it once, got it {given.count(option)} times. Give all values behind one."
+                f"{option}: expected it once, got it {settings.count(setting)} times. Give all values behind one."
             )
 
 
@@ -127,11 +132,23 @@ def _check_lists(options: Sequence[str], config: type) -> None:
 def _check_paths(options: Sequence[str], config: type) -> None:
     """That no path is empty, which would quietly be the folder that the shell is in: another such variable."""
     kinds = get_type_hints(config)
-    for word, value in itertools.pairwise([*options, "--"]):
-        option, given, within = word.partition("=")
-        kind = kinds.get(_setting(option))
-        if (within if given else value) == "" and Path in (kind, *get_args(kind)):
-            raise ValueError(f"{option}: expected a path, got an empty text. Give one, or leave the option out.")
+    option, left = "", 0.0  # and how many of the next words are its values
+    for word in options:
+        value = word
+        if word.startswith("--"):
+            option, within, value = word.partition("=")
+            kind = kinds.get(_setting(option))
+            left = math.inf if get_origin(kind) is tuple else 0 if within or kind is bool else 1
+            if not within:
+                continue
+        elif left:
+            left -= 1
+        else:
+            option = ""  # its place says what it is, and only paths have one
+        kind = kinds.get(_setting(option)) if option else Path
+        if value == "" and Path in (kind, *get_args(kind)):
+            where = f"{option}: " if option else ""
+            raise ValueError(f"{where}expected a path, got an empty text. Give one, or leave it out.")
 
 
 def _check_kind(path: str, name: str, value: Any, kind: Any) -> None:

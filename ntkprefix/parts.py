@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +59,7 @@ def parts_folder(folder: str | Path) -> Iterator[Path]:
         False
     """
     folder = Path(folder)
-    if folder.is_symlink():
+    if os.path.islink(folder):  # names that are too long are none
         raise OSError(
             f"{folder}: expected a folder of parts of a run, or none, but it is a link. Choose another --out."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def run_folder(folder: str | Path) -> Iterator[Path]:
         True
     """
     folder = Path(folder)
-    made = not folder.exists()
+    made = not os.path.exists(folder)  # names that are too long do not
     prepare_folder(folder)
     lock = _lock(folder)
     try:
@@ -76,13 +76,15 @@ def run_folder(folder: str | Path) -> Iterator[Path]:
                 left.unlink(missing_ok=True)
         yield folder
     except BaseException as stopped:
-        if any(folder.glob("*")):
+        if any(folder.glob("*/*")):
             if isinstance(stopped, KeyboardInterrupt):
                 stopped.add_note(
                     f"What is done is kept in {folder}: the same command, with the same --out, goes on from there."
                 )
-        elif made and folder.is_dir():
-            folder.rmdir()  # nothing came of it
+        elif made and {path.name for path in folder.glob("*")} <= {SETTINGS}:
+            (folder / SETTINGS).unlink(missing_ok=True)  # nothing came of it
+            with suppress(OSError):
+                folder.rmdir()
         raise
     finally:
         if lock is not None:

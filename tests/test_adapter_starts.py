@@ -9,9 +9,8 @@ from scipy.optimize import nnls
 
 from ntkprefix import FeaturePrefix, TokenPrefix, feature_map
 from ntkprefix.adapters import FeatureAdapter, MeasureAdapter, TokenAdapter, own_tokens
-from ntkprefix.models import BlockConfig, TextConfig, TextModel
+from ntkprefix.models import BlockConfig, TextConfig, TextModel, observe_queries
 from ntkprefix.models.rotary import Rotary
-from ntkprefix.models.statistics import observe_queries
 from ntkprefix.nonnegative import nonnegative_least_squares
 from ntkprefix.prefixes.least_squares import fit_state
 

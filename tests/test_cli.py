@@ -22,7 +22,7 @@ from ntkprefix import TokenPrefix, cli
 from ntkprefix.cli import Command, guard, main
 from ntkprefix.parts import parts_folder
 from ntkprefix.prompts import load_prompt, save_prompt
-from ntkprefix.run_folder import run_folder
+from ntkprefix.run_folder import SETTINGS, run_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -206,7 +206,7 @@ def test_our_own_mistakes_keep_their_traceback():
 def test_an_interrupt_tells_how_to_go_on_where_something_is_kept(tmp_path, capsys):
     def work():
         with run_folder(tmp_path / "run") as folder:
-            (folder / "half").write_text("1 2")
+            (folder / "checkpoints" / "1").mkdir(parents=True)
             raise KeyboardInterrupt
 
     assert guard("ntkprefix train", work) == 130
@@ -221,6 +221,73 @@ def test_an_interrupt_before_anything_is_kept_is_quiet(tmp_path, capsys):
 
     assert guard("ntkprefix compress", work) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupt_before_the_first_checkpoint_leaves_nothing(tmp_path, capsys):
+    def work():
+        with run_folder(tmp_path / "run") as folder:
+            (folder / SETTINGS).write_text("{}")
+            raise KeyboardInterrupt
+
+    assert guard("ntkprefix train", work) == 130
+    assert capsys.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "run").mkdir()  # it was there before
+    assert guard("ntkprefix train", work) == 130
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [SETTINGS]
+
+
+PROCESS = """
+import atexit, gc, os, signal, sys, time
+from ntkprefix import cli
+
+def lose(*_):
+    gc.callbacks.remove(lose)
+    raise KeyboardInterrupt  # which Python ignores here
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+def lost(_):
+    gc.callbacks.append(lose)
+    gc.collect()
+    time.sleep(60)
+
+atexit.register(os.kill, os.getpid(), signal.SIGKILL)
+cli._dispatch = {work}
+cli.program()
+"""
+
+
+@pytest.mark.parametrize("work", ["interrupted", "lost"])
+def test_an_interrupted_process_ends_at_once(work):
+    """Also where the interpreter would crash in its last moments, or the interrupt comes where Python ignores it."""
+    ended = in_a_process(PROCESS.replace("{work}", work), stdout=subprocess.PIPE)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_what_else_python_ignores_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", cli._interrupt_again)
+
+    class Odd:
+        def __del__(self):
+            raise ValueError("odd")
+
+    Odd()
+    assert "ValueError: odd" in capsys.readouterr().err
+
+
+def test_closed_streams(tmp_path):
+    program = "import sys; from ntkprefix.cli import program; sys.argv[1:] = {}; program()"
+    for words, closed, status, told in (
+        (["--version"], ">&-", 0, ""),
+        (["generate", "--model", str(tmp_path), "--new", "1"], "<&-", 2, f"{tmp_path}"),
+    ):
+        command = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program.format(words)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+        assert ended.returncode == status
+        assert told in ended.stderr
+        assert "Traceback" not in ended.stderr
 
 
 def test_interrupt_is_quiet(capsys, monkeypatch):
@@ -320,7 +387,12 @@ def test_a_list_without_values_is_not_the_default(options, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    [["sweep", "--seeds", "0", "--seeds", "1"], ["generate", "--text=a", "--text=b"], ["plan", "--meshes", "--meshes"]],
+    [
+        ["sweep", "--seeds", "0", "--seeds", "1"],
+        ["generate", "--text=a", "--text=b"],
+        ["plan", "--meshes", "--meshes"],
+        ["sweep", "--learning_rates", "0.1", "--learning-rates", "0.2"],
+    ],
 )
 def test_a_list_given_twice_is_not_its_last_part(options, capsys):
     assert main(options) == 2
@@ -339,6 +411,32 @@ def test_a_configuration_file_is_its_owners(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert shown.startswith(f"ntkprefix plan: {tmp_path}/a.json: expected JSON")
     assert shown.endswith(" Mend it.\n")
+
+
+def test_a_setting_in_two_spellings(tmp_path, capsys):
+    (tmp_path / "a.json").write_text('{"batch_size": 8, "batch-size": 64}')
+    assert main(["train", "--config", str(tmp_path / "a.json")]) == 2
+    assert "a.json: expected batch_size once, got it twice, with - and with _." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["report", ""], "expected"),
+        (["report", "runs/a", "", "--out", "a.html"], "expected"),
+        (["report", "--out", "a.html", ""], "expected"),
+        (["generate", "--prefix", "a", ""], "--prefix: expected"),
+        (["compress", "--prompt=", "--out", "a"], "--prompt: expected"),
+    ],
+)
+def test_empty_paths(options, named, capsys):
+    assert main(options) == 2
+    assert f"{named} a path, got an empty text. Give one, or leave it out." in capsys.readouterr().err
+
+
+def test_empty_texts_are_no_paths(capsys):
+    assert main(["generate", "--model", "nowhere", "--text", "a", ""]) == 2
+    assert "a path" not in capsys.readouterr().err
 
 
 def test_two_configuration_files(tmp_path, capsys):

@@ -49,6 +49,7 @@ _QUICK = {
 _OF_RUN = default_told("that of the full or quick run")
 # Beyond these a run would take weeks, or more memory than there is, and the error would come from deep inside.
 _MOST_STEPS = 100_000
+_MOST_SEEDS = 10_000
 _LONGEST = 2**24
 _LARGEST = 1e6
 _NUMBERS = {int: (Integral, "whole number"), float: (Real, "number")}
@@ -159,6 +160,7 @@ class Config:
             self._expect(name, getattr(self, name) <= _MOST_STEPS, f"of at most {_MOST_STEPS}")
         for name in ("seeds", "kernel_seeds", "scaling_seeds"):
             self._expect(name, getattr(self, name) >= 5, "of at least 5, for an interval that means something")
+            self._expect(name, getattr(self, name) <= _MOST_SEEDS, f"of at most {_MOST_SEEDS}")
         short_seed("verify", self.seed)
         self._expect("data", self.targets != "labels" or self.data == "digits", "'digits' for targets='labels'")
         for name in ("lengths", "kernel_lengths", "scaling_lengths"):

@@ -172,7 +172,7 @@ class FeatureAdapter:
             model: the frozen model.
             statistics: of the model's own attention; for the fit alone.
             queries: of a calibration batch, and the log-sum-exp of the input that each sees; for the fit alone. See
-                `ntkprefix.models.statistics.observe_queries`.
+                `ntkprefix.models.observe_queries`.
 
         Returns:
             Parameters as from `init`.

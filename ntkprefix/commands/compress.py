@@ -91,6 +91,8 @@ class Config:
             sizes_of(self.mesh)
         hosts.check(self.hosts, self.mesh)
         checks.at_least(0, "compress", distil=self.distil, tokens=self.tokens)
+        if self.tokens == 1:
+            raise ValueError("compress: expected at least two tokens, got tokens=1. Give 0 for all.")
         checks.short_seed("compress", self.seed)
         checks.at_least(1, "compress", chunk=self.chunk)
         amount_of(self.budget)
@@ -131,11 +133,9 @@ def main(config: Config) -> int:
         tokens = np.asarray(tokenizer.encode(text), np.int32)
         own = len(tokens) - len(tokenizer.encode(""))  # what a tokeniser puts around any text is none of it
         if own < 2:
-            raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {own}.")
+            raise ValueError(f"{config.prompt}: expected a text of at least two tokens, got {own}. Give a longer one.")
         tokens = tokens[: config.tokens] if config.tokens else tokens
         hosts.same({"the prompt's tokens": of_data([tokens])})
-        if len(tokens) < 2:
-            raise ValueError(f"compress: expected at least two tokens, got tokens={config.tokens}. Give 0 for all.")
         began = time.perf_counter()
         small = _compressed(config, model, tokens, mesh, parts)
         seconds = time.perf_counter() - began

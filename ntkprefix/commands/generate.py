@@ -66,13 +66,20 @@ def main(config: Config) -> int:
         ValueError: a text without tokens, another number of prefixes than one or the texts', a damaged file, one of
             another model, or as for `generate` and `batch_prompts`.
     """
-    texts = config.text or (sys.stdin.read(),)
+    # Closed, it is None.
+    texts = config.text or (sys.stdin.read() if sys.stdin else "",)
+    for text in texts:
+        checks.characters("--text" if config.text else "the standard input", text)
     if len(config.prefix) not in (0, 1, len(texts)):
         raise ValueError(
-            f"expected one --prefix for all texts or one for each of {len(texts)}, got {len(config.prefix)}."
+            f"expected one --prefix for all texts or one for each of {len(texts)}, got {len(config.prefix)}. "
+            "Leave some out, or give a text for each."
         )
     stored = [load_prompt(path) for path in config.prefix]
-    model, tokenizer = load_text_model(config.model), load_tokenizer(config.model)
+    model = load_text_model(config.model)
+    if not model.config.block.causal:
+        raise ValueError(f"{config.model}: expected a causal language model, got an encoder. Give another --model.")
+    tokenizer = load_tokenizer(config.model)
     _check_model(config, stored, of_model(model.config, nnx.state(model)))
     # What a model expects in front of a text is in front of the prompt.
     batch = tokenizer.batch(texts, special=not stored)

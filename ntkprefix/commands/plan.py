@@ -131,7 +131,7 @@ def plans(config: Config) -> list[tuple[str, Plan]]:
         dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.dtype), remat=True
     )
     if not model.block.causal or model.head == "none":
-        raise ValueError(f"{config.model}: expected a causal language model, got an encoder.")
+        raise ValueError(f"{config.model}: expected a causal language model, got an encoder. Give another --model.")
     options = {name: getattr(config, name) for name in ("batch_size", "length", "answer", "micro_rows")}
     adapters = (
         (f"{config.tokens:,} tokens", TokenAdapter(length=config.tokens), config.meshes or _MESHES["tokens"]),

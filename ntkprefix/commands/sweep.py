@@ -35,10 +35,10 @@ class Config(train.Config):
     """What to run: every adapter with every step size and every seed, under the options of `ntkprefix train`.
 
     Attributes:
-        adapters: what trains, each as --adapter has it.
-        learning_rates: step sizes, each as --learning-rate has it. The adapter head has none of these, and is run once
-            for all.
-        seeds: of all that is random, each as --seed has it.
+        adapters: what trains, in place of --adapter, each as it has it.
+        learning_rates: step sizes, in place of --learning-rate. The adapter head has none of these, and is run once for
+            all.
+        seeds: of all that is random, in place of --seed.
         runs: folder in which every run gets a folder of its own.
         left: leave out the runs whose results are there.
         out: file to write the commands to.
@@ -55,17 +55,17 @@ class Config(train.Config):
     out: Annotated[Path | None, default_told("the standard output")] = None
 
     def __post_init__(self):
+        rates = self.learning_rates
         for several, one in (("adapters", "adapter"), ("learning_rates", "learning_rate"), ("seeds", "seed")):
             object.__setattr__(self, several, getattr(self, several) or (getattr(self, one),))
-        rates = self.learning_rates
-        if len(rates) > 1 and set(self.adapters) == {"head"}:
+        super().__post_init__()
+        for rate in self.learning_rates:  # those of a head alone are checked, too, though it has none
+            checks.finite("sweep", least=0.0, learning_rates=rate)
+        if rates and set(self.adapters) == {"head"}:
             raise ValueError(
                 f"sweep: expected an adapter besides head for step sizes of its own, got learning_rates {rates}. "
                 "A head alone has --head-learning-rate."
             )
-        super().__post_init__()
-        for rate in self.learning_rates:  # those of a head alone are checked, too, though it has none
-            checks.finite("sweep", least=0.0, learning_rates=rate)
         runs_of(self)
 
 
@@ -98,7 +98,6 @@ def runs_of(config: Config) -> dict[Path, train.Config]:
     """
     common = {field.name: getattr(config, field.name) for field in dataclasses.fields(train.Config)}
     found: dict[Path, train.Config] = {}
-    _check_differ(config.adapters)
     for adapter in config.adapters:
         rates = (0.0,) if adapter == "head" else config.learning_rates
         for rate, seed in itertools.product(rates, config.seeds):
@@ -107,6 +106,7 @@ def runs_of(config: Config) -> dict[Path, train.Config]:
             if folder in found:
                 raise ValueError(f"sweep: expected runs that differ, got {folder.name} twice. Leave one out.")
             found[folder] = dataclasses.replace(run, out=folder)
+    _check_differ(config.adapters)
     return found
 
 

@@ -62,7 +62,8 @@ def load_images(source: str | Path, *, size: int, seed: int = 0, test_share: flo
         return read_folder(path, size, seed, test_share)
     if path.suffix == ".npz" and path.is_file():
         return read_npz(path, size)
-    raise FileNotFoundError(f"{path}: expected 'digits', a .npz file or a folder of images, found no such thing.")
+    found = "something else" if path.exists() else "nothing there. Is the path right?"
+    raise FileNotFoundError(f"{path}: expected 'digits', a .npz file or a folder of images, found {found}")
 
 
 def _digits(size: int, seed: int) -> ImageData:

@@ -15,7 +15,7 @@ with extra("models", "ntkprefix.models"):
     from ntkprefix.models.load import load_text_model
     from ntkprefix.models.preprocessing import load_preprocess
     from ntkprefix.models.rotary import Rotary
-    from ntkprefix.models.statistics import AttentionStatistics
+    from ntkprefix.models.statistics import AttentionStatistics, observe_queries
     from ntkprefix.models.text import TextConfig, TextModel
     from ntkprefix.models.vit import ViT, ViTConfig
 
@@ -36,4 +36,5 @@ __all__ = [
     "load_dinov2",
     "load_preprocess",
     "load_text_model",
+    "observe_queries",
 ]

@@ -98,7 +98,7 @@ def generation(shape: tuple[int, ...], new: Any, lengths: Any, stop: Any, before
         ValueError: a number out of range, or the model is no decoder, has no head or too few positions.
     """
     if not config.block.causal or config.head == "none":
-        raise ValueError("generate: expected a causal model with a head, got an encoder.")
+        raise ValueError("generate: expected a causal model with a head, got an encoder. Load another.")
     new_tokens(new)
     if shape[1] < 1:
         raise ValueError(

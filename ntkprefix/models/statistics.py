@@ -119,7 +119,27 @@ def observe_queries(
     value: Float[Array, "B S K Hv"],
     **options: Any,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """One layer's queries and the log-sum-exp of what each sees: `model.observe(batch, observe_queries)`."""
+    """One layer's queries and the log-sum-exp of what each sees: `model.observe(batch, observe_queries)`.
+
+    Args:
+        query: of a layer.
+        key: that it sees.
+        value: at the keys.
+        **options: of the layer's attention.
+
+    Returns:
+        Queries and log-sum-exp, float32: what `FeatureAdapter.init_from` fits a state to.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, ViT, ViTConfig, observe_queries
+        >>> block = BlockConfig(width=8, heads=2, mlp_width=6)
+        >>> model = ViT(ViTConfig(patch=4, layers=3, grid=2, block=block), rngs=nnx.Rngs(0))
+        >>> queries, log_sum_exp = model.observe(jnp.zeros((5, 8, 8, 3)), observe_queries)
+        >>> queries.shape, log_sum_exp.shape  # of 3 layers, 5 images, 1 + 4 tokens, 2 heads
+        ((3, 5, 5, 2, 4), (3, 5, 5, 2))
+    """
     _, log_mass = attention(query, key, value, return_residual=True, **options)
     return query.astype(jnp.float32), log_mass.astype(jnp.float32)
 

@@ -167,7 +167,7 @@ def load_prompt(path: str | Path) -> StoredPrompt:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a compressed prompt here, found no file.")
+        raise FileNotFoundError(f"{path}: expected a file of a compressed prompt here, found none. Is the path right?")
     try:
         with opened(path) as file:
             metadata = file.metadata() or {}

@@ -122,7 +122,10 @@ def _files(folder: Path) -> tuple[Path, Path]:
     train, development = folder / "train.jsonl", folder / "dev.jsonl"
     found = [folder / name for name in _TEST_FILES if (folder / name).is_file()]
     if not found:
-        raise FileNotFoundError(f"{folder}: expected one of {', '.join(_TEST_FILES)}, found none.")
+        what = "none of them" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
+        raise FileNotFoundError(
+            f"{folder}: expected a folder with one of {', '.join(_TEST_FILES)}, found {what}. Is the path right?"
+        )
     if not train.is_file() and development in found[1:]:
         return development, found[0]
     return train, found[0]

@@ -119,6 +119,11 @@ BAD = {
         ["--adapters", "head", "lora:rank=8+features", "lora:alpha=16+features:heads=query"],
         "expected adapters that differ, got lora:rank=8+features and lora:alpha=16+features:heads=query. Leave one",
     ),
+    "a step of a head": (
+        ["--adapters", "head", "--learning-rates", "1"],
+        "sweep: expected an adapter besides head for step sizes of its own, got learning_rates (1.0,)",
+    ),
+    "kind of an option": (["--adapters", "lora", "lora:rank=four"], "What options take: ntkprefix sweep --help"),
     "twice": (["--adapters", "lora", "--learning-rates", "0", "0.003"], "got lora_lr=0.003_seed=0 twice. Leave one"),
 }
 

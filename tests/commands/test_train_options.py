@@ -98,7 +98,7 @@ BAD = {
         "model: expected one that reads texts, such as minilm or smollm2, got dinov2, which reads images.",
     ),
     "a model of texts": (["--model", "minilm"], "expected one that reads images, such as dinov2, got minilm"),
-    "no path": (["--out", ""], "--out: expected a path, got an empty text. Give one, or leave the option out."),
+    "no path": (["--out", ""], "--out: expected a path, got an empty text. Give one, or leave it out."),
     "no path behind a sign": (["--data-dir="], "--data-dir: expected a path, got an empty text."),
     "option": (["--adapter", "lora:rnk=2"], "lora has no option 'rnk=2'; expected rank=.., alpha=.., targets=.."),
     "option twice": (["--adapter", "lora:rank=4,rank=5"], "expected rank once, got it twice in 'lora:rank=4,rank=5'"),

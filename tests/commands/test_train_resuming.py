@@ -58,7 +58,8 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert "results.json: expected results of ntkprefix train, got something else" in capsys.readouterr().err
 
 
-def interrupted(*_):
+def interrupted(_, __, out, *___):
+    (out / "checkpoints" / "1").mkdir(parents=True)
     raise KeyboardInterrupt
 
 
@@ -70,7 +71,6 @@ def begun(tmp_path, labelled, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(command, "_train", interrupted)
         assert main(options) == 130
-    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
     monkeypatch.setattr(command, "_train", lambda *_: pytest.fail("something was trained"))
     return options
 

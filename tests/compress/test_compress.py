@@ -27,7 +27,6 @@ from ntkprefix.compress import METHODS, FittedFeatures, Refined, compress, judge
 from ntkprefix.compress.budget import numbers_within
 
 HELD = Q // 4
-FEATURES = ("elu", "taylor", "favor", "fitted-elu", "fitted-favor")
 
 
 @pytest.mark.parametrize("name", METHODS)

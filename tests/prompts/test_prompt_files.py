@@ -202,7 +202,7 @@ def test_damaged_files_are_refused_by_name(name, tmp_path):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="found no file"):
+    with pytest.raises(FileNotFoundError, match="expected a file of a compressed prompt here, found none"):
         load_prompt(tmp_path / "none")
 
 
@@ -234,7 +234,7 @@ def test_an_encoder_is_refused_by_its_name(tmp_path, monkeypatch, capsys):
     block = BlockConfig(width=12, heads=3, mlp_width=8)
     config = TextConfig(vocabulary=50, layers=1, block=block, head="none")
     encoder = nnx.eval_shape(lambda: TextModel(config, rngs=nnx.Rngs(0)))
-    monkeypatch.setattr(compress, "load_text_model", lambda _: encoder)
+    monkeypatch.setattr(compress, "load_text_model", lambda _, **__: encoder)
     (tmp_path / "prompt.txt").write_text("a b")
     options = ["--model", "bert", "--prompt", str(tmp_path / "prompt.txt"), "--out", str(tmp_path / "out.safetensors")]
     assert main(["compress", *options]) == 2

@@ -102,8 +102,13 @@ def test_development_rows_train_where_there_are_no_training_rows(tmp_path):
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match="unknown task 'sst3'; expected one of text, pair"):
         load_texts("sst3", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"expected one of validation.jsonl, test.jsonl, dev.jsonl, found none"):
-        load_texts("text", tmp_path)
+    (tmp_path / "file").touch()
+    for name, what in (("", "none of them"), ("absent", "no such folder"), ("file", "a file")):
+        told = (
+            f"expected a folder with one of validation.jsonl, test.jsonl, dev.jsonl, found {what}. Is the path right?"
+        )
+        with pytest.raises(FileNotFoundError, match=f"^{tmp_path / name}: {told}"):
+            load_texts("text", tmp_path / name)
     write(tmp_path, test=[GOOD])
     with pytest.raises(FileNotFoundError, match=r"train.jsonl: expected a file"):
         load_texts("text", tmp_path)
