@@ -27,6 +27,7 @@ collect_ignore = [
     "command_by_hosts.py",
     "compress_on_two_devices.py",
     "golden",
+    "models/loading_on_two_devices.py",
     "one_of_two_processes.py",
     "parallel_on_eight_devices.py",
     "planning_on_eight_devices.py",
