@@ -251,9 +251,10 @@ def interrupted(_):
 def lost(_):
     gc.callbacks.append(lose)
     gc.collect()
-    for _ in range(6000):  # one long sleep may begin behind the signal
-        time.sleep(0.01)
+    for _ in range(600):  # one long sleep may begin behind the signal
+        time.sleep(0.1)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore it
 atexit.register(os.kill, os.getpid(), signal.SIGKILL)
 cli._dispatch = {work}
 cli.program()
