@@ -39,8 +39,6 @@ from theory.pieces import Pieces
 # Tokens that are generated to see how fast that is.
 _GENERATED = 32
 PATH = RESULTS / "compression.json"
-# Few methods at several sizes and places.
-SIZES = RESULTS / "compression_sizes.json"
 
 
 Share = Literal["even", "need"]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from experiments.field_table import What
-from ntkprefix.records.seeds import of_field, of_runs, of_seeds
+from ntkprefix.records.seeds import of_field, of_seeds
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
@@ -22,8 +22,6 @@ COLOURS = {
 }
 
 
-# The same palette, where nothing has a colour of its own.
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 # What is worse than no prompt by more than this much of the gain is drawn here.
 _LOWEST = -0.5
 # Panels of a field in a row.
@@ -36,7 +34,7 @@ def compression(results: dict[str, Any]) -> Figure:
     budget = results["config"]["budgets"][0]
     figure = Figure(figsize=(9, 1.2 + 0.3 * len(methods)), layout="constrained")
     axes = figure.subplots(ncols=2, sharey=True)
-    for text, colour in zip(texts, _PALETTE, strict=False):
+    for text, colour in zip(texts, ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=False):
         rows = [row for row in results["rows"] if (row["text"], row["budget"]) == (text, budget)]
         names = [row["method"] for row in rows]
         kept = [max(row["kept"], _LOWEST) for row in rows]
@@ -54,40 +52,6 @@ def compression(results: dict[str, Any]) -> Figure:
     for each in axes:
         each.grid(alpha=0.3)
         each.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def sizes(results: dict[str, Any]) -> Figure:
-    """Against how much smaller a prefix is than the prompt: the share of the gain that is kept, and the error of
-    attention outputs; means over texts and places, and their 95 % intervals.
-    """
-    methods = results["config"]["methods"]
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = figure.subplots(ncols=2)
-    for method, colour, marker in zip(methods, _PALETTE, "osD^vPX", strict=False):
-        found: dict[float, list[dict[str, Any]]] = {}
-        for row in results["rows"]:
-            if row["method"] == method:
-                found.setdefault(row["ratio"], []).append(row)
-        for each, what in zip(axes, ("kept", "error"), strict=True):
-            means = [of_runs([row[what] for row in rows]) for rows in found.values()]
-            ends = [[max(mean.value - mean.low, 0.0) for mean in means], [mean.high - mean.value for mean in means]]
-            values = [mean.value for mean in means]
-            each.errorbar(list(found), values, yerr=ends, fmt=f"-{marker}", color=colour, capsize=3, label=method)
-    ratios = sorted({round(row["ratio"]) for row in results["rows"]})
-    for each in axes:
-        each.set_xscale("log")
-        each.minorticks_off()
-        each.set_xticks(ratios, [f"{ratio}x" for ratio in ratios])
-        each.set(xlabel="times smaller than the prompt")
-        each.grid(alpha=0.3)
-        each.spines[["top", "right"]].set_visible(False)
-    axes[0].axhline(1, color="#7a7a7a", linewidth=1, linestyle="--")
-    axes[0].axhline(0, color="#7a7a7a", linewidth=1)
-    axes[0].set(ylabel="share of the prompt's gain that is kept", ylim=(_LOWEST - 0.05, 1.1))
-    axes[1].set(ylabel="relative error of attention outputs", yscale="log")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3)
     return figure
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ntkprefix.models.hub import locate_model
 from ntkprefix.models.packages import check_reads
 from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.text import TextConfig, TextModel
-from ntkprefix.parallel import put_weight
+from ntkprefix.parallel import weights_onto
 
 
 def load_text_model(
@@ -80,8 +79,8 @@ def load_text_model(
     names = family.names(config)
     check_layers(config, names, tensors, file)
     ignored = [*family.IGNORED, *([r"lm_head\.weight"] if config.head == "tied" else [])]
-    where = {} if mesh is None else {"put": partial(put_weight, config=config, mesh=mesh)}
-    return fill(lambda: TextModel(config, rngs=nnx.Rngs(0)), names, tensors, file=file, ignored=ignored, **where)
+    put = weights_onto(mesh, config)
+    return fill(lambda: TextModel(config, rngs=nnx.Rngs(0)), names, tensors, file=file, ignored=ignored, put=put)
 
 
 def _family(settings: Settings) -> Any:

@@ -13,9 +13,9 @@ from ntkprefix.parallel.placement import (
     put_model,
     put_rest,
     put_rows,
-    put_weight,
     rows_over_data,
     tokens_over_prefix,
+    weights_onto,
 )
 from ntkprefix.parallel.specs import adapter_specs, path_of, weight_specs
 
@@ -33,9 +33,9 @@ __all__ = [
     "put_model",
     "put_rest",
     "put_rows",
-    "put_weight",
     "rows_over_data",
     "sizes_of",
     "tokens_over_prefix",
     "weight_specs",
+    "weights_onto",
 ]

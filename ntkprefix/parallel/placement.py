@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
@@ -38,28 +39,33 @@ def put_model(model: Any, mesh: Mesh) -> None:
     nnx.update(model, put(weights, weight_specs(weights, model.config, mesh.shape["tensor"]), mesh))
 
 
-def put_weight(name: str, weight: Array | np.ndarray, config: Any, mesh: Mesh) -> Array:
-    """One weight on its way from a file to a mesh: cut on the host, never whole on a device.
+def weights_onto(mesh: Mesh | None, config: Any) -> Callable[[str, np.ndarray], Array]:
+    """How a model's weights get from a file to a mesh: cut on the host, none of them ever whole on a device.
 
     Args:
-        name: of the parameter, with points between its parts.
-        weight: the array.
+        mesh: where to; all of them to the usual device if None.
         config: of the model.
-        mesh: where to.
 
     Returns:
-        The weight, as `put_model` would have put it.
+        A function of a parameter's name, with points between its parts, and its numbers; it gives them as `put_model`
+        would have put them.
 
     Example:
         >>> from ntkprefix.models import BlockConfig, ViTConfig
-        >>> from ntkprefix.parallel import mesh_of, put_weight
+        >>> from ntkprefix.parallel import mesh_of, weights_onto
         >>> config = ViTConfig(patch=4, layers=2, grid=2, block=BlockConfig(width=8, heads=2, mlp_width=6))
-        >>> kernel = np.zeros((2, 8, 6), np.float32)
-        >>> weight = put_weight("blocks.mlp.up.kernel", kernel, config, mesh_of("tensor=1"))
-        >>> weight.sharding.spec == PartitionSpec(None, None, "tensor")
+        >>> put = weights_onto(mesh_of("tensor=1"), config)
+        >>> kernel = put("blocks.mlp.up.kernel", np.zeros((2, 8, 6), np.float32))
+        >>> kernel.sharding.spec == PartitionSpec(None, None, "tensor")
         True
     """
-    return _put(weight, NamedSharding(mesh, weight_spec(name, weight.ndim, config, mesh.shape["tensor"])))
+    if mesh is None:
+        return lambda _, weight: jnp.asarray(weight)
+
+    def put_weight(name: str, weight: np.ndarray) -> Array:
+        return _put(weight, NamedSharding(mesh, weight_spec(name, weight.ndim, config, mesh.shape["tensor"])))
+
+    return put_weight
 
 
 def put(tree: PyTree, specs: PyTree, mesh: Mesh) -> PyTree:

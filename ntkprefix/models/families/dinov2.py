@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ntkprefix.models.onnx_weights import read_onnx
 from ntkprefix.models.packages import check_reads
 from ntkprefix.models.safetensors_folder import read_folder, weights_file
 from ntkprefix.models.vit import ViT, ViTConfig
-from ntkprefix.parallel import put_weight
+from ntkprefix.parallel import weights_onto
 
 _ATTENTION = "encoder.layer.{layer}.attention"
 _NAMES = {
@@ -101,8 +100,8 @@ def load_dinov2(
         config, file = ViTConfig(), path
         tensors = _whole_positions(below(read_onnx(path), _ROOTS, _ANCHOR))
     config = config.replace(dtype=dtype, remat=remat, implementation=implementation)
-    where = {} if mesh is None else {"put": partial(put_weight, config=config, mesh=mesh)}
-    return fill(lambda: ViT(config, rngs=nnx.Rngs(0)), _NAMES, tensors, file=file, ignored=_IGNORED, **where)
+    put = weights_onto(mesh, config)
+    return fill(lambda: ViT(config, rngs=nnx.Rngs(0)), _NAMES, tensors, file=file, ignored=_IGNORED, put=put)
 
 
 def _read_config(settings: Settings) -> ViTConfig:
