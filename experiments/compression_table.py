@@ -49,12 +49,12 @@ def compression() -> str:
             f"{config['model']}, prompts of {config['tokens']:,} tokens{places}. Texts: share of the prompt's gain in "
             f"the log-likelihood of the {config['continuation']} tokens after it that is kept, below 0 where the model "
             f"does worse than without the prompt; the gain is {gains} nats a token{interval}. Divergence: from the "
-            f"distribution behind the whole prompt, nats a token. Error: of attention outputs on these tokens, mean over "
-            f"layers, heads and tokens{_against_matching(results['rows'])}; estimated: what the report says, from texts "
-            f"of the model's own that nothing was fitted to (of ways that distil, before they do); coverage: share of "
-            f"these errors within the report's interval for nine of ten. Seconds: to compress, behind {seconds:.0f} "
-            f"seconds in which the prompt is read and texts are made, once for all methods ({where['processor']}, "
-            f"{where['cores']} cores, beside other work). "
+            f"distribution behind the whole prompt, nats a token. Error: of attention outputs on these tokens, mean "
+            f"over layers, heads and tokens{_against_matching(results['rows'])}; estimated: what the report says, from "
+            f"texts of the model's own that nothing was fitted to (of ways that distil, before they do); coverage: "
+            f"share of these errors within the report's interval for nine of ten. Seconds: to compress, behind "
+            f"{seconds:.0f} seconds in which the prompt is read and texts are made, once for all methods "
+            f"({where['processor']}, {where['cores']} cores, beside other work). "
             f"MB: of the prefix in memory, where the whole prompt takes {texts[0]['megabytes']:.0f}. Remade by "
             f"`python -m experiments.compression --data-root FOLDER`.",
         ]
