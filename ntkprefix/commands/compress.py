@@ -26,6 +26,7 @@ from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import mesh_of, on_mesh, sizes_of
 from ntkprefix.parts import parts_folder
 from ntkprefix.prompts import CompressedPrompt, compress_prompt, save_prompt
+from ntkprefix.prompts.precision import Dtype
 from ntkprefix.runs import check_writable, environment, progress
 from ntkprefix.train import TrainConfig
 
@@ -60,7 +61,8 @@ class Config:
         learning_rate: step size of that training, in units of the spread of keys and values.
         tokens: at most so many of the prompt's first tokens; 0 for all.
         chunk: tokens that are read at a time.
-        dtype: of the file's numbers: float16 takes half the bytes.
+        dtype: of the file's numbers: float16 takes half the bytes, int8 a quarter, of tokens alone. Budgets in bytes
+            count those; a budget such as 32x is against the prompt in the same type, and of int8 against 16 bits.
         seed: of all that is random.
         mesh: how the devices share the model out, such as tensor=8; docs/parallel.md has the names.
         hosts: of one of several processes that compress together, as for ntkprefix train.
@@ -81,7 +83,7 @@ class Config:
     learning_rate: float = 0.01
     tokens: int = 0
     chunk: int = 512
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Dtype = "float32"
     seed: int = 0
     mesh: Annotated[str, default_told("one device")] = ""
     hosts: Annotated[str, default_told("one process")] = ""
@@ -161,6 +163,7 @@ def _compressed(config: Config, model: TextModel, tokens: np.ndarray, mesh: Any,
             error=config.error,
             texts=config.queries,
             distil=_distilling(config),
+            dtype=config.dtype,
             seed=config.seed,
             chunk=config.chunk,
             on_step=tell,

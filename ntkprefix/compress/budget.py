@@ -12,7 +12,9 @@ _UNITS = {"tokens": 1, "numbers": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10*
 _WANTED = "a number of tokens, or a text like '32x', '128 tokens', '20000 numbers', '64 KiB'"
 
 
-def numbers_within(budget: Any, *, length: int, heads: int, token: int, itemsize: int) -> int:
+def numbers_within(
+    budget: Any, *, length: int, heads: int, token: int, itemsize: float, prompt_itemsize: float | None = None
+) -> int:
     """How many numbers a budget leaves to each head.
 
     Args:
@@ -21,7 +23,8 @@ def numbers_within(budget: Any, *, length: int, heads: int, token: int, itemsize
         length: M, tokens of the prompt.
         heads: all of them, K of a layer or L K of a model.
         token: numbers of one token and head, H + Hv.
-        itemsize: bytes of a number.
+        itemsize: bytes of a number that is stored.
+        prompt_itemsize: bytes of one of the prompt's; the same if None.
 
     Returns:
         Numbers for each head, rounded down.
@@ -36,16 +39,19 @@ def numbers_within(budget: Any, *, length: int, heads: int, token: int, itemsize
         16384
         >>> numbers_within("128 tokens", length=4096, heads=3, token=128, itemsize=4)
         16384
+        >>> numbers_within("32x", length=4096, heads=3, token=128, itemsize=1, prompt_itemsize=2)
+        32768
     """
     amount, unit = amount_of(budget)
+    longest = length if prompt_itemsize is None else length * prompt_itemsize / itemsize
     if unit == "x":
-        numbers = length * token / amount
+        numbers = longest * token / amount
     elif unit == "tokens":
         numbers = amount * token
     else:
         numbers = amount * _UNITS[unit] / heads / (1 if unit == "numbers" else itemsize)
     if not token <= numbers < math.inf:
-        more = f"a ratio of at most {length}x" if unit == "x" else "'1 tokens' or more"
+        more = f"a ratio of at most {longest:.6g}x" if unit == "x" else "'1 tokens' or more"
         advice = more if numbers < token else "less"
         raise ValueError(
             f"budget: expected room for a token for each of {heads} heads, {token} numbers, got {budget!r}, which is "

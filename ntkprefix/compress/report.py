@@ -40,8 +40,9 @@ class Report:
         value_bound: the largest absolute entry of the prompt's values, [N].
         held_out: number of queries that were not fitted to.
         numbers: stored for every kv head, on average.
-        itemsize: bytes of one.
+        itemsize: bytes of one, on average.
         prompt_numbers: of the prompt's own keys and values, likewise.
+        prompt_itemsize: bytes of one of those.
 
     Example:
         >>> import jax
@@ -62,13 +63,14 @@ class Report:
     value_bound: Leaf
     held_out: int = static_field()
     numbers: float = static_field()
-    itemsize: int = static_field()
+    itemsize: float = static_field()
     prompt_numbers: int = static_field()
+    prompt_itemsize: float = static_field()
 
     @property
     def ratio(self) -> float:
-        """How many times smaller than the prompt's keys and values."""
-        return self.prompt_numbers / self.numbers
+        """How many times smaller than the prompt's keys and values, in bytes."""
+        return self.prompt_numbers / self.numbers * (self.prompt_itemsize / self.itemsize)
 
     def above(self, error: float) -> list[tuple[int, ...]]:
         """The heads whose error is larger, worst first: (head,), or (layer, head) of a report of all layers."""
@@ -100,7 +102,8 @@ def measured(problem: Problem, prefix: Any) -> Report:
     prompt = problem.length * (problem.keys.shape[-1] + problem.values.shape[-1] + weighted)
     queries, query_heads, _ = problem.queries.shape
     value_bound = jnp.repeat(jnp.max(jnp.abs(problem.values), axis=(0, 2)), query_heads // problem.heads)
-    static = {"held_out": queries, "numbers": numbers, "itemsize": itemsize, "prompt_numbers": prompt}
+    static = {"held_out": queries, "numbers": numbers, "prompt_numbers": prompt}
+    static |= {"itemsize": itemsize, "prompt_itemsize": itemsize}
     if not queries:
         unknown = jnp.full(query_heads, jnp.nan, problem.keys.dtype)
         return Report(unknown, unknown, unknown, unknown, unknown, value_bound, **static)

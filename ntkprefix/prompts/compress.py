@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from ntkprefix.parts import Parts
 from ntkprefix.prompts.calibration import calibrate, texts_behind, without_last
 from ntkprefix.prompts.distil import distil as distilled
 from ntkprefix.prompts.layers import compress_layers, judge_layers
+from ntkprefix.prompts.precision import Dtype, as_stored, itemsizes, rounded
 from ntkprefix.prompts.read import read_prompt
 from ntkprefix.train import Checkpoints, TrainConfig
 
@@ -67,6 +69,7 @@ def compress_prompt(
     error: float | None = None,
     texts: Literal["continue", "repeat"] | Int[Array, "B T"] = "continue",
     distil: TrainConfig | None = None,
+    dtype: Dtype = "float32",
     seed: int = 0,
     chunk: int = 512,
     on_step: Callable[[str, int, int], None] | None = None,
@@ -97,6 +100,9 @@ def compress_prompt(
             for the report: `"continue"` for texts that the model itself says next, drawn at temperature 1; `"repeat"`
             for pieces of the prompt, read once more behind it.
         distil: how to train on the texts that are not held out; not at all if None.
+        dtype: in which the prefix will be stored, and budgets in bytes are counted. A ratio is against the prompt in
+            the same type, but of int8 against 16 bits, in which models keep keys and values. It is rounded to int8
+            (`ntkprefix.prompts.precision`), so that the report is about that; in memory it is float32 all the same.
         seed: of what is random.
         chunk: tokens that are read at a time.
         on_step: called with what is being done, how much of it is done and how much there is.
@@ -133,11 +139,11 @@ def compress_prompt(
     length, block = tokens.shape[1], model.config.block
     # What is wrong with these is known before anything is read.
     method_of(method)
-    sizes = {"heads": model.config.layers * block.kv_heads, "token": 2 * block.head_width}
-    even = numbers_within(budget, length=length, itemsize=np.float32().itemsize, **sizes)
+    heads, token = model.config.layers * block.kv_heads, 2 * block.head_width
+    even = numbers_within(budget, length=length, heads=heads, token=token, **itemsizes(dtype, token)._asdict())
     if error is None:  # to meet an error, heads may take more than their share
-        _check_room(block, method, length, even)
-    what = {"method": method, "budget": budget, "share": share, "error": error, "distil": distil}
+        _check_room(block, as_stored(method, dtype), length, even)
+    what = {"method": method, "budget": budget, "share": share, "error": error, "distil": distil, "dtype": dtype}
     parts = _parts(folder, model, tokens, texts, seed=seed, chunk=chunk, **what)
     whole = read_prompt(model, tokens, chunk=chunk, on_chunk=lambda done: tell("reading", done, length), parts=parts)
     tell("asking", 0, 1)
@@ -147,9 +153,9 @@ def compress_prompt(
     else:
         rows = texts
     asked = calibrate(model, rows, whole, start=length)
-    prefixes, report = compress_layers(
-        whole, asked, method=method, budget=budget, share=share, error=error, seed=seed, on_step=tell, parts=parts
-    )
+    how: dict[str, Any] = {"method": method, "budget": budget, "share": share}
+    how |= {"error": error, "dtype": dtype, "seed": seed}
+    prefixes, report = compress_layers(whole, asked, **how, on_step=tell, parts=parts)
     if distil is not None:
         # Whole texts of which no query is held out.
         taught = rows[: fitted_to(rows.size) // rows.shape[1]]
@@ -165,12 +171,18 @@ def compress_prompt(
             on_step=lambda step, _: tell("distilling", step, steps),
             checkpoints=None if where is None else Checkpoints(where, _EVERY),
         )
+        prefixes = rounded(prefixes, dtype)
         held = jax.tree.map(lambda leaf: leaf[:, fitted_to(leaf.shape[1]) :], asked)
-        report = judge_layers(prefixes, whole, held)
+        report = dataclasses.replace(report, **_errors(judge_layers(prefixes, whole, held)))
     return CompressedPrompt(prefixes, length, report)
 
 
-def _check_room(block: BlockConfig, method: str | Method, length: int, even: int) -> None:
+def _errors(report: Report) -> dict[str, Any]:
+    """What is known of a prefix but for its size."""
+    return {name: getattr(report, name) for name in ("error", "low", "high", "mass_error", "radius", "value_bound")}
+
+
+def _check_room(block: BlockConfig, method: Method, length: int, even: int) -> None:
     """That a method's smallest state has room in an even share of the budget: its shapes alone tell."""
     tokens = jax.ShapeDtypeStruct((length, block.kv_heads, block.head_width), jnp.float32)
     queries = jax.ShapeDtypeStruct((_ASKED, block.heads, block.head_width), jnp.float32)

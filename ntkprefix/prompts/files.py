@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from ntkprefix import checks
 from ntkprefix.feature_maps import as_json, from_json
 from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
+from ntkprefix.prompts.precision import Dtype, narrow, of_tokens, widen
 from ntkprefix.prompts.ragged import flat, padded
 from ntkprefix.runs import write_bytes
 from ntkprefix.safetensors_file import opened
@@ -24,6 +25,8 @@ _KINDS: dict[str, Any] = {"tokens": TokenPrefix, "measure": MeasurePrefix, "feat
 # Tokens some of which weigh nothing: those are left out, so that heads have as many as they have.
 _RAGGED = "ragged tokens"
 _AXES_OF_RAGGED = {"keys": "S H", "values": "S Hv", "log_weights": "S"}
+# Of an array in 8 bits, behind its name.
+_SCALES = " scales"
 _OPTIONAL = ("log_weights", "log_scale", "centre")
 # Those whose entries may be minus infinity, as an empty cluster's is.
 _LOG_WEIGHTS = ("log_weights", "log_weight", "log_scale")
@@ -63,7 +66,7 @@ def save_prompt(
     start: int,
     notes: dict[str, Any] | None = None,
     *,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: Dtype = "float32",
 ) -> Path:
     """Write a compressed prompt.
 
@@ -74,15 +77,16 @@ def save_prompt(
         notes: whatever else should be known, ready for JSON.
         dtype: of the numbers in the file, whatever they have in memory; logarithms are float32 in all. Float16 takes
             half the bytes and rounds each number by at most 2^-11 of it: finer than the 2^-9 of bfloat16, in which many
-            models keep their keys and values, but, unlike that, it ends at 65,504.
+            models keep their keys and values, but, unlike that, it ends at 65,504. Int8 takes a quarter, and is for
+            tokens: every key and value has a scale, and each of its numbers is off by at most a 254th of its largest.
 
     Returns:
         The path.
 
     Raises:
         OSError: it cannot be written.
-        TypeError: prefixes of another kind, a state of another feature map than this library's, a start that is not an
-            integer.
+        TypeError: prefixes of another kind, anything but tokens in int8, a state of another feature map than this
+            library's, a start that is not an integer.
         ValueError: a start below 0, notes with NaN, arrays that do not fit each other or have an axis of rows, another
             dtype, or numbers beyond its range.
 
@@ -98,7 +102,7 @@ def save_prompt(
         ((3, 5, 1, 4), 100)
     """
     checks.at_least(0, "save_prompt", start=start)
-    checks.one_of("save_prompt", "dtype", dtype, ("float32", "float16"))
+    checks.one_of("save_prompt", "dtype", dtype, get_args(Dtype))
     parts = prefixes.parts if isinstance(prefixes, JoinedPrefix) else (prefixes,)
     described: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
@@ -112,29 +116,37 @@ def save_prompt(
         about: dict[str, Any] = {"kind": kind}
         if kind == "features":
             about |= {"feature_map": as_json(part.feature_map), "scale": part.scale}
+        if dtype == "int8":
+            of_tokens("save_prompt", part)
+            about["dtype"] = dtype
         found = {name: getattr(part, name) for name in part.axes if getattr(part, name) is not None}
         found = {name: np.ascontiguousarray(np.asarray(array, np.float32)) for name, array in found.items()}
         if kind == "tokens" and np.isneginf(found.get("log_weights", 0)).any():
-            about, found = {"kind": _RAGGED}, flat(part)
+            about["kind"], found = _RAGGED, flat(part)
         described.append(about)
-        arrays |= {f"{index}.{name}": _stored(name, array, dtype) for name, array in found.items()}
+        for name, array in found.items():
+            arrays |= {f"{index}.{name}{more}": each for more, each in _stored(name, array, dtype).items()}
     header = {"parts": described, "start": int(start), "notes": notes or {}}
     metadata = {"format": _FORMAT, "prompt": json.dumps(header, allow_nan=False)}
     try:
-        _checked(metadata, dict(arrays))
+        _checked(metadata, {name: _read(array) for name, array in arrays.items()})
     except ValueError as error:
-        wider = " Or take float32, which reaches further." if dtype == "float16" else ""
+        wider = " Or take float32, which reaches further." if dtype != "float32" else ""
         raise ValueError(f"save_prompt: expected arrays of every layer, but {error}.{wider}") from error
     path = Path(path)
     write_bytes(path, save(arrays, metadata))
     return path
 
 
-def _stored(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+def _stored(name: str, array: np.ndarray, dtype: Dtype) -> dict[str, np.ndarray]:
+    """An array as it lies in the file, and, under what is added to its name, the scales of its rows."""
     if array.dtype != np.float32 or name in _LOG_WEIGHTS:
-        return array
+        return {"": array}
+    if dtype == "int8":
+        numbers, scales = map(np.asarray, narrow(jnp.asarray(array)))
+        return {"": numbers, _SCALES: scales}
     with np.errstate(over="ignore"):  # what is too large is infinite, and refused as that
-        return array.astype(dtype)
+        return {"": array.astype(dtype)}
 
 
 def load_prompt(path: str | Path) -> StoredPrompt:
@@ -209,6 +221,8 @@ def _part(about: Any, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> A
     if not isinstance(about, dict) or about.get("kind") not in kinds:
         raise ValueError(f"its header names a part that is none of {', '.join(kinds)}")
     kind = about["kind"]
+    if about.get("dtype") == "int8":
+        arrays = _widened(arrays)
     if kind == _RAGGED:
         return _ragged(arrays, sizes)
     axes = {
@@ -222,6 +236,17 @@ def _part(about: Any, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> A
     if kind == "features":
         fields |= {"feature_map": from_json(about["feature_map"]), "scale": _scale(about.get("scale"))}
     return _KINDS[kind](**fields)
+
+
+def _widened(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keys and values times their scales, and the other arrays."""
+    arrays = dict(arrays)
+    for name in [name for name, array in arrays.items() if array.dtype == np.int8]:
+        scales = arrays.pop(f"{name}{_SCALES}", None)
+        if scales is None or scales.dtype != np.float32 or scales.shape != arrays[name].shape[:-1]:
+            raise ValueError(f"it has no scales for each row of {name!r}")
+        arrays[name] = np.asarray(widen(jnp.asarray(arrays[name]), jnp.asarray(scales)))
+    return arrays
 
 
 def _ragged(arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> TokenPrefix:

@@ -18,6 +18,7 @@ from ntkprefix.compress.budget import numbers_within
 from ntkprefix.parts import Parts
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration
+from ntkprefix.prompts.precision import Dtype, as_stored, itemsizes
 from ntkprefix.prompts.ragged import filled
 from ntkprefix.prompts.sizes import meeting, needs, shared_out
 
@@ -30,6 +31,7 @@ def compress_layers(
     budget: int | str,
     share: Literal["even", "need"] = "even",
     error: float | None = None,
+    dtype: Dtype = "float32",
     seed: int = 0,
     on_step: Callable[[str, int, int], None] | None = None,
     parts: Parts | None = None,
@@ -44,6 +46,7 @@ def compress_layers(
         budget: likewise.
         share: likewise.
         error: likewise.
+        dtype: likewise.
         seed: likewise.
         on_step: likewise.
         parts: where layers that are done are kept, and those of a call that was stopped are found.
@@ -71,22 +74,20 @@ def compress_layers(
         checks.finite("compress_prompt", least=0.0, error=error)
     tell, parts = on_step or (lambda *_: None), parts or Parts()
     layers, length, heads, width = whole.keys.shape
-    even = numbers_within(
-        budget,
-        length=length,
-        heads=layers * heads,
-        token=width + whole.values.shape[-1] + (whole.log_weights is not None),
-        itemsize=whole.keys.dtype.itemsize,
-    )
+    token = width + whole.values.shape[-1]
+    sizes = itemsizes(dtype, token)
+    token += whole.log_weights is not None
+    even = numbers_within(budget, length=length, heads=layers * heads, token=token, **sizes._asdict())
     numbers = np.full((layers, heads), even)
     if share == "need" or error is not None:
         found = needs(whole, asked, even, on_layer=lambda done: tell("finding needs", done, layers), parts=parts)
         numbers = shared_out(found, int(numbers.sum())) if share == "need" else numbers
         numbers = numbers if error is None else np.maximum(numbers, meeting(found, error))
+    chosen = as_stored(method, dtype)
     made = []
     for layer in range(layers):
         tokens, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole, asked))
-        one = parts(f"layer-{layer}", partial(_layer, tokens, of_layer, numbers[layer], method, seed + layer))
+        one = parts(f"layer-{layer}", partial(_layer, tokens, of_layer, numbers[layer], chosen, seed + layer))
         made.append(jax.block_until_ready(one))
         tell("compressing", layer + 1, layers)
     prefixes = [part.prefix for part in made]
@@ -94,6 +95,7 @@ def compress_layers(
         lengths = [prefix.keys.shape[0] if isinstance(prefix, TokenPrefix) else 0 for prefix in prefixes]
         prefixes = [filled(prefix, max(lengths)) for prefix in prefixes]
     reports = _of_one_size([part.report for part in made])
+    reports = [dataclasses.replace(report, **sizes._asdict()) for report in reports]
     return tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) for each in (prefixes, reports))
 
 

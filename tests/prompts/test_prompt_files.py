@@ -22,6 +22,7 @@ from ntkprefix.compress import Report
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.parts import Parts
 from ntkprefix.prompts import load_prompt, save_prompt
+from ntkprefix.prompts.precision import rounded
 
 L, C, K, H, HV = 2, 5, 3, 4, 6
 
@@ -77,6 +78,35 @@ def test_half_the_bytes_at_eleven_bits(name, tmp_path):
     assert jax.tree.structure(stored.prefixes) == jax.tree.structure(PREFIXES[name])
 
 
+@pytest.mark.parametrize("name", ["tokens", "weighted tokens", "heads of several lengths"])
+def test_a_quarter_of_the_bytes_at_eight_bits(name, tmp_path):
+    """Each number is off by half a step, a 127th of the largest of its row, and a file of a file is the same again."""
+    prefix = PREFIXES[name]
+    whole, quarter = (save_prompt(tmp_path / dtype, prefix, 7, dtype=dtype) for dtype in ("float32", "int8"))
+    arrays, quarters = load_file(whole), load_file(quarter)
+    for key, array in arrays.items():
+        if quarters[key].dtype == np.int8:
+            scales = quarters[f"{key} scales"].astype(np.float32)
+            np.testing.assert_allclose(scales, np.abs(array).max(axis=-1) / 127, rtol=2**-11)
+            off = np.abs(quarters[key] * scales[..., None] - array)
+            assert (off <= 0.51 * scales[..., None] + 127 * 2**-11 * scales[..., None]).all()
+        else:
+            np.testing.assert_array_equal(quarters[key], array)
+    assert {key for key in arrays if quarters[key].dtype == np.int8} == {"0.keys", "0.values"}
+    stored = load_prompt(quarter).prefixes
+    assert jax.tree.structure(stored) == jax.tree.structure(prefix)
+    again = load_prompt(save_prompt(tmp_path / "again", stored, 7, dtype="int8")).prefixes
+    jax.tree.map(np.testing.assert_array_equal, again, stored)
+    jax.tree.map(np.testing.assert_array_equal, rounded(rounded(prefix, "int8"), "int8"), rounded(prefix, "int8"))
+
+
+@pytest.mark.parametrize("name", ["clouds", "state", "tokens and a state"])
+def test_eight_bits_are_for_tokens(name, tmp_path):
+    with pytest.raises(TypeError, match=r"save_prompt: expected tokens, got a \w+Prefix. Take float16, or another"):
+        save_prompt(tmp_path / "p", PREFIXES[name], 7, dtype="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_what_half_precision_does_not_reach(tmp_path):
     large = TokenPrefix(*jnp.full((2, L, C, K, H), 7e4))
@@ -84,6 +114,8 @@ def test_what_half_precision_does_not_reach(tmp_path):
         save_prompt(tmp_path / "p", large, 7, dtype="float16")
     with pytest.raises(ValueError, match=r"unknown dtype 'bfloat16'"):
         save_prompt(tmp_path / "p", large, 7, dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"finite numbers as keys.* Or take float32"):
+        save_prompt(tmp_path / "p", TokenPrefix(*jnp.full((2, L, C, K, H), 1e7)), 7, dtype="int8")
     assert list(tmp_path.iterdir()) == []
     save_prompt(tmp_path / "p", large, 7)
 
@@ -138,6 +170,12 @@ def ragged(counts, tokens=6):
     return arrays | {"0.counts": np.asarray(counts, np.int32)}, HEADER | {"parts": [{"kind": "ragged tokens"}]}
 
 
+def narrow(**more):
+    arrays = {"0.keys": np.ones((L, C, K, H), np.int8), "0.values": np.ones((L, C, K, HV), np.int8)}
+    scales = {f"{name} scales": np.ones((L, C, K), np.float16) for name in arrays}
+    return arrays | scales | more, HEADER | {"parts": [{"kind": "tokens", "dtype": "int8"}]}
+
+
 HEADER = {"parts": [{"kind": "tokens"}], "start": 3, "notes": {}}
 EMPTY = np.zeros((2**11, 3, 2**12, 0), np.float32)  # small enough for a failure to end
 STRANGE = {
@@ -170,6 +208,11 @@ STRANGE = {
     "a feature map of a list": (*state(feature_map=[]), "expected a compressed prompt"),
     "far too many features": (*state(feature_map={"name": "favor", "features": 10**9, "seed": [0]}), "features"),
     "a scale of nothing": (*state(scale=0.0), "the scale 0.0"),
+    "scales of another shape": (*narrow(**{"0.keys scales": np.ones((L, C), np.float16)}), "scales for each row"),
+    "scales of no number": (*narrow(**{"0.keys scales": np.full((L, C, K), np.nan, np.float16)}), "finite numbers as"),
+    "scales of nothing": (*narrow(**{"0.more scales": np.ones(3, np.float16)}), "arrays of tokens"),
+    "8 bits that nothing says so of": (narrow()[0], HEADER, "arrays of tokens"),
+    "8 bits without scales": (ARRAYS | {"0.keys": narrow()[0]["0.keys"]}, narrow()[1], "scales for each row of 'keys'"),
     "a scale in words": (*state(scale="x"), "the scale 'x'"),
 }  # fmt: skip
 
@@ -195,9 +238,12 @@ def test_numbers_that_numpy_does_not_have(dtype, tmp_path):
         Parts(tmp_path).find("part", jnp.zeros(4))
 
 
-@pytest.mark.parametrize("name", ["tokens and a state", "heads of several lengths"])
-def test_damaged_files_are_refused_by_name(name, tmp_path):
-    file = save_prompt(tmp_path / "p.safetensors", PREFIXES[name], 7, {"model": "x"})
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("tokens and a state", "float32"), ("heads of several lengths", "float32"), ("weighted tokens", "int8")],
+)
+def test_damaged_files_are_refused_by_name(name, dtype, tmp_path):
+    file = save_prompt(tmp_path / "p.safetensors", PREFIXES[name], 7, {"model": "x"}, dtype=dtype)
     assert_named(file, lambda: load_prompt(file), count=300, header=300)
 
 
@@ -272,7 +318,7 @@ def test_the_next_command_can_be_copied(tmp_path, capsys, monkeypatch):
     out = tmp_path / "it's small.safetensors"
     out.touch()
     config = compress.Config(prompt=tmp_path / "prompt.txt", out=out)
-    report = Report(*6 * [jnp.ones((1, 1))], held_out=1, numbers=1.0, itemsize=4, prompt_numbers=2)
+    report = Report(*6 * [jnp.ones((1, 1))], held_out=1, numbers=1.0, itemsize=4, prompt_numbers=2, prompt_itemsize=4)
     compress._tell(Console(), config, report, 100, 1.0)
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
     program, name, *options = shlex.split(line.removeprefix("Next: "))

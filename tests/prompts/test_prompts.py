@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from models.tiny_gguf import write_gguf
 from models.tiny_text import golden
+from safetensors.numpy import load_file
 from simulated_devices import on_devices
 
 from experiments.documents import COMPRESSION
@@ -15,7 +16,17 @@ from ntkprefix import TokenPrefix, attention
 from ntkprefix.adapters import own_tokens
 from ntkprefix.compress import KeepEnds, Matching
 from ntkprefix.models import generate
-from ntkprefix.prompts import calibrate, compress_prompt, continued, distil, read_prompt, repeated
+from ntkprefix.prompts import (
+    calibrate,
+    compress_prompt,
+    continued,
+    distil,
+    load_prompt,
+    read_prompt,
+    repeated,
+    save_prompt,
+)
+from ntkprefix.prompts.layers import judge_layers
 from ntkprefix.train import TrainConfig
 
 MODELS = ("llama", "qwen3", "glm", "gpt2")
@@ -143,6 +154,44 @@ def test_less_is_less_exact_and_counts_bytes_of_all_layers(loaded):
     assert errors[0] < errors[1]
     half = compress_prompt(model, tokens, method=KeepEnds(), budget=f"{layers * heads * length * width * 4} B")
     assert half.prefixes.keys.shape == (layers, length // 2, heads, width)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_eight_bits_are_counted_rounded_and_reported(distilled, loaded, tmp_path):
+    """As many bytes hold more tokens, and the report is about the tokens that a file gives back."""
+    model, tokens = loaded("llama"), text_of("llama")
+    texts = jnp.asarray(np.random.default_rng(0).integers(golden("llama")["tokens"].max(), size=(8, 12)), jnp.int32)
+    config = TrainConfig(epochs=2, batch_size=3, learning_rate=0.05, weight_decay=0.0) if distilled else None
+    how = {"method": "matching", "share": "need", "texts": texts, "distil": config}
+    half, narrow = (
+        compress_prompt(model, tokens, budget="1100 B", dtype=dtype, **how) for dtype in ("float16", "int8")
+    )
+    files = {}
+    for small, dtype in ((half, "float16"), (narrow, "int8")):
+        stored = load_file(save_prompt(tmp_path / dtype, small.prefixes, small.start, dtype=dtype))
+        files[dtype] = sum(array.nbytes for name, array in stored.items() if not name.endswith("counts"))
+        whole = read_prompt(model, tokens)
+        bytes_of_whole = 2 * (whole.keys.size + whole.values.size)
+        assert bytes_of_whole / small.report.ratio == pytest.approx(files[dtype], rel=0.2)
+    assert files["int8"] <= 1100
+    counts = [np.sum(~np.isneginf(small.prefixes.log_weights)) for small in (half, narrow)]
+    assert counts[1] > counts[0]
+    back = load_prompt(tmp_path / "int8").prefixes
+    asked = calibrate(model, texts[6:], read_prompt(model, tokens), start=tokens.shape[1])
+    again = judge_layers(back, read_prompt(model, tokens), asked)
+    np.testing.assert_allclose(again.error, narrow.report.error, rtol=1e-3)
+
+
+def test_eight_bits_are_for_methods_that_make_tokens(loaded, unchecked):
+    model, tokens = loaded("llama"), text_of("llama")
+    told = []
+    with pytest.raises(TypeError, match="int8: expected tokens, got a FeaturePrefix"):
+        compress_prompt(model, tokens, method="elu", budget="1x", dtype="int8", on_step=lambda *step: told.append(step))
+    with pytest.raises(ValueError, match="unknown dtype 'int4'"):
+        compress_prompt(
+            model, tokens, method="ends", budget="1x", dtype="int4", on_step=lambda *step: told.append(step)
+        )
+    assert told == []
 
 
 def test_distilling_starts_at_the_divergence_and_lowers_it(loaded):
