@@ -26,6 +26,7 @@ from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import mesh_of, on_mesh, sizes_of
 from ntkprefix.parts import parts_folder
 from ntkprefix.prompts import CompressedPrompt, compress_prompt, save_prompt
+from ntkprefix.prompts.layers import Share
 from ntkprefix.prompts.precision import Dtype
 from ntkprefix.runs import check_writable, environment, progress
 from ntkprefix.train import TrainConfig
@@ -51,7 +52,7 @@ class Config:
             head, or "64 KiB" in all.
         method: how tokens are chosen, or what stands for them; docs/compression.md compares them.
         share: of the budget, that a head has: the same for all (even), or from a quarter to four times that, by the
-            error that it makes (need).
+            error that it makes (need), or by what its error does to what the model says next (effect).
         error: of attention outputs, that no head should exceed: those that do keep more than their share, and are
             named where they still do.
         queries: that it is fitted to: those of texts with which the model goes on (continue), or of
@@ -76,7 +77,7 @@ class Config:
     model: str = "smollm2"
     budget: str = "32x"
     method: Literal[*METHODS] = "matching-in-context"
-    share: Literal["even", "need"] = "even"
+    share: Share = "even"
     error: Annotated[float | None, default_told("none")] = None
     queries: Literal["continue", "repeat"] = "continue"
     distil: int = 0

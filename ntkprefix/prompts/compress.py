@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +23,8 @@ from ntkprefix.models import BlockConfig, TextModel
 from ntkprefix.parts import Parts
 from ntkprefix.prompts.calibration import calibrate, texts_behind, without_last
 from ntkprefix.prompts.distil import distil as distilled
-from ntkprefix.prompts.layers import compress_layers, judge_layers
+from ntkprefix.prompts.effects import scores
+from ntkprefix.prompts.layers import Share, compress_layers, judge_layers
 from ntkprefix.prompts.precision import Dtype, as_stored, itemsizes, rounded
 from ntkprefix.prompts.read import read_prompt
 from ntkprefix.train import Checkpoints, TrainConfig
@@ -65,7 +66,7 @@ def compress_prompt(
     *,
     method: str | Method = "matching-in-context",
     budget: int | str,
-    share: Literal["even", "need"] = "even",
+    share: Share = "even",
     error: float | None = None,
     texts: Literal["continue", "repeat"] | Int[Array, "B T"] = "continue",
     distil: TrainConfig | None = None,
@@ -91,7 +92,8 @@ def compress_prompt(
         method: as for `compress`.
         budget: as for `compress`, but numbers and bytes are those of all layers together.
         share: `"even"`: all heads of all layers get the same; `"need"`: between a quarter and four times that, by
-            the error that Attention Matching makes with it (`ntkprefix.prompts.sizes`). In memory all heads are as long
+            the error that Attention Matching makes with it (`ntkprefix.prompts.sizes`); `"effect"`: by what that error
+            does to the distribution of the next tokens (`ntkprefix.prompts.effects`). In memory all heads are as long
             as the longest, filled up with tokens of no weight; files have none of these.
         error: that no head's attention outputs should exceed, on average over queries that are fitted to: heads that
             do get more than their share, up to four times what all get if they get the same. Which still do is told by
@@ -155,10 +157,12 @@ def compress_prompt(
     asked = calibrate(model, rows, whole, start=length)
     how: dict[str, Any] = {"method": method, "budget": budget, "share": share}
     how |= {"error": error, "dtype": dtype, "seed": seed}
+    # Whole texts of which no query is held out.
+    taught = rows[: fitted_to(rows.size) // rows.shape[1]]
+    if share == "effect":
+        how["felt"] = cache(partial(scores, model, taught, whole, start=length, seed=seed))
     prefixes, report = compress_layers(whole, asked, **how, on_step=tell, parts=parts)
     if distil is not None:
-        # Whole texts of which no query is held out.
-        taught = rows[: fitted_to(rows.size) // rows.shape[1]]
         steps = distil.steps(len(taught))
         where = parts.beside("checkpoints")
         prefixes, _ = distilled(

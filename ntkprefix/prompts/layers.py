@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ntkprefix import checks
 from ntkprefix.compress import Compressed, Method, Report, compress, judge
@@ -22,6 +22,9 @@ from ntkprefix.prompts.precision import Dtype, as_stored, itemsizes
 from ntkprefix.prompts.ragged import filled
 from ntkprefix.prompts.sizes import meeting, needs, shared_out
 
+# How heads share a budget out.
+Share = Literal["even", "need", "effect"]
+
 
 def compress_layers(
     whole: TokenPrefix,
@@ -29,9 +32,10 @@ def compress_layers(
     *,
     method: str | Method,
     budget: int | str,
-    share: Literal["even", "need"] = "even",
+    share: Share = "even",
     error: float | None = None,
     dtype: Dtype = "float32",
+    felt: Callable[[], Float[np.ndarray, "L draws B T N Hv"]] | None = None,
     seed: int = 0,
     on_step: Callable[[str, int, int], None] | None = None,
     parts: Parts | None = None,
@@ -47,6 +51,8 @@ def compress_layers(
         share: likewise.
         error: likewise.
         dtype: likewise.
+        felt: gives the `scores` (`ntkprefix.prompts.effects`) of the first B T queries, none of which are held out;
+            for `share="effect"`.
         seed: likewise.
         on_step: likewise.
         parts: where layers that are done are kept, and those of a call that was stopped are found.
@@ -56,7 +62,7 @@ def compress_layers(
 
     Raises:
         TypeError: as for `compress`, or heads of several sizes whose prefixes are not weighted tokens.
-        ValueError: as for `compress`, or an unknown share.
+        ValueError: as for `compress`, an unknown share, or `share="effect"` without `felt`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -69,7 +75,9 @@ def compress_layers(
         >>> small.keys.shape, report.error.shape
         ((2, 4, 1, 4), (2, 1))
     """
-    checks.one_of("compress_prompt", "share", share, ("even", "need"))
+    checks.one_of("compress_prompt", "share", share, get_args(Share))
+    if share == "effect" and felt is None:
+        raise ValueError("compress_layers: expected felt= for share='effect', got None. Give scores, or share='need'.")
     if error is not None:
         checks.finite("compress_prompt", least=0.0, error=error)
     tell, parts = on_step or (lambda *_: None), parts or Parts()
@@ -79,10 +87,11 @@ def compress_layers(
     token += whole.log_weights is not None
     even = numbers_within(budget, length=length, heads=layers * heads, token=token, **sizes._asdict())
     numbers = np.full((layers, heads), even)
-    if share == "need" or error is not None:
-        found = needs(whole, asked, even, on_layer=lambda done: tell("finding needs", done, layers), parts=parts)
-        numbers = shared_out(found, int(numbers.sum())) if share == "need" else numbers
-        numbers = numbers if error is None else np.maximum(numbers, meeting(found, error))
+    find = partial(needs, whole, asked, even, on_layer=lambda done: tell("finding needs", done, layers), parts=parts)
+    if share != "even":
+        numbers = shared_out(find(felt=felt if share == "effect" else None), int(numbers.sum()))
+    if error is not None:
+        numbers = np.maximum(numbers, meeting(find(), error))
     chosen = as_stored(method, dtype)
     made = []
     for layer in range(layers):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from ntkprefix.compress.report import query_errors
 from ntkprefix.parts import Parts
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration
+from ntkprefix.prompts.effects import effects
 
 # Sizes that a head may get, as parts of what it would get if all got the same.
 _PARTS = (0.25, 0.5, 1, 2, 4)
@@ -32,7 +35,8 @@ class Needs(NamedTuple):
 
     Attributes:
         numbers: of a head at each size, ascending, [S].
-        errors: on queries that are fitted to, mean over a kv head's query heads, [S, L, K].
+        errors: on queries that are fitted to, mean over a kv head's query heads, or what they do to the next tokens'
+            distribution, nats a token, [S, L, K].
     """
 
     numbers: Int[np.ndarray, " S"]
@@ -44,6 +48,7 @@ def needs(
     asked: Calibration,
     even: int,
     *,
+    felt: Callable[[], Float[np.ndarray, "L draws B T N Hv"]] | None = None,
     on_layer: Callable[[int], None] = lambda _: None,
     parts: Parts | None = None,
 ) -> Needs:
@@ -55,6 +60,7 @@ def needs(
         whole: the prompt's keys and values, [L, M, K, H].
         asked: of the same layers.
         even: numbers of each head if all got the same.
+        felt: gives the `scores` of the first B T queries, for `effects` in place of errors; called where it is needed.
         on_layer: called with the number of layers done.
         parts: where the errors of layers are kept, and those of a call that was stopped are found.
 
@@ -72,23 +78,29 @@ def needs(
         tokens, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (whole, asked))
         of_fitted = jax.tree.map(lambda leaf: leaf[:fitted], of_layer)
 
-        def of_sizes(tokens: TokenPrefix = tokens, asked: Calibration = of_fitted) -> Float[Array, "S N"]:
-            return jnp.stack([_error(tokens, asked, numbers=int(count)) for count in numbers])
+        def of_sizes(tokens=tokens, asked=of_fitted, layer=layer) -> Float[Array, "S heads"]:
+            of_layer = None if felt is None else jnp.asarray(felt()[layer])
+            return jnp.stack([_error(tokens, asked, of_layer, numbers=int(count)) for count in numbers])
 
-        found = np.asarray(parts(f"need-{layer}", of_sizes))
+        found = np.asarray(parts(f"{'need' if felt is None else 'effect'}-{layer}", of_sizes))
         errors[:, layer] = found.reshape(len(numbers), heads, -1).mean(axis=-1)
         on_layer(layer + 1)
     return Needs(numbers, errors)
 
 
 @partial(jax.jit, static_argnames="numbers")
-def _error(tokens, asked, *, numbers):
-    """Of each query head, [N]: the mean over the queries that Attention Matching is fitted to."""
+def _error(tokens, asked, felt, *, numbers):
+    """Of each query head, [N], the mean over the queries that Attention Matching is fitted to; or effects, [K]."""
     dtype = accumulator(tokens.keys.dtype, tokens.values.dtype)
     tokens, asked = jax.tree.map(lambda leaf: leaf.astype(dtype), (tokens, asked))
     scale = tokens.keys.shape[-1] ** -0.5
     problem = Problem(tokens.keys, tokens.values, asked.queries, asked.beside, scale, tokens.log_weights)
-    return jnp.mean(query_errors(problem, _METHOD(problem, numbers, jax.random.key(0))), axis=0)
+    prefix = _METHOD(problem, numbers, jax.random.key(0))
+    if felt is None:
+        return jnp.mean(query_errors(problem, prefix), axis=0)
+    count = math.prod(felt.shape[1:3])
+    queries, beside = jax.tree.map(lambda leaf: leaf[:count], (problem.queries, problem.beside))
+    return effects(dataclasses.replace(problem, queries=queries, beside=beside), felt, prefix)
 
 
 def shared_out(found: Needs, total: int) -> Int[np.ndarray, "L K"]:

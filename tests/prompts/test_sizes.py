@@ -105,6 +105,20 @@ def test_a_head_that_needs_more_gets_more_within_the_same_budget():
     np.testing.assert_allclose(report.error[layer, of_head], alone.report.error, rtol=1e-4)
 
 
+def test_a_head_whose_errors_are_felt_gets_more():
+    """The hard head's errors are the largest, and another's move what the model says next a thousand times more."""
+    whole, asked = layers()
+    rows, dear = 6, (0, 1)
+    fitted = Q - Q // 4
+    felt = np.random.default_rng(1).standard_normal((L, 2, rows, fitted // rows, K * G, HV)).astype(np.float32)
+    felt[dear[0], ..., dear[1] * G : (dear[1] + 1) * G, :] *= 1e3
+    shared, report = compress_layers(whole, asked, method=METHOD, budget=16, share="effect", felt=lambda: felt)
+    found = counts(shared)
+    assert found.argmax() == np.ravel_multi_index(dear, (L, K))
+    assert found[dear] == 2 * 16 * TOKEN // (TOKEN + 1) > found[HARD]  # for four times as many there is no room
+    assert report.numbers <= 16 * TOKEN
+
+
 def test_heads_that_miss_an_error_keep_more_and_are_named():
     whole, asked = layers()
     evenly, even_report = compress_layers(whole, asked, method=METHOD, budget=8)
@@ -140,7 +154,9 @@ def test_only_tokens_can_have_several_sizes(method):
 
 def test_strange_shares_and_errors(unchecked):
     whole, asked = layers()
-    with pytest.raises(ValueError, match="unknown share 'fairly'; expected one of even, need"):
+    with pytest.raises(ValueError, match="unknown share 'fairly'; expected one of even, need, effect"):
         compress_layers(whole, asked, method=METHOD, budget=8, share="fairly")
+    with pytest.raises(ValueError, match=r"expected felt= for share='effect', got None"):
+        compress_layers(whole, asked, method=METHOD, budget=8, share="effect")
     with pytest.raises(ValueError, match="error"):
         compress_layers(whole, asked, method=METHOD, budget=8, error=-1.0)

@@ -1,0 +1,61 @@
+"""What an error does to the next tokens' distribution: estimated for all heads at once, and found by trying each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from models.tiny_text import golden
+
+from ntkprefix import TokenPrefix
+from ntkprefix.compress.problem import Problem
+from ntkprefix.prompts import calibrate, read_prompt
+from ntkprefix.prompts.effects import effects, scores
+
+START = 7
+
+
+def log_probabilities(model, texts, prefixes):
+    positions = jnp.broadcast_to(START + jnp.arange(texts.shape[1])[None], texts.shape)
+    logits = np.asarray(model.logits(model(texts, prefixes=prefixes, positions=positions)), np.float64)
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def test_effects_are_the_divergences_of_one_head_at_a_time(loaded):
+    """For values that are off by a little: KL in float64, head by head, against the estimate with many draws."""
+    model = loaded("llama")
+    tokens = jnp.asarray(golden("llama")["tokens"], jnp.int32)
+    whole = read_prompt(model, tokens[:1, :START])
+    random = np.random.default_rng(0)
+    texts = jnp.asarray(random.integers(int(tokens.max()), size=(6, 5)), jnp.int32)
+    asked = calibrate(model, texts, whole, start=START)
+    felt = scores(model, texts, whole, start=START, draws=400)
+    layers, _, heads, width = whole.keys.shape
+    assert felt.shape == (layers, 400, 6, 5, model.config.block.heads, width)
+    off = jnp.asarray(0.1 * random.standard_normal(whole.values.shape), jnp.float32)
+    said = log_probabilities(model, texts, whole)
+    found, estimated = np.zeros((2, layers, heads))
+    for layer in range(layers):
+        keys, values, wrong, of_layer = jax.tree.map(
+            lambda leaf, at=layer: leaf[at], (whole.keys, whole.values, off, asked)
+        )
+        problem = Problem(keys, values, of_layer.queries, of_layer.beside, width**-0.5)
+        estimated[layer] = effects(problem, jnp.asarray(felt[layer]), TokenPrefix(keys, values + wrong))
+        for head in range(heads):
+            one = whole.values.at[layer, :, head].add(off[layer, :, head])
+            other = log_probabilities(model, texts, TokenPrefix(whole.keys, one))
+            found[layer, head] = (np.exp(said) * (said - other)).sum(axis=-1).mean()
+    assert found.max() > 3 * found.min() > 1e-6  # heads differ, and by more than rounding
+    np.testing.assert_allclose(estimated, found, rtol=0.2)
+
+
+def test_a_prefix_without_errors_has_no_effect(loaded):
+    model, tokens = loaded("gpt2"), jnp.asarray(golden("gpt2")["tokens"], jnp.int32)
+    whole = read_prompt(model, tokens[:1, :START])
+    texts = tokens[:1, START : START + 4]
+    asked = calibrate(model, texts, whole, start=START)
+    felt = scores(model, texts, whole, start=START)
+    assert np.abs(felt).max() > 1e-3
+    keys, values, of_layer = jax.tree.map(lambda leaf: leaf[0], (whole.keys, whole.values, asked))
+    problem = Problem(keys, values, of_layer.queries, of_layer.beside, keys.shape[-1] ** -0.5)
+    assert float(effects(problem, jnp.asarray(felt[0]), TokenPrefix(keys, values)).max()) == 0.0
+    assert float(effects(problem, jnp.asarray(felt[0]), TokenPrefix(keys, 2 * values)).min()) > 0.0
