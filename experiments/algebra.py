@@ -35,14 +35,13 @@ from ntkprefix.prompts import (
     append_document,
     calibrate,
     compress_layers,
-    continued,
     merge_prompts,
     read_prompt,
     recompress_prompt,
-    repeated,
     shift_prompt,
     subtract_prompt,
 )
+from ntkprefix.prompts.calibration import texts_behind, without_last
 from ntkprefix.runs import environment, progress, read_json, write_json
 from theory.pieces import Pieces
 
@@ -127,9 +126,8 @@ class Pair:
         found = []
         for document, whole in zip(self.documents, self.whole, strict=True):
             sizes = {"rows": self.config.rows // 2, "length": self.config.length, "seed": self.config.seed}
-            drawn = continued(self.model, whole.prefixes, int(document[0, -1]), **sizes)
-            rows = np.concatenate([np.asarray(drawn), repeated(np.asarray(document[0]), **sizes)])
-            found.append(jnp.asarray(np.random.default_rng(self.config.seed).permutation(rows)))
+            before, start = without_last(whole.prefixes), document.shape[1] - 1
+            found.append(texts_behind(self.model, "both", document, before, start=start, **sizes))
         return found
 
     @cached_property

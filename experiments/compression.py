@@ -11,11 +11,11 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,17 @@ from jaxtyping import Array, Float, Int
 from experiments import RESULTS, commands
 from experiments.passages import passage
 from ntkprefix.compress import METHODS, Report
+from ntkprefix.compress.compress import fitted_to
 from ntkprefix.compress.problem import Problem
 from ntkprefix.compress.report import query_errors
 from ntkprefix.models import TextModel, generate, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prefixes import TokenPrefix
-from ntkprefix.prompts import Calibration, calibrate, compress_layers, continued, distil, read_prompt
+from ntkprefix.prompts import Calibration, calibrate, compress_layers, distil, read_prompt
+from ntkprefix.prompts.calibration import texts_behind, without_last
+from ntkprefix.prompts.effects import scores
+from ntkprefix.prompts.layers import Share
+from ntkprefix.prompts.precision import Dtype, rounded
 from ntkprefix.runs import environment, progress, read_json, write_json
 from ntkprefix.train import TrainConfig
 from theory.pieces import Pieces
@@ -41,16 +46,14 @@ _GENERATED = 32
 PATH = RESULTS / "compression.json"
 
 
-Share = Literal["even", "need"]
-
-
 @dataclass(frozen=True)
 class Way:
-    """A method, how its budget is shared out, and whether the prefix is then trained on what the model says next."""
+    """A method, how its budget is shared out, whether the prefix is then trained on what is said next, and its bits."""
 
     method: str
     share: Share = "even"
     distil: bool = False
+    dtype: Dtype = "float32"
 
 
 WAYS: Mapping[str, Way] = MappingProxyType(
@@ -58,8 +61,10 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         **{name: Way(name) for name in METHODS},
         "matching by need": Way("matching-in-context", "need"),
         "refined by need": Way("refined", "need"),
+        "refined by effect": Way("refined", "effect"),
         "distilled": Way("matching-in-context", distil=True),
-        "ours": Way("refined", "need", distil=True),
+        "matching in 8 bits": Way("matching", dtype="int8"),
+        "ours": Way("refined", "effect", distil=True, dtype="int8"),
     }
 )
 
@@ -71,7 +76,7 @@ class Effort:
     Attributes:
         model: causal.
         tokens: of a prompt.
-        rows: texts of the model's own that methods are fitted to.
+        rows: texts of the model's own that methods are fitted to, and as many pieces of the prompt.
         length: their tokens.
         epochs: passes over the rows in which ways that distil train.
         learning_rate: of that.
@@ -110,7 +115,7 @@ class CompressionConfig(Effort):
     methods: tuple[str, ...] = (
         "ends", "uniform", "importance", "snapkv", "expected", "knorm", "keydiff", "kmeans", "wildcat", "measure",
         "favor", "elu", "matching", "matching-in-context", "matching-pursuit", "matching by need", "refined",
-        "refined by need", "distilled", "ours",
+        "refined by need", "refined by effect", "distilled", "matching in 8 bits", "ours",
     )  # fmt: skip
     out: Path = Path("runs/compression")
     results: Path = PATH
@@ -120,9 +125,9 @@ class Read(NamedTuple):
     """A prompt, and what all methods share; and what methods made of it, each once."""
 
     whole: TokenPrefix
-    rows: Array
+    taught: Array
     asked: Calibration
-    compressed: Callable[[str, Share, str], tuple[Any, Report, float]]
+    compressed: Callable[[Way, str], tuple[Any, Report, float]]
     seconds: float
 
 
@@ -187,31 +192,43 @@ def read_and_asked(model: TextModel, tokens: Int[np.ndarray, " M"], effort: Effo
     """A prompt's own keys and values, and what the model's own texts ask behind it."""
     began = time.perf_counter()
     whole = read_prompt(model, jnp.asarray(tokens[None]))
-    options = {"rows": effort.rows, "length": effort.length, "seed": effort.seed}
-    rows = continued(model, whole, int(tokens[-1]), **options)
-    asked = jax.block_until_ready(calibrate(model, rows, whole, start=len(tokens)))
+    length, seed = len(tokens), effort.seed
+    sizes = {"rows": effort.rows, "length": effort.length}
+    document = jnp.asarray(tokens[None])
+    rows = texts_behind(model, "both", document, without_last(whole), start=length - 1, seed=seed, **sizes)
+    asked = jax.block_until_ready(calibrate(model, rows, whole, start=length))
     seconds = time.perf_counter() - began
+    taught = rows[: fitted_to(rows.size) // rows.shape[1]]
 
     @cache
-    def compressed(method: str, share: Share, budget: str) -> tuple[Any, Report, float]:
+    def felt() -> tuple[np.ndarray, float]:
         began = time.perf_counter()
-        found = compress_layers(whole, asked, method=method, share=share, budget=budget, seed=effort.seed)
-        return *jax.block_until_ready(found), time.perf_counter() - began
+        return scores(model, taught, whole, start=length, seed=seed), time.perf_counter() - began
 
-    return Read(whole, rows, asked, compressed, seconds)
+    @cache
+    def compressed(way: Way, budget: str) -> tuple[Any, Report, float]:
+        """What a way makes before it trains anything."""
+        found, seconds = felt() if way.share == "effect" else (None, 0.0)
+        began = time.perf_counter()
+        how: dict[str, Any] = {"method": way.method, "share": way.share, "dtype": way.dtype, "budget": budget}
+        how["felt"] = None if found is None else lambda: found
+        made = compress_layers(whole, asked, seed=seed, **how)
+        return *jax.block_until_ready(made), seconds + time.perf_counter() - began
+
+    return Read(whole, taught, asked, compressed, seconds)
 
 
 def made(model: TextModel, read: Read, method: str, budget: str, effort: Effort) -> tuple[Any, Report, float]:
     """A way's prefixes, their report, and the seconds that it took: of both parts, where a prefix is then trained."""
     way = WAYS[method]
-    prefixes, report, seconds = read.compressed(way.method, way.share, budget)
+    prefixes, report, seconds = read.compressed(replace(way, distil=False), budget)
     if not way.distil:
         return prefixes, report, seconds
     began = time.perf_counter()
     train = TrainConfig(epochs=effort.epochs, batch_size=4, learning_rate=effort.learning_rate, weight_decay=0.0)
     start = read.whole.keys.shape[1]
-    prefixes, _ = distil(model, prefixes, read.whole, read.rows, start=start, config=train)
-    jax.block_until_ready(prefixes)
+    prefixes, _ = distil(model, prefixes, read.whole, read.taught, start=start, config=train)
+    prefixes = jax.block_until_ready(rounded(prefixes, way.dtype))
     return prefixes, report, seconds + time.perf_counter() - began
 
 

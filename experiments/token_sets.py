@@ -73,7 +73,7 @@ class TokenSetsConfig:
     def __post_init__(self):
         counts = {name: getattr(self, name) for name in ("inputs", "asking", "others", "length", "size", "seeds")}
         checks.at_least(1, "token_sets", **counts)
-        known = [name for name, way in WAYS.items() if not way.distil]
+        known = [name for name, way in WAYS.items() if not way.distil and way.share != "effect"]
         for method in self.methods:
             checks.one_of("token_sets", "method", method, known)
 

@@ -26,6 +26,7 @@ from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import mesh_of, on_mesh, sizes_of
 from ntkprefix.parts import parts_folder
 from ntkprefix.prompts import CompressedPrompt, compress_prompt, save_prompt
+from ntkprefix.prompts.calibration import Kind
 from ntkprefix.prompts.layers import Share
 from ntkprefix.prompts.precision import Dtype
 from ntkprefix.runs import check_writable, environment, progress
@@ -55,8 +56,8 @@ class Config:
             error that it makes (need), or by what its error does to what the model says next (effect).
         error: of attention outputs, that no head should exceed: those that do keep more than their share, and are
             named where they still do.
-        queries: that it is fitted to: those of texts with which the model goes on (continue), or of
-            the prompt, read once more (repeat).
+        queries: that it is fitted to: those of texts with which the model goes on (continue), of the prompt, read once
+            more (repeat), or both.
         distil: passes over these texts in which the prefix is then trained to say next what the model says behind the
             whole prompt; 0 for none.
         learning_rate: step size of that training, in units of the spread of keys and values.
@@ -79,7 +80,7 @@ class Config:
     method: Literal[*METHODS] = "matching-in-context"
     share: Share = "even"
     error: Annotated[float | None, default_told("none")] = None
-    queries: Literal["continue", "repeat"] = "continue"
+    queries: Kind = "both"
     distil: int = 0
     learning_rate: float = 0.01
     tokens: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from ntkprefix.models import TextModel
 from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
 from ntkprefix.prompts.algebra import checked
-from ntkprefix.prompts.calibration import Calibration, calibrate, texts_behind, without_last
+from ntkprefix.prompts.calibration import Calibration, Kind, calibrate, texts_behind, without_last
 from ntkprefix.prompts.compress import CompressedPrompt
 from ntkprefix.prompts.layers import compress_layers, judge_layers
 from ntkprefix.prompts.read import read_prompt
@@ -30,7 +30,7 @@ def append_document(
     *,
     budget: int | str | None = None,
     method: str | Method | None = None,
-    texts: Literal["continue", "repeat"] | Int[Array, "B T"] = "continue",
+    texts: Kind | Int[Array, "B T"] = "both",
     seed: int = 0,
     chunk: int = 512,
     on_step: Callable[[str, int, int], None] | None = None,
@@ -81,7 +81,7 @@ def append_document(
     tell = on_step or (lambda *_: None)
     checked("append_document", prompt)
     if isinstance(texts, str):
-        checks.one_of("append_document", "kind of texts", texts, ("continue", "repeat"))
+        checks.one_of("append_document", "kind of texts", texts, get_args(Kind))
     before = prompt.prefixes
     last = before.parts[-1] if isinstance(before, JoinedPrefix) else before
     state = isinstance(last, FeaturePrefix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ from ntkprefix.models import TextModel, generate
 from ntkprefix.partial import Partial
 from ntkprefix.prefixes import TokenPrefix
 
-# Texts behind a prompt, and how long they are: 2,048 queries a head, of which a quarter is held out for the report.
+# Texts that are asked behind a prompt.
+Kind = Literal["both", "continue", "repeat"]
+# How many of a kind, and their tokens: 4,096 queries a head of both, of which a quarter is held out for the report.
 ROWS, LENGTH = 16, 128
 
 
@@ -207,16 +209,21 @@ def texts_behind(
     before: Any,
     *,
     start: int,
+    rows: int = ROWS,
+    length: int = LENGTH,
     seed: int,
 ) -> Int[Array, "B T"]:
-    """Texts behind a document, of the library's own number and length.
+    """Texts behind a document.
 
     Args:
         model: causal, with a head.
-        kind: `"continue"` for what the model says next; `"repeat"` for pieces of the document.
+        kind: `"continue"` for what the model says next; `"repeat"` for pieces of the document; `"both"` for as many of
+            the one as of the other, in an order drawn at random.
         tokens: the document, [1, M].
         before: all that the texts see, without the document's last token (`without_last`).
         start: position of that token.
+        rows: texts of each kind; fewer pieces where the document is shorter than that many.
+        length: T, tokens of each; M where a document of which there are pieces is shorter.
         seed: of what is random.
 
     Returns:
@@ -226,7 +233,14 @@ def texts_behind(
         TypeError: as for `generate`.
         ValueError: as for `generate`, or nothing in front of the last token.
     """
-    sizes = {"rows": ROWS, "length": LENGTH, "seed": seed}
-    if kind == "repeat":
-        return jnp.asarray(repeated(np.asarray(tokens)[0], **sizes))
-    return _drawn(model, before, int(np.asarray(tokens)[0, -1]), start=start, **sizes)
+    document = np.asarray(tokens)[0]
+    if kind != "continue":
+        length = min(length, len(document))
+    found = []
+    if kind != "repeat":
+        found.append(_drawn(model, before, int(document[-1]), start=start, rows=rows, length=length, seed=seed))
+    if kind != "continue":
+        found.append(jnp.asarray(repeated(document, rows=rows, length=length, seed=seed)))
+    texts = jnp.concatenate(found)
+    # Both kinds are among those that are fitted to and among those that are held out.
+    return texts if kind != "both" else texts[np.random.default_rng(seed).permutation(len(texts))]

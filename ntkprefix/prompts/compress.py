@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from ntkprefix.compress.compress import fitted_to, method_of
 from ntkprefix.fingerprints import of_model
 from ntkprefix.models import BlockConfig, TextModel
 from ntkprefix.parts import Parts
-from ntkprefix.prompts.calibration import calibrate, texts_behind, without_last
+from ntkprefix.prompts.calibration import Kind, calibrate, texts_behind, without_last
 from ntkprefix.prompts.distil import distil as distilled
 from ntkprefix.prompts.effects import scores
 from ntkprefix.prompts.layers import Share, compress_layers, judge_layers
@@ -68,7 +68,7 @@ def compress_prompt(
     budget: int | str,
     share: Share = "even",
     error: float | None = None,
-    texts: Literal["continue", "repeat"] | Int[Array, "B T"] = "continue",
+    texts: Kind | Int[Array, "B T"] = "both",
     distil: TrainConfig | None = None,
     dtype: Dtype = "float32",
     seed: int = 0,
@@ -100,7 +100,7 @@ def compress_prompt(
             `report.above(error)`, on queries that are held out.
         texts: that ask of the prompt what others will, [B, T], without padding, the last quarter of which is held out
             for the report: `"continue"` for texts that the model itself says next, drawn at temperature 1; `"repeat"`
-            for pieces of the prompt, read once more behind it.
+            for pieces of the prompt, read once more behind it, which ask for more of it; `"both"`, half and half.
         distil: how to train on the texts that are not held out; not at all if None.
         dtype: in which the prefix will be stored, and budgets in bytes are counted. A ratio is against the prompt in
             the same type, but of int8 against 16 bits, in which models keep keys and values. It is rounded to int8
@@ -137,7 +137,7 @@ def compress_prompt(
     """
     tell = on_step or (lambda *_: None)
     if isinstance(texts, str):
-        checks.one_of("compress_prompt", "kind of texts", texts, ("continue", "repeat"))
+        checks.one_of("compress_prompt", "kind of texts", texts, get_args(Kind))
     length, block = tokens.shape[1], model.config.block
     # What is wrong with these is known before anything is read.
     method_of(method)
