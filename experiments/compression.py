@@ -33,7 +33,7 @@ from ntkprefix.models import TextModel, generate, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts import Calibration, calibrate, compress_layers, distil, read_prompt
-from ntkprefix.prompts.calibration import texts_behind, without_last
+from ntkprefix.prompts.calibration import Kind, texts_behind, without_last
 from ntkprefix.prompts.effects import scores
 from ntkprefix.prompts.layers import Share
 from ntkprefix.prompts.precision import Dtype, rounded
@@ -62,6 +62,7 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         "matching by need": Way("matching-in-context", "need"),
         "refined by need": Way("refined", "need"),
         "refined by effect": Way("refined", "effect"),
+        "refined by need, distilled": Way("refined", "need", distil=True),
         "distilled": Way("matching-in-context", distil=True),
         "matching in 8 bits": Way("matching", dtype="int8"),
         "ours": Way("refined", "effect", distil=True, dtype="int8"),
@@ -76,7 +77,8 @@ class Effort:
     Attributes:
         model: causal.
         tokens: of a prompt.
-        rows: texts of the model's own that methods are fitted to, and as many pieces of the prompt.
+        texts_are: what methods are fitted to: texts of the model's own, pieces of the prompt, or both.
+        rows: texts of each kind.
         length: their tokens.
         epochs: passes over the rows in which ways that distil train.
         learning_rate: of that.
@@ -85,6 +87,7 @@ class Effort:
 
     model: str = "smollm2"
     tokens: int = 4096
+    texts_are: Kind = "continue"
     rows: int = 32
     length: int = 128
     epochs: int = 2
@@ -115,7 +118,7 @@ class CompressionConfig(Effort):
     methods: tuple[str, ...] = (
         "ends", "uniform", "importance", "snapkv", "expected", "knorm", "keydiff", "kmeans", "wildcat", "measure",
         "favor", "elu", "matching", "matching-in-context", "matching-pursuit", "matching by need", "refined",
-        "refined by need", "refined by effect", "distilled", "matching in 8 bits", "ours",
+        "refined by need", "refined by effect", "distilled", "refined by need, distilled", "matching in 8 bits", "ours",
     )  # fmt: skip
     out: Path = Path("runs/compression")
     results: Path = PATH
@@ -125,7 +128,7 @@ class Read(NamedTuple):
     """A prompt, and what all methods share; and what methods made of it, each once."""
 
     whole: TokenPrefix
-    taught: Array
+    rows: Array
     asked: Calibration
     compressed: Callable[[Way, str], tuple[Any, Report, float]]
     seconds: float
@@ -189,13 +192,13 @@ def _prompt(model: TextModel, tokens: np.ndarray, config: CompressionConfig) -> 
 
 
 def read_and_asked(model: TextModel, tokens: Int[np.ndarray, " M"], effort: Effort) -> Read:
-    """A prompt's own keys and values, and what the model's own texts ask behind it."""
+    """A prompt's own keys and values, and what texts ask behind it."""
     began = time.perf_counter()
     whole = read_prompt(model, jnp.asarray(tokens[None]))
     length, seed = len(tokens), effort.seed
     sizes = {"rows": effort.rows, "length": effort.length}
     document = jnp.asarray(tokens[None])
-    rows = texts_behind(model, "both", document, without_last(whole), start=length - 1, seed=seed, **sizes)
+    rows = texts_behind(model, effort.texts_are, document, without_last(whole), start=length - 1, seed=seed, **sizes)
     asked = jax.block_until_ready(calibrate(model, rows, whole, start=length))
     seconds = time.perf_counter() - began
     taught = rows[: fitted_to(rows.size) // rows.shape[1]]
@@ -215,7 +218,7 @@ def read_and_asked(model: TextModel, tokens: Int[np.ndarray, " M"], effort: Effo
         made = compress_layers(whole, asked, seed=seed, **how)
         return *jax.block_until_ready(made), seconds + time.perf_counter() - began
 
-    return Read(whole, taught, asked, compressed, seconds)
+    return Read(whole, rows, asked, compressed, seconds)
 
 
 def made(model: TextModel, read: Read, method: str, budget: str, effort: Effort) -> tuple[Any, Report, float]:
@@ -227,7 +230,7 @@ def made(model: TextModel, read: Read, method: str, budget: str, effort: Effort)
     began = time.perf_counter()
     train = TrainConfig(epochs=effort.epochs, batch_size=4, learning_rate=effort.learning_rate, weight_decay=0.0)
     start = read.whole.keys.shape[1]
-    prefixes, _ = distil(model, prefixes, read.whole, read.taught, start=start, config=train)
+    prefixes, _ = distil(model, prefixes, read.whole, read.rows, start=start, config=train)
     prefixes = jax.block_until_ready(rounded(prefixes, way.dtype))
     return prefixes, report, seconds + time.perf_counter() - began
 

@@ -86,6 +86,20 @@ def test_several_places(measure, monkeypatch):
     assert len(plots.compression(results).axes[0].lines[0].get_xdata()) == 4
 
 
+def test_ways_of_our_own(measure, monkeypatch):
+    """Of the same bytes, 8 bits make more tokens; and scores are found once for all ways that share by effect."""
+    monkeypatch.setattr(compression, "pace", lambda *_: 0.25)
+    scored = []
+    found = compression.scores
+    monkeypatch.setattr(compression, "scores", lambda *args, **options: scored.append(1) or found(*args, **options))
+    methods = ("matching", "matching in 8 bits", "refined by effect", "ours")
+    rows = measure(methods=methods, budgets=("2x",), texts=("one.txt",), texts_are="both")["rows"]
+    assert [row["method"] for row in rows] == list(methods)
+    assert len(scored) == 1
+    assert all(row["ratio"] >= 2 for row in rows)
+    assert rows[1]["error"] < rows[0]["error"]
+
+
 def test_what_is_measured_is_not_measured_again(measure, monkeypatch):
     first = measure(methods=("ends",))
     assert {row["seconds_per_token"] > 0 for row in first["rows"]} == {True}

@@ -80,7 +80,7 @@ class Config:
     method: Literal[*METHODS] = "matching-in-context"
     share: Share = "even"
     error: Annotated[float | None, default_told("none")] = None
-    queries: Kind = "both"
+    queries: Kind = "continue"
     distil: int = 0
     learning_rate: float = 0.01
     tokens: int = 0

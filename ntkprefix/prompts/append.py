@@ -30,7 +30,7 @@ def append_document(
     *,
     budget: int | str | None = None,
     method: str | Method | None = None,
-    texts: Kind | Int[Array, "B T"] = "both",
+    texts: Kind | Int[Array, "B T"] = "continue",
     seed: int = 0,
     chunk: int = 512,
     on_step: Callable[[str, int, int], None] | None = None,

@@ -68,7 +68,7 @@ def compress_prompt(
     budget: int | str,
     share: Share = "even",
     error: float | None = None,
-    texts: Kind | Int[Array, "B T"] = "both",
+    texts: Kind | Int[Array, "B T"] = "continue",
     distil: TrainConfig | None = None,
     dtype: Dtype = "float32",
     seed: int = 0,

@@ -39,7 +39,7 @@ class _Nudged:
 
 
 def scores(
-    model: TextModel, texts: Int[Array, "B T"], whole: TokenPrefix, *, start: int, draws: int = 2, seed: int = 0
+    model: TextModel, texts: Int[Array, "B T"], whole: TokenPrefix, *, start: int, draws: int = 1, seed: int = 0
 ) -> Float[np.ndarray, "L S B T N Hv"]:
     r"""What the likelihood of the next tokens feels of each head's mean value of the prompt.
 
@@ -69,7 +69,7 @@ def scores(
         >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
         >>> whole = read_prompt(model, jnp.array([[3, 1, 4, 1, 5]]))
         >>> scores(model, jnp.array([[9, 2, 6], [5, 3, 5]]), whole, start=5).shape
-        (2, 2, 2, 3, 3, 4)
+        (2, 1, 2, 3, 3, 4)
     """
     graph, weights = nnx.split(model)
     keys = jax.random.split(jax.random.key(seed), -(-len(texts) // _BATCH))
