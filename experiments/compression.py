@@ -60,12 +60,12 @@ WAYS: Mapping[str, Way] = MappingProxyType(
     {
         **{name: Way(name) for name in METHODS},
         "matching by need": Way("matching-in-context", "need"),
+        "matching by effect": Way("matching-in-context", "effect"),
         "refined by need": Way("refined", "need"),
-        "refined by effect": Way("refined", "effect"),
         "refined by need, distilled": Way("refined", "need", distil=True),
         "distilled": Way("matching-in-context", distil=True),
         "matching in 8 bits": Way("matching", dtype="int8"),
-        "ours": Way("refined", "effect", distil=True, dtype="int8"),
+        "ours": Way("refined", "need", distil=True, dtype="int8"),
     }
 )
 
@@ -117,8 +117,9 @@ class CompressionConfig(Effort):
     budgets: tuple[str, ...] = ("32x",)
     methods: tuple[str, ...] = (
         "ends", "uniform", "importance", "snapkv", "expected", "knorm", "keydiff", "kmeans", "wildcat", "measure",
-        "favor", "elu", "matching", "matching-in-context", "matching-pursuit", "matching by need", "refined",
-        "refined by need", "refined by effect", "distilled", "refined by need, distilled", "matching in 8 bits", "ours",
+        "favor", "elu", "matching", "matching-in-context", "matching-pursuit", "matching by need",
+        "matching by effect", "refined", "refined by need", "distilled", "refined by need, distilled",
+        "matching in 8 bits", "ours",
     )  # fmt: skip
     out: Path = Path("runs/compression")
     results: Path = PATH

@@ -87,12 +87,12 @@ def test_several_places(measure, monkeypatch):
 
 
 def test_ways_of_our_own(measure, monkeypatch):
-    """Of the same bytes, 8 bits make more tokens; and scores are found once for all ways that share by effect."""
+    """Of the same bytes, 8 bits make more tokens; and scores are found once for ways that share by effect."""
     monkeypatch.setattr(compression, "pace", lambda *_: 0.25)
     scored = []
     found = compression.scores
     monkeypatch.setattr(compression, "scores", lambda *args, **options: scored.append(1) or found(*args, **options))
-    methods = ("matching", "matching in 8 bits", "refined by effect", "ours")
+    methods = ("matching", "matching in 8 bits", "matching by effect", "ours")
     rows = measure(methods=methods, budgets=("2x",), texts=("one.txt",), texts_are="both")["rows"]
     assert [row["method"] for row in rows] == list(methods)
     assert len(scored) == 1
