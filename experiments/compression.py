@@ -44,6 +44,7 @@ from theory.pieces import Pieces
 # Tokens that are generated to see how fast that is.
 _GENERATED = 32
 PATH = RESULTS / "compression.json"
+SIZES = RESULTS / "compression_sizes.json"
 
 
 @dataclass(frozen=True)

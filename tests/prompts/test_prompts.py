@@ -26,6 +26,7 @@ from ntkprefix.prompts import (
     repeated,
     save_prompt,
 )
+from ntkprefix.prompts.calibration import texts_behind, without_last
 from ntkprefix.prompts.layers import judge_layers
 from ntkprefix.train import TrainConfig
 
@@ -111,6 +112,23 @@ def test_pieces_of_the_prompt_cover_it():
     assert sorted(pieces[:, 0].tolist()) == [0, 225, 450, 675, 900]
     np.testing.assert_array_equal(pieces, pieces[:, :1] + np.arange(100))
     assert repeated(np.arange(7), rows=5, length=100).shape == (1, 7)
+
+
+@pytest.mark.parametrize("length", [3, 50])
+def test_texts_of_both_kinds_are_mixed(length, loaded, unchecked):
+    model, tokens = loaded("llama"), text_of("llama")
+    whole, start = read_prompt(model, tokens), tokens.shape[1] - 1
+    short = min(length, tokens.shape[1])  # pieces are no longer than the prompt
+
+    def behind(kind, length):
+        options = {"start": start, "rows": 4, "length": length, "seed": 3}
+        return np.asarray(texts_behind(model, kind, tokens, without_last(whole), **options)).tolist()
+
+    said, pieces, both = behind("continue", short), behind("repeat", length), behind("both", length)
+    assert sorted(both) == sorted(said + pieces)
+    assert both != said + pieces
+    with pytest.raises(ValueError, match="unknown kind of texts 'neither'; expected one of both, continue, repeat"):
+        compress_prompt(model, tokens, method="ends", budget=2, texts="neither")
 
 
 def test_continuations_are_drawn_as_the_model_says(loaded):
