@@ -67,7 +67,7 @@ def sizes(results: dict[str, Any]) -> Figure:
     for method, colour, marker in zip(results["config"]["methods"], _PALETTE, "osD^vPX", strict=False):
         rows = [row for row in results["rows"] if row["method"] == method]
         for each, what in zip(axes, ("kept", "divergence"), strict=True):
-            found = [[max(row[what], _LOWEST) for row in rows if row["budget"] == budget] for budget in budgets]
+            found = [[row[what] for row in rows if row["budget"] == budget] for budget in budgets]
             places = [float(budget.removesuffix("x")) for budget in budgets]
             each.plot(places, [np.mean(of) for of in found], f"-{marker}", color=colour, label=method)
             for place, of in zip(places, found, strict=True):

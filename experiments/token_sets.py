@@ -151,7 +151,9 @@ def _taken(rows: Array) -> Array:
 
 def _row(ready: Callable[[], _Set], method: str, budget: str, seed: int) -> dict[str, Any]:
     way, (whole, asked, asked_after) = WAYS[method], ready()
-    prefixes, report = compress_layers(whole, asked, method=way.method, budget=budget, share=way.share, seed=seed)
+    prefixes, report = compress_layers(
+        whole, asked, method=way.method, budget=budget, share=way.share, dtype=way.dtype, seed=seed
+    )
     errors = errors_of_layers(whole, asked_after, prefixes)
     inside = (errors >= report.low[:, None]) & (errors <= report.high[:, None])
     return {

@@ -27,6 +27,7 @@ from ntkprefix.parallel import mesh_of, on_mesh, sizes_of
 from ntkprefix.parts import parts_folder
 from ntkprefix.prompts import CompressedPrompt, compress_prompt, save_prompt
 from ntkprefix.prompts.calibration import Kind
+from ntkprefix.prompts.compress import check_method
 from ntkprefix.prompts.layers import Share
 from ntkprefix.prompts.precision import Dtype
 from ntkprefix.runs import check_writable, environment, progress
@@ -70,7 +71,7 @@ class Config:
         hosts: of one of several processes that compress together, as for ntkprefix train.
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: a setting out of range, or a method that cannot be stored or shared out so.
     """
 
     prompt: Path
@@ -103,6 +104,7 @@ class Config:
         checks.finite("compress", least=0.0, learning_rate=self.learning_rate)
         if self.error is not None:
             checks.finite("compress", least=0.0, error=self.error)
+        check_method(self.method, dtype=self.dtype, share=self.share, error=self.error)
 
 
 def main(config: Config) -> int:
@@ -182,6 +184,9 @@ def _notes(config: Config, model: TextModel, report: Report, tokens: int) -> dic
         "tokens": tokens,
         "method": config.method,
         "budget": config.budget,
+        "share": config.share,
+        "queries": config.queries,
+        "dtype": config.dtype,
         "error": float(report.error.mean()),
         "environment": environment(),
     }

@@ -51,7 +51,7 @@ def numbers_within(
     else:
         numbers = amount * _UNITS[unit] / heads / (1 if unit == "numbers" else itemsize)
     if not token <= numbers < math.inf:
-        more = f"a ratio of at most {longest:.6g}x" if unit == "x" else "'1 tokens' or more"
+        more = f"a ratio of at most {math.floor(longest)}x" if unit == "x" else "'1 tokens' or more"
         advice = more if numbers < token else "less"
         raise ValueError(
             f"budget: expected room for a token for each of {heads} heads, {token} numbers, got {budget!r}, which is "

@@ -21,6 +21,7 @@ from ntkprefix.compress.compress import fitted_to, method_of
 from ntkprefix.fingerprints import of_model
 from ntkprefix.models import BlockConfig, TextModel
 from ntkprefix.parts import Parts
+from ntkprefix.prefixes import JoinedPrefix, TokenPrefix
 from ntkprefix.prompts.calibration import Kind, calibrate, texts_behind, without_last
 from ntkprefix.prompts.distil import distil as distilled
 from ntkprefix.prompts.effects import scores
@@ -140,7 +141,7 @@ def compress_prompt(
         checks.one_of("compress_prompt", "kind of texts", texts, get_args(Kind))
     length, block = tokens.shape[1], model.config.block
     # What is wrong with these is known before anything is read.
-    method_of(method)
+    check_method(method, dtype=dtype, share=share, error=error)
     heads, token = model.config.layers * block.kv_heads, 2 * block.head_width
     even = numbers_within(budget, length=length, heads=heads, token=token, **itemsizes(dtype, token)._asdict())
     if error is None:  # to meet an error, heads may take more than their share
@@ -157,10 +158,12 @@ def compress_prompt(
     asked = calibrate(model, rows, whole, start=length)
     how: dict[str, Any] = {"method": method, "budget": budget, "share": share}
     how |= {"error": error, "dtype": dtype, "seed": seed}
-    # Whole texts of which no query is held out.
-    taught = rows[: fitted_to(rows.size) // rows.shape[1]]
+    # Whole texts of which no query is held out; of a single one, what is not.
+    fitted = fitted_to(rows.size)
+    taught = rows[: fitted // rows.shape[1]]
     if share == "effect":
-        how["felt"] = cache(partial(scores, model, taught, whole, start=length, seed=seed))
+        felt_by = taught if len(taught) else rows[:, :fitted]
+        how["felt"] = cache(partial(scores, model, felt_by, whole, start=length, seed=seed))
     prefixes, report = compress_layers(whole, asked, **how, on_step=tell, parts=parts)
     if distil is not None:
         steps = distil.steps(len(taught))
@@ -186,7 +189,35 @@ def _errors(report: Report) -> dict[str, Any]:
     return {name: getattr(report, name) for name in ("error", "low", "high", "mass_error", "radius", "value_bound")}
 
 
-def _check_room(block: BlockConfig, method: Method, length: int, even: int) -> None:
+def check_method(method: str | Method, *, dtype: Dtype, share: Share, error: float | None) -> None:
+    """That a method's prefixes can be stored in 8 bits, or have heads of several sizes, where they are to.
+
+    Raises:
+        ValueError: they cannot, or there is no such method.
+    """
+    method_of(method)
+    several = share != "even" or error is not None
+    if dtype != "int8" and not several:
+        return
+    tokens = jax.ShapeDtypeStruct((64, 1, 8), jnp.float32)
+    made = jax.eval_shape(
+        lambda keys, values, queries: compress(keys, values, method=method, budget="1x", queries=queries).prefix,
+        *(tokens,) * 3,
+    )
+    if several and not isinstance(made, TokenPrefix):
+        raise ValueError(
+            f"compress_prompt: heads of several sizes need a method that makes tokens, got {method!r}. Share the "
+            "budget evenly, and ask for no error."
+        )
+    for part in made.parts if isinstance(made, JoinedPrefix) else (made,):
+        if dtype == "int8" and not isinstance(part, TokenPrefix):
+            raise ValueError(
+                f"compress_prompt: dtype='int8' needs a method that makes tokens, got {method!r}. Take float16, or "
+                "another method."
+            )
+
+
+def _check_room(block: BlockConfig, method: str | Method, length: int, even: int) -> None:
     """That a method's smallest state has room in an even share of the budget: its shapes alone tell."""
     tokens = jax.ShapeDtypeStruct((length, block.kv_heads, block.head_width), jnp.float32)
     queries = jax.ShapeDtypeStruct((_ASKED, block.heads, block.head_width), jnp.float32)

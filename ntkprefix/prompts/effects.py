@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from ntkprefix._pytree import Leaf, pytree
 from ntkprefix.compress.problem import Problem, answer
+from ntkprefix.hosts import to_host
 from ntkprefix.models import TextModel
 from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes import TokenPrefix
@@ -21,6 +22,8 @@ from ntkprefix.prefixes.base import PrefixShape
 
 # Texts that go through the model at once.
 _BATCH = 4
+# Of the mass, below which a prompt's part moves nothing.
+_LEAST = 1e-30
 
 
 @pytree
@@ -39,9 +42,9 @@ class _Nudged:
 
 
 def scores(
-    model: TextModel, texts: Int[Array, "B T"], whole: TokenPrefix, *, start: int, draws: int = 1, seed: int = 0
+    model: TextModel, texts: Int[Array, "B T"], whole: TokenPrefix, *, start: int, draws: int = 4, seed: int = 0
 ) -> Float[np.ndarray, "L S B T N Hv"]:
-    r"""What the likelihood of the next tokens feels of each head's mean value of the prompt.
+    r"""What the log-likelihood of the next tokens feels of each head's mean value of the prompt.
 
     $$ g_n(q) = \nabla_{v_n(q)} \sum_t \log p(y_t \mid prompt, text_{\le t}), \qquad y_t \sim p(\cdot \mid prompt,
        text_{\le t}), $$
@@ -69,13 +72,13 @@ def scores(
         >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
         >>> whole = read_prompt(model, jnp.array([[3, 1, 4, 1, 5]]))
         >>> scores(model, jnp.array([[9, 2, 6], [5, 3, 5]]), whole, start=5).shape
-        (2, 1, 2, 3, 3, 4)
+        (2, 4, 2, 3, 3, 4)
     """
     graph, weights = nnx.split(model)
     keys = jax.random.split(jax.random.key(seed), -(-len(texts) // _BATCH))
     firsts = range(0, len(texts), _BATCH)
     found = [
-        np.asarray(_scores(graph, weights, texts[at : at + _BATCH], whole, jnp.asarray(start), key, draws=draws))
+        to_host(_scores(graph, weights, texts[at : at + _BATCH], whole, jnp.asarray(start), key, draws=draws))
         for at, key in zip(firsts, keys, strict=True)
     ]
     return np.moveaxis(np.concatenate(found, axis=2), 0, 1)
@@ -90,7 +93,7 @@ def _scores(graph, weights, texts, whole, start, key, *, draws):
         return model.logits(model(texts, prefixes=_Nudged(whole, nudge), positions=positions))
 
     layers, _, _, width = whole.values.shape
-    said, back = jax.vjp(logits, jnp.zeros((layers, *texts.shape, model.config.block.heads, width)))
+    said, back = jax.vjp(logits, jnp.zeros((layers, *texts.shape, model.config.block.heads, width), whole.values.dtype))
 
     def of_draw(key: Array) -> Float[Array, "L B T N Hv"]:
         drawn = jax.nn.one_hot(jax.random.categorical(key, said), said.shape[-1], dtype=said.dtype)
@@ -122,7 +125,8 @@ def effects(problem: Problem, felt: Float[Array, "S B T N Hv"], prefix: Any) -> 
     moved = out.normalise() - seen.normalise()
     # An output moves by the prompt's part of the mass times what its mean value moves by.
     part = jnp.exp(exact.log_mass() - seen.log_mass())
-    moved = moved / jnp.maximum(part, jnp.finfo(part.dtype).tiny)[..., None]
+    # Where that is next to nothing so is g, and the product must stay finite.
+    moved = moved / jnp.maximum(part, _LEAST)[..., None]
     draws, rows, length, heads, width = felt.shape
     products = jnp.sum(felt * moved.reshape(1, rows, length, heads, width), axis=(2, 4))
     of_heads = jnp.sum(products.reshape(draws, rows, problem.heads, -1), axis=-1)

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from ntkprefix import checks
 from ntkprefix.feature_maps import as_json, from_json
 from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
-from ntkprefix.prompts.precision import Dtype, narrow, of_tokens, widen
+from ntkprefix.prompts.precision import Dtype, narrow, only_tokens, widen
 from ntkprefix.prompts.ragged import flat, padded
 from ntkprefix.runs import write_bytes
 from ntkprefix.safetensors_file import opened
@@ -78,7 +78,8 @@ def save_prompt(
         dtype: of the numbers in the file, whatever they have in memory; logarithms are float32 in all. Float16 takes
             half the bytes and rounds each number by at most 2^-11 of it: finer than the 2^-9 of bfloat16, in which many
             models keep their keys and values, but, unlike that, it ends at 65,504. Int8 takes a quarter, and is for
-            tokens: every key and value has a scale, and each of its numbers is off by at most a 254th of its largest.
+            tokens: every key and value has a scale, and each of its numbers is off by at most a 253rd of its largest,
+            or 6e-8.
 
     Returns:
         The path.
@@ -117,8 +118,7 @@ def save_prompt(
         if kind == "features":
             about |= {"feature_map": as_json(part.feature_map), "scale": part.scale}
         if dtype == "int8":
-            of_tokens("save_prompt", part)
-            about["dtype"] = dtype
+            only_tokens("save_prompt", part)
         found = {name: getattr(part, name) for name in part.axes if getattr(part, name) is not None}
         found = {name: np.ascontiguousarray(np.asarray(array, np.float32)) for name, array in found.items()}
         if kind == "tokens" and np.isneginf(found.get("log_weights", 0)).any():
@@ -221,8 +221,7 @@ def _part(about: Any, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> A
     if not isinstance(about, dict) or about.get("kind") not in kinds:
         raise ValueError(f"its header names a part that is none of {', '.join(kinds)}")
     kind = about["kind"]
-    if about.get("dtype") == "int8":
-        arrays = _widened(arrays)
+    arrays = _widened(arrays)
     if kind == _RAGGED:
         return _ragged(arrays, sizes)
     axes = {
@@ -239,13 +238,13 @@ def _part(about: Any, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> A
 
 
 def _widened(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Keys and values times their scales, and the other arrays."""
+    """Keys and values in 8 bits times their scales, and all else as it is."""
     arrays = dict(arrays)
-    for name in [name for name, array in arrays.items() if array.dtype == np.int8]:
+    for name in [name for name in ("keys", "values") if name in arrays and arrays[name].dtype == np.int8]:
         scales = arrays.pop(f"{name}{_SCALES}", None)
         if scales is None or scales.dtype != np.float32 or scales.shape != arrays[name].shape[:-1]:
             raise ValueError(f"it has no scales for each row of {name!r}")
-        arrays[name] = np.asarray(widen(jnp.asarray(arrays[name]), jnp.asarray(scales)))
+        arrays[name] = widen(arrays[name], scales)
     return arrays
 
 

@@ -88,10 +88,15 @@ def compress_layers(
     even = numbers_within(budget, length=length, heads=layers * heads, token=token, **sizes._asdict())
     numbers = np.full((layers, heads), even)
     find = partial(needs, whole, asked, even, on_layer=lambda done: tell("finding needs", done, layers), parts=parts)
+    found = {}
+    if share == "need" or error is not None:
+        found["need"] = find()
+    if share == "effect":
+        found["effect"] = find(felt=felt)
     if share != "even":
-        numbers = shared_out(find(felt=felt if share == "effect" else None), int(numbers.sum()))
+        numbers = shared_out(found[share], int(numbers.sum()))
     if error is not None:
-        numbers = np.maximum(numbers, meeting(find(), error))
+        numbers = np.maximum(numbers, meeting(found["need"], error))
     chosen = as_stored(method, dtype)
     made = []
     for layer in range(layers):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from ntkprefix._dtypes import accumulator
 from ntkprefix.compress import Matching
@@ -78,12 +78,14 @@ def needs(
         tokens, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (whole, asked))
         of_fitted = jax.tree.map(lambda leaf: leaf[:fitted], of_layer)
 
-        def of_sizes(tokens=tokens, asked=of_fitted, layer=layer) -> Float[Array, "S heads"]:
-            of_layer = None if felt is None else jnp.asarray(felt()[layer])
-            return jnp.stack([_error(tokens, asked, of_layer, numbers=int(count)) for count in numbers])
-
-        found = np.asarray(parts(f"{'need' if felt is None else 'effect'}-{layer}", of_sizes))
-        errors[:, layer] = found.reshape(len(numbers), heads, -1).mean(axis=-1)
+        name, of_heads = ("need", asked.queries.shape[2]) if felt is None else ("effect", heads)
+        dtype = accumulator(tokens.keys.dtype, tokens.values.dtype)
+        found = parts.find(f"{name}-{layer}", jax.ShapeDtypeStruct((len(numbers), of_heads), dtype))
+        if found is None:
+            scores = None if felt is None else jnp.asarray(felt()[layer])
+            found = jnp.stack([_error(tokens, of_fitted, scores, numbers=int(count)) for count in numbers])
+            parts.put(f"{name}-{layer}", found)
+        errors[:, layer] = np.asarray(found).reshape(len(numbers), heads, -1).mean(axis=-1)
         on_layer(layer + 1)
     return Needs(numbers, errors)
 

@@ -1,5 +1,7 @@
 """`compress`: budgets, reports, errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,6 +164,14 @@ def test_a_prefix_of_ones_own_is_judged_as_compress_does():
 )  # fmt: skip
 def test_budgets(budget, numbers):
     assert numbers_within(budget, length=1024, heads=10, token=32, itemsize=4) == numbers
+
+
+def test_the_advice_for_a_long_prompt_can_be_followed():
+    sizes = {"length": 2**20, "heads": 1, "token": 3, "itemsize": 1.7, "prompt_itemsize": 2.0}
+    with pytest.raises(ValueError, match="room for a token") as caught:
+        numbers_within("2000000x", **sizes)
+    advice = re.search(r"Ask for a ratio of at most (\S+x)\.", str(caught.value)).group(1)
+    assert numbers_within(advice, **sizes) == 3
 
 
 ERRORS = {

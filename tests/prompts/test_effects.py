@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from models.tiny_text import golden
 
-from ntkprefix import TokenPrefix
+from ntkprefix import Partial, TokenPrefix
 from ntkprefix.compress.problem import Problem
 from ntkprefix.prompts import calibrate, read_prompt
 from ntkprefix.prompts.effects import effects, scores
@@ -46,6 +46,39 @@ def test_effects_are_the_divergences_of_one_head_at_a_time(loaded):
             found[layer, head] = (np.exp(said) * (said - other)).sum(axis=-1).mean()
     assert found.max() > 3 * found.min() > 1e-6  # heads differ, and by more than rounding
     np.testing.assert_allclose(estimated, found, rtol=0.2)
+
+
+def test_errors_of_keys_and_weights_are_felt_through_the_output(loaded):
+    """Keys and weights change the prompt's part of the mass too."""
+    model = loaded("llama")
+    tokens = jnp.asarray(golden("llama")["tokens"], jnp.int32)
+    whole = read_prompt(model, tokens[:1, :START])
+    random = np.random.default_rng(1)
+    texts = jnp.asarray(random.integers(int(tokens.max()), size=(6, 5)), jnp.int32)
+    asked, felt = calibrate(model, texts, whole, start=START), scores(model, texts, whole, start=START, draws=400)
+    said = log_probabilities(model, texts, whole)
+    layers, length, heads, width = whole.keys.shape
+    wrong = jnp.asarray(0.1 * random.standard_normal(whole.keys.shape), jnp.float32)
+    lighter = jnp.asarray(-0.2 * random.random((layers, length, heads)), jnp.float32)
+    for layer in range(layers):
+        keys, values, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (whole.keys, whole.values, asked))
+        problem = Problem(keys, values, of_layer.queries, of_layer.beside, width**-0.5)
+        estimated = effects(problem, jnp.asarray(felt[layer]), TokenPrefix(keys + wrong[layer], values, lighter[layer]))
+        for head in range(heads):
+            one = whole.keys.at[layer, :, head].add(wrong[layer, :, head])
+            weights = jnp.zeros_like(lighter).at[layer, :, head].set(lighter[layer, :, head])
+            other = log_probabilities(model, texts, TokenPrefix(one, whole.values, weights))
+            found = (np.exp(said) * (said - other)).sum(axis=-1).mean()
+            np.testing.assert_allclose(estimated[head], found, rtol=0.25)
+
+
+def test_a_prompt_that_nothing_looks_at_has_no_effect():
+    """Its mass is e^-200 of what is beside it, and what stands for it does weigh something."""
+    keys, values, queries = jax.random.normal(jax.random.key(0), (3, 6, 1, 4))
+    beside = Partial(jnp.ones((6, 1, 4)), jnp.ones((6, 1)), jnp.full((6, 1), 200.0))
+    problem = Problem(keys, values, queries, beside, 0.5)
+    found = effects(problem, jnp.zeros((1, 2, 3, 1, 4)), TokenPrefix(keys, values, jnp.full((6, 1), 200.0)))
+    assert found.tolist() == [0.0]
 
 
 def test_a_prefix_without_errors_has_no_effect(loaded):

@@ -22,7 +22,7 @@ from ntkprefix.compress import Report
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.parts import Parts
 from ntkprefix.prompts import load_prompt, save_prompt
-from ntkprefix.prompts.precision import rounded
+from ntkprefix.prompts.precision import narrow, rounded, widen
 
 L, C, K, H, HV = 2, 5, 3, 4, 6
 
@@ -84,6 +84,10 @@ def test_a_quarter_of_the_bytes_at_eight_bits(name, tmp_path):
     prefix = PREFIXES[name]
     whole, quarter = (save_prompt(tmp_path / dtype, prefix, 7, dtype=dtype) for dtype in ("float32", "int8"))
     arrays, quarters = load_file(whole), load_file(quarter)
+    size, small = (sum(array.nbytes for array in found.values()) for found in (arrays, quarters))
+    rows = (arrays["0.keys"].size // H) * 2
+    narrower = arrays["0.keys"].size + arrays["0.values"].size
+    assert small == size - 3 * narrower + 2 * rows
     for key, array in arrays.items():
         if quarters[key].dtype == np.int8:
             scales = quarters[f"{key} scales"].astype(np.float32)
@@ -100,9 +104,27 @@ def test_a_quarter_of_the_bytes_at_eight_bits(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, rounded(rounded(prefix, "int8"), "int8"), rounded(prefix, "int8"))
 
 
+@pytest.mark.parametrize("largest", [1e6, 1.0, 0.02, 1e-3, 1e-4, 1e-5, 1e-7, 0.0])
+def test_rows_of_any_size_in_eight_bits(largest):
+    """Scales are float16, which has steps of 6e-8 at the smallest: they are rounded up, and nothing is cut off."""
+    random = np.random.default_rng(0)
+    rows = random.uniform(-1, 1, (200, 16))
+    rows = jnp.asarray(largest * rows / np.abs(rows).max(axis=1, keepdims=True), jnp.float32)
+    numbers, scales = narrow(rows)
+    assert numbers.dtype == jnp.int8
+    off = np.abs(np.asarray(widen(numbers, scales), float) - np.asarray(rows, float)).max()
+    assert off <= largest / 253.7 + 3.1e-8
+    again, same = narrow(widen(numbers, scales))
+    if largest > 0.01:
+        np.testing.assert_array_equal(again, numbers)
+        np.testing.assert_array_equal(same, scales)
+
+
 @pytest.mark.parametrize("name", ["clouds", "state", "tokens and a state"])
 def test_eight_bits_are_for_tokens(name, tmp_path):
-    with pytest.raises(TypeError, match=r"save_prompt: expected tokens, got a \w+Prefix. Take float16, or another"):
+    with pytest.raises(
+        TypeError, match=r"save_prompt: expected tokens for dtype='int8', got a \w+Prefix. Take float16"
+    ):
         save_prompt(tmp_path / "p", PREFIXES[name], 7, dtype="int8")
     assert list(tmp_path.iterdir()) == []
 
@@ -170,10 +192,10 @@ def ragged(counts, tokens=6):
     return arrays | {"0.counts": np.asarray(counts, np.int32)}, HEADER | {"parts": [{"kind": "ragged tokens"}]}
 
 
-def narrow(**more):
+def eight_bits(**more):
     arrays = {"0.keys": np.ones((L, C, K, H), np.int8), "0.values": np.ones((L, C, K, HV), np.int8)}
     scales = {f"{name} scales": np.ones((L, C, K), np.float16) for name in arrays}
-    return arrays | scales | more, HEADER | {"parts": [{"kind": "tokens", "dtype": "int8"}]}
+    return arrays | scales | more, HEADER
 
 
 HEADER = {"parts": [{"kind": "tokens"}], "start": 3, "notes": {}}
@@ -208,11 +230,20 @@ STRANGE = {
     "a feature map of a list": (*state(feature_map=[]), "expected a compressed prompt"),
     "far too many features": (*state(feature_map={"name": "favor", "features": 10**9, "seed": [0]}), "features"),
     "a scale of nothing": (*state(scale=0.0), "the scale 0.0"),
-    "scales of another shape": (*narrow(**{"0.keys scales": np.ones((L, C), np.float16)}), "scales for each row"),
-    "scales of no number": (*narrow(**{"0.keys scales": np.full((L, C, K), np.nan, np.float16)}), "finite numbers as"),
-    "scales of nothing": (*narrow(**{"0.more scales": np.ones(3, np.float16)}), "arrays of tokens"),
-    "8 bits that nothing says so of": (narrow()[0], HEADER, "arrays of tokens"),
-    "8 bits without scales": (ARRAYS | {"0.keys": narrow()[0]["0.keys"]}, narrow()[1], "scales for each row of 'keys'"),
+    "scales of another shape": (*eight_bits(**{"0.keys scales": np.ones((L, C), np.float16)}), "scales for each row"),
+    "scales of no number": (
+        *eight_bits(**{"0.keys scales": np.full((L, C, K), np.nan, np.float16)}), "finite numbers as keys"
+    ),
+    "scales of nothing": (*eight_bits(**{"0.more scales": np.ones(3, np.float16)}), "arrays of tokens"),
+    "scales without end": (
+        *eight_bits(**{"0.keys scales": np.full((L, C, K), np.inf, np.float16)}), "finite numbers as keys"
+    ),
+    "counts in 8 bits": ({"0.counts": np.ones((L, K), np.int8), "0.keys": np.ones((6, H), np.int8)},
+                         HEADER | {"parts": [{"kind": "ragged tokens"}]}, "scales for each row of 'keys'"),
+    "weights in 8 bits": (
+        *eight_bits(**{"0.log_weights": np.ones((L, C, K), np.int8)}), "floating-point numbers as log_weights"
+    ),
+    "8 bits without scales": (ARRAYS | {"0.keys": eight_bits()[0]["0.keys"]}, HEADER, "scales for each row of 'keys'"),
     "a scale in words": (*state(scale="x"), "the scale 'x'"),
 }  # fmt: skip
 
@@ -240,7 +271,7 @@ def test_numbers_that_numpy_does_not_have(dtype, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("tokens and a state", "float32"), ("heads of several lengths", "float32"), ("weighted tokens", "int8")],
+    [("tokens and a state", "float32"), ("heads of several lengths", "float32"), ("heads of several lengths", "int8")],
 )
 def test_damaged_files_are_refused_by_name(name, dtype, tmp_path):
     file = save_prompt(tmp_path / "p.safetensors", PREFIXES[name], 7, {"model": "x"}, dtype=dtype)

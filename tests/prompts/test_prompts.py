@@ -14,7 +14,9 @@ from simulated_devices import on_devices
 from experiments.documents import COMPRESSION
 from ntkprefix import TokenPrefix, attention
 from ntkprefix.adapters import own_tokens
-from ntkprefix.compress import KeepEnds, Matching
+from ntkprefix.cli import main
+from ntkprefix.commands import compress as command
+from ntkprefix.compress import METHODS, KeepEnds, Matching
 from ntkprefix.models import generate
 from ntkprefix.prompts import (
     calibrate,
@@ -184,32 +186,50 @@ def test_eight_bits_are_counted_rounded_and_reported(distilled, loaded, tmp_path
     half, narrow = (
         compress_prompt(model, tokens, budget="1100 B", dtype=dtype, **how) for dtype in ("float16", "int8")
     )
-    files = {}
+    whole = read_prompt(model, tokens)
     for small, dtype in ((half, "float16"), (narrow, "int8")):
         stored = load_file(save_prompt(tmp_path / dtype, small.prefixes, small.start, dtype=dtype))
-        files[dtype] = sum(array.nbytes for name, array in stored.items() if not name.endswith("counts"))
-        whole = read_prompt(model, tokens)
-        bytes_of_whole = 2 * (whole.keys.size + whole.values.size)
-        assert bytes_of_whole / small.report.ratio == pytest.approx(files[dtype], rel=0.2)
-    assert files["int8"] <= 1100
+        held = sum(array.nbytes for name, array in stored.items() if not name.endswith("counts"))
+        assert held <= 1100
+        assert 2 * (whole.keys.size + whole.values.size) / small.report.ratio == pytest.approx(held, rel=0.01)
     counts = [np.sum(~np.isneginf(small.prefixes.log_weights)) for small in (half, narrow)]
     assert counts[1] > counts[0]
     back = load_prompt(tmp_path / "int8").prefixes
-    asked = calibrate(model, texts[6:], read_prompt(model, tokens), start=tokens.shape[1])
-    again = judge_layers(back, read_prompt(model, tokens), asked)
+    again = judge_layers(back, whole, calibrate(model, texts[6:], whole, start=tokens.shape[1]))
     np.testing.assert_allclose(again.error, narrow.report.error, rtol=1e-3)
 
 
 def test_eight_bits_are_for_methods_that_make_tokens(loaded, unchecked):
     model, tokens = loaded("llama"), text_of("llama")
     told = []
-    with pytest.raises(TypeError, match="int8: expected tokens, got a FeaturePrefix"):
-        compress_prompt(model, tokens, method="elu", budget="1x", dtype="int8", on_step=lambda *step: told.append(step))
+    for error in (None, 0.5):
+        with pytest.raises(ValueError, match=r"needs? a method that makes tokens, got 'elu'"):
+            compress_prompt(model, tokens, method="elu", budget="1x", dtype="int8", error=error, on_step=told.append)
     with pytest.raises(ValueError, match="unknown dtype 'int4'"):
         compress_prompt(
             model, tokens, method="ends", budget="1x", dtype="int4", on_step=lambda *step: told.append(step)
         )
     assert told == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("option", [("--dtype", "int8"), ("--share", "need")])
+def test_the_command_says_at_once_which_methods_make_no_tokens(method, option, capsys, monkeypatch):
+    monkeypatch.setattr(command, "main", lambda _: 7)
+    status = main(["compress", "--prompt", "none", "--out", "none", "--method", method, *option])
+    makes = {"elu", "taylor", "favor", "fitted-elu", "fitted-favor", "measure"}
+    if option[0] == "--share":
+        makes |= {"uniform", "importance", "kmeans", "wildcat"}  # the first tokens are a part of their own
+    assert status == (2 if method in makes else 7)
+    assert (f"a method that makes tokens, got {method!r}." in capsys.readouterr().err) == (method in makes)
+
+
+def test_one_text_is_enough_to_share_by_effect(loaded):
+    model, tokens = loaded("llama"), text_of("llama")
+    how = {"method": "matching", "budget": 4, "texts": tokens[:, :9]}
+    shared = compress_prompt(model, tokens, share="effect", **how)
+    assert shared.report.held_out == 2
+    assert bool(jnp.isfinite(shared.report.error).all())
 
 
 def test_distilling_starts_at_the_divergence_and_lowers_it(loaded):

@@ -12,6 +12,7 @@ import pytest
 from ntkprefix import Partial, TokenPrefix
 from ntkprefix.compress import compress
 from ntkprefix.prompts import Calibration, compress_layers
+from ntkprefix.prompts import layers as of_layers
 from ntkprefix.prompts.ragged import filled
 from ntkprefix.prompts.sizes import Needs, meeting, needs, shared_out
 
@@ -135,6 +136,16 @@ def test_heads_that_miss_an_error_keep_more_and_are_named():
     assert errors == sorted(errors, reverse=True)
     assert min(errors) > wanted
     assert len(errors) == (np.asarray(report.error) > wanted).sum()
+
+
+@pytest.mark.parametrize("share", ["even", "need", "effect"])
+def test_needs_are_found_once(share, monkeypatch):
+    whole, asked = layers()
+    found = []
+    monkeypatch.setattr(of_layers, "needs", lambda *args, **options: found.append(options) or needs(*args, **options))
+    felt = np.ones((L, 1, 4, 9, K * G, HV), np.float32)
+    compress_layers(whole, asked, method=METHOD, budget=8, error=0.1, share=share, felt=lambda: felt)
+    assert [options.get("felt") is not None for options in found] == ([False, True] if share == "effect" else [False])
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -30,7 +30,7 @@ def stop_at(moment):
 CASES = {
     "even": {"budget": "2 tokens", "method": "matching"},
     "by need, of several sizes": {"budget": "3 tokens", "share": "need"},
-    "by effect": {"budget": "3 tokens", "share": "effect"},
+    "by effect, in 8 bits": {"budget": "3 tokens", "share": "effect", "dtype": "int8"},
     "texts, and training": {
         "budget": "2 tokens",
         "method": "kmeans",
