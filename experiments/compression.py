@@ -1,8 +1,8 @@
 """What a compressed prompt loses, by method and size: `python -m experiments.compression --data-root FOLDER`.
 
 A long text is the prompt, and what follows in it is what the model has to say. Every method gets the same prompt, the
-same texts that the model itself goes on with as its calibration, and the same bytes. No setting was chosen on the texts
-that are measured here.
+same texts behind it as its calibration, and the same part of the prompt's bytes, or of those in 16 bits where it stores
+8. No setting was chosen on the texts that are measured here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from theory.pieces import Pieces
 # Tokens that are generated to see how fast that is.
 _GENERATED = 32
 PATH = RESULTS / "compression.json"
-SIZES = RESULTS / "compression_sizes.json"
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,10 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         "matching by need": Way("matching-in-context", "need"),
         "matching by effect": Way("matching-in-context", "effect"),
         "refined by need": Way("refined", "need"),
-        "refined by need, distilled": Way("refined", "need", distil=True),
         "distilled": Way("matching-in-context", distil=True),
         "matching in 8 bits": Way("matching", dtype="int8"),
-        "ours": Way("refined", "need", distil=True, dtype="int8"),
+        "refined by need in 8 bits": Way("refined", "need", dtype="int8"),
+        "ours": Way("refined", "need", distil=True),
     }
 )
 
@@ -119,8 +118,8 @@ class CompressionConfig(Effort):
     methods: tuple[str, ...] = (
         "ends", "uniform", "importance", "snapkv", "expected", "knorm", "keydiff", "kmeans", "wildcat", "measure",
         "favor", "elu", "matching", "matching-in-context", "matching-pursuit", "matching by need",
-        "matching by effect", "refined", "refined by need", "distilled", "refined by need, distilled",
-        "matching in 8 bits", "ours",
+        "matching by effect", "refined", "refined by need", "distilled", "ours", "matching in 8 bits",
+        "refined by need in 8 bits",
     )  # fmt: skip
     out: Path = Path("runs/compression")
     results: Path = PATH

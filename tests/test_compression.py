@@ -29,8 +29,7 @@ def measure(monkeypatch, tmp_path, loaded):
         (tmp_path / f"{name}.txt").write_text("".join(map(chr, random.integers(33, 90, 800))))
     monkeypatch.setattr(compression, "load_text_model", lambda _: loaded("llama"))
     monkeypatch.setattr(compression, "load_tokenizer", lambda _: Letters(int(golden("llama")["tokens"].max())))
-    for name in ("PATH", "SIZES"):
-        monkeypatch.setattr(compression_table, name, tmp_path / "compression.json")
+    monkeypatch.setattr(compression_table, "PATH", tmp_path / "compression.json")
     options = {"tokens": 40, "continuation": 16, "rows": 8, "length": 6, "texts": ("one.txt", "two.txt"), "epochs": 1}
     options |= {"data_root": tmp_path, "out": tmp_path / "pieces", "results": tmp_path / "compression.json"}
     return lambda **changes: main(CompressionConfig(**options | changes))
@@ -84,32 +83,16 @@ def test_several_places(measure, monkeypatch):
     assert cells[2] == f"{np.mean(first):.2f} ± {12.7062 * abs(first[0] - first[1]) / 2:.2f}"
     assert cells[4] == f"{np.mean([row['kept'] for row in of]):.2f}"
     assert "beginning at 30%, 60% of every text" in table
-    assert "| 250 |" in table
     assert len(plots.compression(results).axes[0].lines[0].get_xdata()) == 4
 
 
-def test_several_sizes(measure, monkeypatch):
-    monkeypatch.setattr(compression, "pace", lambda *_: 0.25)
-    results = measure(methods=("ends", "knorm"), budgets=("2x", "4x"))
-    lines = compression_table.sizes().splitlines()
-    cases = [tuple(line.strip("| ").split(" | ")[:2]) for line in lines[2:6]]
-    assert cases == [("ends", "2x"), ("ends", "4x"), ("knorm", "2x"), ("knorm", "4x")]
-    assert "--places 0.3 --budgets 2x 4x --methods ends knorm`" in lines[-1]
-    for axes, what in zip(plots.sizes(results).axes, ("kept", "divergence"), strict=True):
-        (line,) = (line for line in axes.lines if line.get_label() == "knorm")
-        of = [[row[what] for row in results["rows"] if (row["method"], row["budget"]) == ("knorm", size)]
-              for size in ("2x", "4x")]  # fmt: skip
-        np.testing.assert_allclose(line.get_ydata(), np.mean(of, axis=1))
-        assert list(line.get_xdata()) == [2, 4]
-
-
 def test_ways_of_our_own(measure, monkeypatch):
-    """Of the same bytes, 8 bits make more tokens; and scores are found once for ways that share by effect."""
+    """Of the same part of its bytes 8 bits make more tokens, and scores are found once for all that share by effect."""
     monkeypatch.setattr(compression, "pace", lambda *_: 0.25)
     scored = []
     found = compression.scores
     monkeypatch.setattr(compression, "scores", lambda *args, **options: scored.append(1) or found(*args, **options))
-    methods = ("matching", "matching in 8 bits", "matching by effect", "ours")
+    methods = ("matching", "matching in 8 bits", "matching by effect", "refined by need in 8 bits")
     rows = measure(methods=methods, budgets=("2x",), texts=("one.txt",), texts_are="both")["rows"]
     assert [row["method"] for row in rows] == list(methods)
     assert len(scored) == 1

@@ -217,8 +217,8 @@ def texts_behind(
 
     Args:
         model: causal, with a head.
-        kind: `"continue"` for what the model says next; `"repeat"` for pieces of the document; `"both"` for as many of
-            the one as of the other, in an order drawn at random.
+        kind: `"continue"` for what the model says next; `"repeat"` for pieces of the document; `"both"` for `rows` of
+            each, in an order drawn at random.
         tokens: the document, [1, M].
         before: all that the texts see, without the document's last token (`without_last`).
         start: position of that token.

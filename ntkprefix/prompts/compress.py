@@ -34,6 +34,8 @@ from ntkprefix.train import Checkpoints, TrainConfig
 _EVERY = 10
 # Queries of the trial without numbers: how many they are does not matter to it.
 _ASKED = 16
+# Keys of the trial of what a method makes, [M, K, H]: with room for every method at a quarter of it.
+_TRIAL = (4096, 1, 8)
 
 
 class CompressedPrompt(NamedTuple):
@@ -101,11 +103,12 @@ def compress_prompt(
             `report.above(error)`, on queries that are held out.
         texts: that ask of the prompt what others will, [B, T], without padding, the last quarter of which is held out
             for the report: `"continue"` for texts that the model itself says next, drawn at temperature 1; `"repeat"`
-            for pieces of the prompt, read once more behind it, which ask for more of it; `"both"`, half and half.
+            for pieces of the prompt, read once more behind it, which ask for more of it; `"both"`.
         distil: how to train on the texts that are not held out; not at all if None.
         dtype: in which the prefix will be stored, and budgets in bytes are counted. A ratio is against the prompt in
             the same type, but of int8 against 16 bits, in which models keep keys and values. It is rounded to int8
-            (`ntkprefix.prompts.precision`), so that the report is about that; in memory it is float32 all the same.
+            (`ntkprefix.prompts.precision`), so that the report is about that; in memory it is float32 all the same, and
+            `save_prompt` is to be given the same type.
         seed: of what is random.
         chunk: tokens that are read at a time.
         on_step: called with what is being done, how much of it is done and how much there is.
@@ -199,9 +202,9 @@ def check_method(method: str | Method, *, dtype: Dtype, share: Share, error: flo
     several = share != "even" or error is not None
     if dtype != "int8" and not several:
         return
-    tokens = jax.ShapeDtypeStruct((64, 1, 8), jnp.float32)
+    tokens = jax.ShapeDtypeStruct(_TRIAL, jnp.float32)
     made = jax.eval_shape(
-        lambda keys, values, queries: compress(keys, values, method=method, budget="1x", queries=queries).prefix,
+        lambda keys, values, queries: compress(keys, values, method=method, budget="4x", queries=queries).prefix,
         *(tokens,) * 3,
     )
     if several and not isinstance(made, TokenPrefix):

@@ -244,6 +244,8 @@ def _widened(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         scales = arrays.pop(f"{name}{_SCALES}", None)
         if scales is None or scales.dtype != np.float32 or scales.shape != arrays[name].shape[:-1]:
             raise ValueError(f"it has no scales for each row of {name!r}")
+        if not np.isfinite(scales).all():
+            raise ValueError(f"expected finite numbers as scales of {name}")
         arrays[name] = widen(arrays[name], scales)
     return arrays
 
@@ -265,7 +267,9 @@ def _ragged(arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> TokenPrefix
 def _finite(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same without the minus infinities that may be."""
     return {
-        name: np.where(np.isneginf(array), np.float32(0), array) if name in _LOG_WEIGHTS else array
+        name: np.where(np.isneginf(array), np.float32(0), array)
+        if name in _LOG_WEIGHTS and array.dtype == np.float32
+        else array
         for name, array in arrays.items()
     }
 

@@ -91,9 +91,9 @@ def test_a_quarter_of_the_bytes_at_eight_bits(name, tmp_path):
     for key, array in arrays.items():
         if quarters[key].dtype == np.int8:
             scales = quarters[f"{key} scales"].astype(np.float32)
-            np.testing.assert_allclose(scales, np.abs(array).max(axis=-1) / 127, rtol=2**-11)
+            np.testing.assert_allclose(scales, np.abs(array).max(axis=-1) / 127, rtol=2**-10)
             off = np.abs(quarters[key] * scales[..., None] - array)
-            assert (off <= 0.51 * scales[..., None] + 127 * 2**-11 * scales[..., None]).all()
+            assert (off <= 0.5001 * scales[..., None]).all()
         else:
             np.testing.assert_array_equal(quarters[key], array)
     assert {key for key in arrays if quarters[key].dtype == np.int8} == {"0.keys", "0.values"}
@@ -136,7 +136,7 @@ def test_what_half_precision_does_not_reach(tmp_path):
         save_prompt(tmp_path / "p", large, 7, dtype="float16")
     with pytest.raises(ValueError, match=r"unknown dtype 'bfloat16'"):
         save_prompt(tmp_path / "p", large, 7, dtype="bfloat16")
-    with pytest.raises(ValueError, match=r"finite numbers as keys.* Or take float32"):
+    with pytest.raises(ValueError, match=r"finite numbers as scales of keys.* Or take float32"):
         save_prompt(tmp_path / "p", TokenPrefix(*jnp.full((2, L, C, K, H), 1e7)), 7, dtype="int8")
     assert list(tmp_path.iterdir()) == []
     save_prompt(tmp_path / "p", large, 7)
@@ -232,11 +232,11 @@ STRANGE = {
     "a scale of nothing": (*state(scale=0.0), "the scale 0.0"),
     "scales of another shape": (*eight_bits(**{"0.keys scales": np.ones((L, C), np.float16)}), "scales for each row"),
     "scales of no number": (
-        *eight_bits(**{"0.keys scales": np.full((L, C, K), np.nan, np.float16)}), "finite numbers as keys"
+        *eight_bits(**{"0.keys scales": np.full((L, C, K), np.nan, np.float16)}), "finite numbers as scales"
     ),
     "scales of nothing": (*eight_bits(**{"0.more scales": np.ones(3, np.float16)}), "arrays of tokens"),
     "scales without end": (
-        *eight_bits(**{"0.keys scales": np.full((L, C, K), np.inf, np.float16)}), "finite numbers as keys"
+        *eight_bits(**{"0.keys scales": np.full((L, C, K), np.inf, np.float16)}), "finite numbers as scales"
     ),
     "counts in 8 bits": ({"0.counts": np.ones((L, K), np.int8), "0.keys": np.ones((6, H), np.int8)},
                          HEADER | {"parts": [{"kind": "ragged tokens"}]}, "scales for each row of 'keys'"),
