@@ -217,11 +217,9 @@ def test_eight_bits_are_for_methods_that_make_tokens(loaded, unchecked):
 def test_the_command_says_at_once_which_methods_make_no_tokens(method, option, capsys, monkeypatch):
     monkeypatch.setattr(command, "main", lambda _: 7)
     status = main(["compress", "--prompt", "none", "--out", "none", "--method", method, *option])
-    makes = {"elu", "taylor", "favor", "fitted-elu", "fitted-favor", "measure"}
-    if option[0] == "--share":
-        makes |= {"uniform", "importance", "kmeans", "wildcat"}  # the first tokens are a part of their own
-    assert status == (2 if method in makes else 7)
-    assert (f"a method that makes tokens, got {method!r}." in capsys.readouterr().err) == (method in makes)
+    others = {"elu", "taylor", "favor", "fitted-elu", "fitted-favor", "measure"}
+    assert status == (2 if method in others else 7)
+    assert (f"a method that makes tokens, got {method!r}." in capsys.readouterr().err) == (method in others)
 
 
 def test_one_text_is_enough_to_share_by_effect(loaded):
