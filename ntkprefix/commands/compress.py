@@ -71,7 +71,7 @@ class Config:
         hosts: of one of several processes that compress together, as for ntkprefix train.
 
     Raises:
-        ValueError: a setting out of range, or a method that cannot be stored or shared out so.
+        ValueError: a setting out of range.
     """
 
     prompt: Path
@@ -104,7 +104,6 @@ class Config:
         checks.finite("compress", least=0.0, learning_rate=self.learning_rate)
         if self.error is not None:
             checks.finite("compress", least=0.0, error=self.error)
-        check_method(self.method, dtype=self.dtype, share=self.share, error=self.error)
 
 
 def main(config: Config) -> int:
@@ -122,6 +121,7 @@ def main(config: Config) -> int:
     """
     hosts.join(config.hosts)
     hosts.same({name: value for name, value in vars(config).items() if name != "hosts"})
+    check_method(config.method, dtype=config.dtype, share=config.share, error=config.error)
     text = read_text(config.prompt)
     if config.out.exists() and config.out.samefile(config.prompt):
         raise ValueError(f"{config.out}: expected another file than the prompt's to write to. Choose another --out.")
