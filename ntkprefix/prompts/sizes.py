@@ -19,6 +19,7 @@ from ntkprefix.compress import Matching
 from ntkprefix.compress.compress import fitted_to
 from ntkprefix.compress.problem import Problem
 from ntkprefix.compress.report import query_errors
+from ntkprefix.hosts import to_host
 from ntkprefix.parts import Parts
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration
@@ -85,7 +86,7 @@ def needs(
             scores = None if felt is None else jnp.asarray(felt()[layer])
             found = jnp.stack([_error(tokens, of_fitted, scores, numbers=int(count)) for count in numbers])
             parts.put(f"{name}-{layer}", found)
-        errors[:, layer] = np.asarray(found).reshape(len(numbers), heads, -1).mean(axis=-1)
+        errors[:, layer] = to_host(found).reshape(len(numbers), heads, -1).mean(axis=-1)
         on_layer(layer + 1)
     return Needs(numbers, errors)
 
