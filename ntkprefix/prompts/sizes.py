@@ -83,7 +83,7 @@ def needs(
         dtype = accumulator(tokens.keys.dtype, tokens.values.dtype)
         found = parts.find(f"{name}-{layer}", jax.ShapeDtypeStruct((len(numbers), of_heads), dtype))
         if found is None:
-            scores = None if felt is None else jnp.asarray(felt()[layer])
+            scores = None if felt is None else felt()[layer]
             found = jnp.stack([_error(tokens, of_fitted, scores, numbers=int(count)) for count in numbers])
             parts.put(f"{name}-{layer}", found)
         errors[:, layer] = to_host(found).reshape(len(numbers), heads, -1).mean(axis=-1)
