@@ -77,7 +77,7 @@ class Effort:
     Attributes:
         model: causal.
         tokens: of a prompt.
-        texts_are: what methods are fitted to: texts of the model's own, pieces of the prompt, or both.
+        queries: of which texts methods are fitted to: the model's own, pieces of the prompt, or both.
         rows: texts of each kind.
         length: their tokens.
         epochs: passes over the rows in which ways that distil train.
@@ -87,7 +87,7 @@ class Effort:
 
     model: str = "smollm2"
     tokens: int = 4096
-    texts_are: Kind = "continue"
+    queries: Kind = "continue"
     rows: int = 32
     length: int = 128
     epochs: int = 2
@@ -199,7 +199,7 @@ def read_and_asked(model: TextModel, tokens: Int[np.ndarray, " M"], effort: Effo
     length, seed = len(tokens), effort.seed
     sizes = {"rows": effort.rows, "length": effort.length}
     document = jnp.asarray(tokens[None])
-    rows = texts_behind(model, effort.texts_are, document, without_last(whole), start=length - 1, seed=seed, **sizes)
+    rows = texts_behind(model, effort.queries, document, without_last(whole), start=length - 1, seed=seed, **sizes)
     asked = jax.block_until_ready(calibrate(model, rows, whole, start=length))
     seconds = time.perf_counter() - began
     taught = rows[: fitted_to(rows.size) // rows.shape[1]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +61,7 @@ def itemsizes(dtype: Dtype, width: int) -> Itemsizes:
         >>> itemsizes("int8", 128).itemsize * 129  # 128 numbers, two scales of 2 bytes and a log-weight of 4
         136.0
     """
-    checks.one_of("compress_prompt", "dtype", dtype, tuple(_BYTES))
+    checks.one_of("compress_prompt", "dtype", dtype, get_args(Dtype))
     scales = 2 * _SCALE if dtype == "int8" else 0
     stored = (width * _BYTES[dtype] + scales + _LOG_WEIGHT) / (width + 1)
     return Itemsizes(stored, max(_BYTES[dtype], _BYTES["float16"]))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from models.tiny_text import golden
 
 from ntkprefix import Partial, TokenPrefix
@@ -20,56 +21,40 @@ def log_probabilities(model, texts, prefixes):
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-def test_effects_are_the_divergences_of_one_head_at_a_time(loaded):
-    """For values that are off by a little: KL in float64, head by head, against the estimate with many draws."""
+def off_by(what, whole):
+    """What stands for the prompt, [L, M, K, ...], and is off by a little."""
+    random = np.random.default_rng(0)
+    wrong = jnp.asarray(0.1 * random.standard_normal(whole.keys.shape), jnp.float32)
+    if what == "values":
+        return TokenPrefix(whole.keys, whole.values + wrong, jnp.zeros(whole.keys.shape[:-1]))
+    # Of keys and weights the prompt's part of the mass is another too.
+    lighter = jnp.asarray(-0.2 * random.random(whole.keys.shape[:-1]), jnp.float32)
+    return TokenPrefix(whole.keys + wrong, whole.values, lighter)
+
+
+@pytest.mark.parametrize(("what", "within"), [("values", 0.2), ("keys and weights", 0.25)])
+def test_effects_are_the_divergences_of_one_head_at_a_time(what, within, loaded):
+    """KL in float64, head by head, against the estimate with many draws."""
     model = loaded("llama")
     tokens = jnp.asarray(golden("llama")["tokens"], jnp.int32)
     whole = read_prompt(model, tokens[:1, :START])
-    random = np.random.default_rng(0)
-    texts = jnp.asarray(random.integers(int(tokens.max()), size=(6, 5)), jnp.int32)
-    asked = calibrate(model, texts, whole, start=START)
-    felt = scores(model, texts, whole, start=START, draws=400)
+    texts = jnp.asarray(np.random.default_rng(1).integers(int(tokens.max()), size=(6, 5)), jnp.int32)
+    asked, felt = calibrate(model, texts, whole, start=START), scores(model, texts, whole, start=START, draws=400)
     layers, _, heads, width = whole.keys.shape
     assert felt.shape == (layers, 400, 6, 5, model.config.block.heads, width)
-    off = jnp.asarray(0.1 * random.standard_normal(whole.values.shape), jnp.float32)
-    said = log_probabilities(model, texts, whole)
+    weighted = TokenPrefix(whole.keys, whole.values, jnp.zeros(whole.keys.shape[:-1]))
+    off, said = off_by(what, whole), log_probabilities(model, texts, whole)
     found, estimated = np.zeros((2, layers, heads))
     for layer in range(layers):
-        keys, values, wrong, of_layer = jax.tree.map(
-            lambda leaf, at=layer: leaf[at], (whole.keys, whole.values, off, asked)
-        )
-        problem = Problem(keys, values, of_layer.queries, of_layer.beside, width**-0.5)
-        estimated[layer] = effects(problem, jnp.asarray(felt[layer]), TokenPrefix(keys, values + wrong))
+        right, wrong, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (whole, off, asked))
+        problem = Problem(right.keys, right.values, of_layer.queries, of_layer.beside, width**-0.5)
+        estimated[layer] = effects(problem, jnp.asarray(felt[layer]), wrong)
         for head in range(heads):
-            one = whole.values.at[layer, :, head].add(off[layer, :, head])
-            other = log_probabilities(model, texts, TokenPrefix(whole.keys, one))
+            one = jax.tree.map(lambda a, b, at=(layer, slice(None), head): a.at[at].set(b[at]), weighted, off)
+            other = log_probabilities(model, texts, one)
             found[layer, head] = (np.exp(said) * (said - other)).sum(axis=-1).mean()
     assert found.max() > 3 * found.min() > 1e-6  # heads differ, and by more than rounding
-    np.testing.assert_allclose(estimated, found, rtol=0.2)
-
-
-def test_errors_of_keys_and_weights_are_felt_through_the_output(loaded):
-    """Keys and weights change the prompt's part of the mass too."""
-    model = loaded("llama")
-    tokens = jnp.asarray(golden("llama")["tokens"], jnp.int32)
-    whole = read_prompt(model, tokens[:1, :START])
-    random = np.random.default_rng(1)
-    texts = jnp.asarray(random.integers(int(tokens.max()), size=(6, 5)), jnp.int32)
-    asked, felt = calibrate(model, texts, whole, start=START), scores(model, texts, whole, start=START, draws=400)
-    said = log_probabilities(model, texts, whole)
-    layers, length, heads, width = whole.keys.shape
-    wrong = jnp.asarray(0.1 * random.standard_normal(whole.keys.shape), jnp.float32)
-    lighter = jnp.asarray(-0.2 * random.random((layers, length, heads)), jnp.float32)
-    for layer in range(layers):
-        keys, values, of_layer = jax.tree.map(lambda leaf, at=layer: leaf[at], (whole.keys, whole.values, asked))
-        problem = Problem(keys, values, of_layer.queries, of_layer.beside, width**-0.5)
-        estimated = effects(problem, jnp.asarray(felt[layer]), TokenPrefix(keys + wrong[layer], values, lighter[layer]))
-        for head in range(heads):
-            one = whole.keys.at[layer, :, head].add(wrong[layer, :, head])
-            weights = jnp.zeros_like(lighter).at[layer, :, head].set(lighter[layer, :, head])
-            other = log_probabilities(model, texts, TokenPrefix(one, whole.values, weights))
-            found = (np.exp(said) * (said - other)).sum(axis=-1).mean()
-            np.testing.assert_allclose(estimated[head], found, rtol=0.25)
+    np.testing.assert_allclose(estimated, found, rtol=within)
 
 
 def test_a_prompt_that_nothing_looks_at_has_no_effect():
