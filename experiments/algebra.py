@@ -41,7 +41,7 @@ from ntkprefix.prompts import (
     shift_prompt,
     subtract_prompt,
 )
-from ntkprefix.prompts.calibration import texts_behind, without_last
+from ntkprefix.prompts.texts import texts_behind, without_last
 from ntkprefix.runs import environment, progress, read_json, write_json
 from theory.pieces import Pieces
 
@@ -127,7 +127,7 @@ class Pair:
         for document, whole in zip(self.documents, self.whole, strict=True):
             sizes = {"rows": self.config.rows // 2, "length": self.config.length, "seed": self.config.seed}
             before, start = without_last(whole.prefixes), document.shape[1] - 1
-            found.append(texts_behind(self.model, "both", document, before, start=start, **sizes))
+            found.append(texts_behind(self.model, "both", document, before, start=start, **sizes).tokens)
         return found
 
     @cached_property

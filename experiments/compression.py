@@ -33,10 +33,11 @@ from ntkprefix.models import TextModel, generate, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts import Calibration, calibrate, compress_layers, distil, read_prompt
-from ntkprefix.prompts.calibration import Kind, texts_behind, without_last
 from ntkprefix.prompts.effects import scores
 from ntkprefix.prompts.layers import Share
 from ntkprefix.prompts.precision import Dtype, rounded
+from ntkprefix.prompts.sizes import judging
+from ntkprefix.prompts.texts import Kind, Texts, texts_behind, without_last
 from ntkprefix.runs import environment, progress, read_json, write_json
 from ntkprefix.train import TrainConfig
 from theory.pieces import Pieces
@@ -77,7 +78,7 @@ class Effort:
     Attributes:
         model: causal.
         tokens: of a prompt.
-        queries: of which texts methods are fitted to: the model's own, pieces of the prompt, or both.
+        queries: of which texts methods are fitted to, as for `ntkprefix compress`.
         rows: texts of each kind.
         length: their tokens.
         epochs: passes over the rows in which ways that distil train.
@@ -129,7 +130,7 @@ class Read(NamedTuple):
     """A prompt, and what all methods share; and what methods made of it, each once."""
 
     whole: TokenPrefix
-    rows: Array
+    texts: Texts
     asked: Calibration
     compressed: Callable[[Way, str], tuple[Any, Report, float]]
     seconds: float
@@ -199,15 +200,14 @@ def read_and_asked(model: TextModel, tokens: Int[np.ndarray, " M"], effort: Effo
     length, seed = len(tokens), effort.seed
     sizes = {"rows": effort.rows, "length": effort.length}
     document = jnp.asarray(tokens[None])
-    rows = texts_behind(model, effort.queries, document, without_last(whole), start=length - 1, seed=seed, **sizes)
-    asked = jax.block_until_ready(calibrate(model, rows, whole, start=length))
+    texts = texts_behind(model, effort.queries, document, without_last(whole), start=length - 1, seed=seed, **sizes)
+    asked = jax.block_until_ready(calibrate(model, texts.tokens, texts.seen(whole), start=length))
     seconds = time.perf_counter() - began
-    taught = rows[: fitted_to(rows.size) // rows.shape[1]]
 
     @cache
     def felt() -> tuple[np.ndarray, float]:
         began = time.perf_counter()
-        return scores(model, taught, whole, start=length, seed=seed), time.perf_counter() - began
+        return scores(model, judging(texts), whole, start=length, seed=seed), time.perf_counter() - began
 
     @cache
     def compressed(way: Way, budget: str) -> tuple[Any, Report, float]:
@@ -219,7 +219,7 @@ def read_and_asked(model: TextModel, tokens: Int[np.ndarray, " M"], effort: Effo
         made = compress_layers(whole, asked, seed=seed, **how)
         return *jax.block_until_ready(made), seconds + time.perf_counter() - began
 
-    return Read(whole, rows, asked, compressed, seconds)
+    return Read(whole, texts, asked, compressed, seconds)
 
 
 def made(model: TextModel, read: Read, method: str, budget: str, effort: Effort) -> tuple[Any, Report, float]:
@@ -231,7 +231,9 @@ def made(model: TextModel, read: Read, method: str, budget: str, effort: Effort)
     began = time.perf_counter()
     train = TrainConfig(epochs=effort.epochs, batch_size=4, learning_rate=effort.learning_rate, weight_decay=0.0)
     start = read.whole.keys.shape[1]
-    prefixes, _ = distil(model, prefixes, read.whole, read.rows, start=start, config=train)
+    fitted = fitted_to(read.texts.tokens.size) // effort.length
+    taught = read.texts.some(slice(fitted)).taught(start).tokens
+    prefixes, _ = distil(model, prefixes, read.whole, taught, start=start, config=train)
     prefixes = jax.block_until_ready(rounded(prefixes, way.dtype))
     return prefixes, report, seconds + time.perf_counter() - began
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+# Of the power iteration that bounds the matrix's norm.
+_POWER = 20
 # Steps of the accelerated projected gradient, whose error falls with their square.
 _STEPS = 500
 
@@ -28,7 +30,7 @@ def nonnegative_least_squares(gram: Float[Array, "R R"], target: Float[Array, " 
 
     Source: FISTA (Beck and Teboulle, 2009) with gradient restarts (O'Donoghue and Candes, arXiv 1204.3982).
     """
-    step = 1 / jnp.linalg.norm(gram, ord=2)
+    step = 1 / _norm_bound(gram)
 
     def advance(_, carry):
         k, ahead, momentum = carry
@@ -41,3 +43,19 @@ def nonnegative_least_squares(gram: Float[Array, "R R"], target: Float[Array, " 
 
     start = jnp.zeros_like(target)
     return jax.lax.fori_loop(0, _STEPS, advance, (start, start, jnp.ones((), target.dtype)))[0]
+
+
+def _norm_bound(gram: Float[Array, "R R"]) -> Float[Array, ""]:
+    """At least the largest eigenvalue, and near it where entries are of one sign: without an eigendecomposition.
+
+    For every x > 0, the largest entry of |G| x / x is at least the spectral radius of |G| (Collatz and Wielandt).
+    """
+    sizes = jnp.abs(gram)
+    x = jax.lax.fori_loop(0, _POWER, lambda _, x: _unit(jnp.matmul(sizes, x)), jnp.ones(len(gram), gram.dtype))
+    # Entries of nothing would make the bound infinite.
+    x = jnp.maximum(x, 1e-3)
+    return jnp.max(jnp.matmul(sizes, x) / x)
+
+
+def _unit(x: Float[Array, " R"]) -> Float[Array, " R"]:
+    return x / jnp.maximum(jnp.max(x), jnp.finfo(x.dtype).tiny)

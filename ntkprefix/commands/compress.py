@@ -26,10 +26,10 @@ from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import mesh_of, on_mesh, sizes_of
 from ntkprefix.parts import parts_folder
 from ntkprefix.prompts import CompressedPrompt, compress_prompt, save_prompt
-from ntkprefix.prompts.calibration import Kind
 from ntkprefix.prompts.compress import check_method
 from ntkprefix.prompts.layers import Share
 from ntkprefix.prompts.precision import Dtype
+from ntkprefix.prompts.texts import Kind
 from ntkprefix.runs import check_writable, environment, progress
 from ntkprefix.train import TrainConfig
 
@@ -57,8 +57,9 @@ class Config:
             error that it makes (need), or by what its error does to what the model says next (effect).
         error: of attention outputs, that no head should exceed: those that do keep more than their share, and are
             named where they still do.
-        queries: that it is fitted to: those of texts with which the model goes on (continue), of the prompt, read once
-            more (repeat), or both.
+        queries: that it is fitted to: those of texts with which the model goes on (continue); of pieces of the prompt,
+            read once more behind it (repeat), or behind all of it but themselves (apart); or of the first and the last
+            (both).
         distil: passes over these texts in which the prefix is then trained to say next what the model says behind the
             whole prompt; 0 for none.
         learning_rate: step size of that training, in units of the spread of keys and values.

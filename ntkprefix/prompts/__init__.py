@@ -6,13 +6,14 @@ with extra("models", "ntkprefix.prompts"):
     from ntkprefix.prompts.algebra import JoinedPrompt, merge_prompts, shift_prompt, subtract_prompt
     from ntkprefix.prompts.append import append_document
     from ntkprefix.prompts.batch import BatchedPrompts, batch_prompts
-    from ntkprefix.prompts.calibration import Calibration, ask, calibrate, continued, repeated
+    from ntkprefix.prompts.calibration import Calibration, ask, calibrate
     from ntkprefix.prompts.compress import CompressedPrompt, compress_prompt
     from ntkprefix.prompts.distil import distil
     from ntkprefix.prompts.files import StoredPrompt, load_prompt, save_prompt
     from ntkprefix.prompts.layers import compress_layers
     from ntkprefix.prompts.read import read_prompt
     from ntkprefix.prompts.refit import recompress_prompt
+    from ntkprefix.prompts.texts import Texts, continued, repeated, texts_behind
 
 __all__ = [
     "BatchedPrompts",
@@ -20,6 +21,7 @@ __all__ = [
     "CompressedPrompt",
     "JoinedPrompt",
     "StoredPrompt",
+    "Texts",
     "append_document",
     "ask",
     "batch_prompts",
@@ -36,4 +38,5 @@ __all__ = [
     "save_prompt",
     "shift_prompt",
     "subtract_prompt",
+    "texts_behind",
 ]

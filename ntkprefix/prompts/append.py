@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,14 @@ from ntkprefix.models import TextModel
 from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
 from ntkprefix.prompts.algebra import checked
-from ntkprefix.prompts.calibration import Calibration, Kind, calibrate, texts_behind, without_last
+from ntkprefix.prompts.calibration import Calibration, calibrate
 from ntkprefix.prompts.compress import CompressedPrompt
 from ntkprefix.prompts.layers import compress_layers, judge_layers
 from ntkprefix.prompts.read import read_prompt
+from ntkprefix.prompts.texts import texts_behind, without_last
+
+# Where texts may come from that see all of a document.
+Behind = Literal["continue", "repeat"]
 
 
 def append_document(
@@ -30,7 +34,7 @@ def append_document(
     *,
     budget: int | str | None = None,
     method: str | Method | None = None,
-    texts: Kind | Int[Array, "B T"] = "continue",
+    texts: Behind | Int[Array, "B T"] = "continue",
     seed: int = 0,
     chunk: int = 512,
     on_step: Callable[[str, int, int], None] | None = None,
@@ -51,7 +55,7 @@ def append_document(
         tokens: the document, [1, M].
         budget: of the document, as for `compress_prompt`; none for a state of features.
         method: likewise; if None, `matching-in-context` behind tokens, and clouds of their rank behind clouds.
-        texts: behind prompt and document, as for `compress_prompt`.
+        texts: behind prompt and document, as for `compress_prompt`, but for pieces that are read apart.
         seed: of what is random.
         chunk: tokens that are read at a time.
         on_step: as for `compress_prompt`.
@@ -81,7 +85,7 @@ def append_document(
     tell = on_step or (lambda *_: None)
     checked("append_document", prompt)
     if isinstance(texts, str):
-        checks.one_of("append_document", "kind of texts", texts, get_args(Kind))
+        checks.one_of("append_document", "kind of texts", texts, get_args(Behind))
     before = prompt.prefixes
     last = before.parts[-1] if isinstance(before, JoinedPrefix) else before
     state = isinstance(last, FeaturePrefix)
@@ -99,7 +103,7 @@ def append_document(
     seen, start = before + _placed(exact, before), prompt.start + length
     if isinstance(texts, str):
         others = before + _placed(_exactly(without_last(whole), last), before)
-        texts = texts_behind(model, texts, tokens, others, start=start - 1, seed=seed)
+        texts = texts_behind(model, texts, tokens, others, start=start - 1, seed=seed).tokens
     asked = calibrate(model, texts, seen, start=start)
     asked = Calibration(asked.queries, _beside(before, asked))
     if budget is None:

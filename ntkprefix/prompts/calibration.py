@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ntkprefix import checks
 from ntkprefix._pytree import Leaf, pytree
 from ntkprefix.kernels import EVERYWHERE, best
-from ntkprefix.models import TextModel, generate
+from ntkprefix.models import TextModel
 from ntkprefix.partial import Partial
-from ntkprefix.prefixes import TokenPrefix
-
-# Texts that are asked behind a prompt.
-Kind = Literal["both", "continue", "repeat"]
-# How many of a kind, and their tokens: 4,096 queries a head of both, of which a quarter is held out for the report.
-ROWS, LENGTH = 16, 128
 
 
 @pytree
@@ -118,129 +110,3 @@ def ask(
     share = kernel.partial_attention(query, key, value, scale=query.shape[-1] ** -0.5, **options)
     flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]).astype(jnp.float32), (query, share))
     return Calibration(*flat)
-
-
-def continued(
-    model: TextModel, whole: TokenPrefix, last: int, *, rows: int, length: int, seed: int = 0
-) -> Int[Array, "B T"]:
-    """What the model itself goes on to say behind a prompt, drawn at temperature 1: queries such as continuations ask.
-
-    Args:
-        model: causal, with a head.
-        whole: the prompt's keys and values, [L, M, K, H], M at least 2.
-        last: the prompt's last token.
-        rows: B, how many texts.
-        length: T, tokens of each.
-        seed: of the draws.
-
-    Returns:
-        Texts, [B, T].
-
-    Raises:
-        TypeError: as for `generate`.
-        ValueError: as for `generate`, or a prompt of one token.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
-        >>> from ntkprefix.prompts import continued, read_prompt
-        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
-        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
-        >>> whole = read_prompt(model, jnp.array([[3, 1, 4, 1, 5]]))
-        >>> texts = continued(model, whole, last=5, rows=3, length=4)
-        >>> texts.shape, bool((texts == continued(model, whole, last=5, rows=3, length=4, seed=1)).all())
-        ((3, 4), False)
-
-    Source: queries from the model's own continuations (Attention Matching, arXiv 2602.16284, "self-study"; Cartridges,
-    arXiv 2506.06266).
-    """
-    start = whole.keys.shape[1] - 1
-    return _drawn(model, without_last(whole), last, start=start, rows=rows, length=length, seed=seed)
-
-
-def _drawn(
-    model: TextModel, before: Any, last: int, *, start: int, rows: int, length: int, seed: int
-) -> Int[Array, "B T"]:
-    """What is said behind a last token, which is at `start`, and behind everything before it."""
-    checks.at_least(2, "continued", tokens=start + 1)
-    first = jnp.full((rows, 1), last, jnp.int32)
-    options = {"prefixes": before, "start": start, "temperature": 1.0, "key": jax.random.key(seed)}
-    return generate(model, first, length, **options).tokens
-
-
-def without_last(whole: TokenPrefix) -> TokenPrefix:
-    """All but the last token, which is read once more behind these, since the first new one is drawn from it."""
-    return TokenPrefix(whole.keys[:, :-1], whole.values[:, :-1])
-
-
-def repeated(tokens: Int[np.ndarray, " M"], *, rows: int, length: int, seed: int = 0) -> Int[np.ndarray, "B T"]:
-    """Pieces of a prompt, to be read once more behind it: queries from the prompt itself.
-
-    Args:
-        tokens: the prompt, [M].
-        rows: B, how many pieces; fewer where the prompt is shorter than that many.
-        length: T, of each; M where the prompt is shorter.
-        seed: of their order.
-
-    Returns:
-        Pieces spread evenly over the prompt, in an order drawn at random, [B, T].
-
-    Example:
-        >>> import numpy as np
-        >>> from ntkprefix.prompts import repeated
-        >>> sorted(row[0] for row in repeated(np.arange(100), rows=3, length=20).tolist())
-        [0, 40, 80]
-
-    Source: reading the context once more (Attention Matching, arXiv 2602.16284, "repeat-prefill").
-    """
-    tokens = np.asarray(tokens)
-    length = min(length, len(tokens))
-    rows = min(rows, len(tokens) - length + 1)
-    firsts = np.round(np.linspace(0, len(tokens) - length, rows)).astype(int)
-    order = np.random.default_rng(seed).permutation(rows)
-    return np.stack([tokens[first : first + length] for first in firsts[order]])
-
-
-def texts_behind(
-    model: TextModel,
-    kind: str,
-    tokens: Int[Array, "1 M"],
-    before: Any,
-    *,
-    start: int,
-    rows: int = ROWS,
-    length: int = LENGTH,
-    seed: int,
-) -> Int[Array, "B T"]:
-    """Texts behind a document.
-
-    Args:
-        model: causal, with a head.
-        kind: `"continue"` for what the model says next; `"repeat"` for pieces of the document; `"both"` for `rows` of
-            each, in an order drawn at random.
-        tokens: the document, [1, M].
-        before: all that the texts see, without the document's last token (`without_last`).
-        start: position of that token.
-        rows: texts of each kind; fewer pieces where the document is shorter than that many.
-        length: T, tokens of each; M where a document of which there are pieces is shorter.
-        seed: of what is random.
-
-    Returns:
-        Texts, [B, T].
-
-    Raises:
-        TypeError: as for `generate`.
-        ValueError: as for `generate`, or nothing in front of the last token.
-    """
-    document = np.asarray(tokens)[0]
-    if kind != "continue":
-        length = min(length, len(document))
-    found = []
-    if kind != "repeat":
-        found.append(_drawn(model, before, int(document[-1]), start=start, rows=rows, length=length, seed=seed))
-    if kind != "continue":
-        found.append(jnp.asarray(repeated(document, rows=rows, length=length, seed=seed)))
-    texts = jnp.concatenate(found)
-    # Both kinds are among those that are fitted to and among those that are held out.
-    return texts if kind != "both" else texts[np.random.default_rng(seed).permutation(len(texts))]

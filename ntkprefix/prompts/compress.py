@@ -22,12 +22,14 @@ from ntkprefix.fingerprints import of_model
 from ntkprefix.models import BlockConfig, TextModel
 from ntkprefix.parts import Parts
 from ntkprefix.prefixes import JoinedPrefix, TokenPrefix
-from ntkprefix.prompts.calibration import Kind, calibrate, texts_behind, without_last
+from ntkprefix.prompts.calibration import calibrate
 from ntkprefix.prompts.distil import distil as distilled
 from ntkprefix.prompts.effects import scores
 from ntkprefix.prompts.layers import Share, compress_layers, judge_layers
 from ntkprefix.prompts.precision import Dtype, as_stored, itemsizes, rounded
 from ntkprefix.prompts.read import read_prompt
+from ntkprefix.prompts.sizes import judging
+from ntkprefix.prompts.texts import Kind, Texts, texts_behind, without_last
 from ntkprefix.train import Checkpoints, TrainConfig
 
 # Steps of training between checkpoints.
@@ -94,17 +96,19 @@ def compress_prompt(
         tokens: the prompt, [1, M].
         method: as for `compress`.
         budget: as for `compress`, but numbers and bytes are those of all layers together.
-        share: `"even"`: all heads of all layers get the same; `"need"`: between a quarter and four times that, by
+        share: `"even"`: all heads of all layers get the same; `"need"`: between a sixteenth and eight times that, by
             the error that Attention Matching makes with it (`ntkprefix.prompts.sizes`); `"effect"`: by what that error
             does to the distribution of the next tokens (`ntkprefix.prompts.effects`). In memory all heads are as long
             as the longest, filled up with tokens of no weight; files have none of these.
         error: that no head's attention outputs should exceed, on average over queries that are fitted to: heads that
-            do get more than their share, up to four times what all get if they get the same. Which still do is told by
+            do get more than their share, up to eight times what all get if they get the same. Which still do is told by
             `report.above(error)`, on queries that are held out.
         texts: that ask of the prompt what others will, [B, T], without padding, the last quarter of which is held out
             for the report: `"continue"` for texts that the model itself says next, drawn at temperature 1; `"repeat"`
-            for pieces of the prompt, read once more behind it, which ask for more of it; `"both"`.
-        distil: how to train on the texts that are not held out; not at all if None.
+            for pieces of the prompt, read once more behind it; `"apart"` for such that are each read behind all of the
+            prompt but itself, and ask for what the rest has to say; `"both"` for the first and the last of these.
+        distil: how to train on the texts that are not held out, and see all of the prompt if there are such; not at
+            all if None.
         dtype: in which the prefix will be stored, and budgets in bytes are counted. A ratio is against the prompt in
             the same type, but of int8 against 16 bits, in which models keep keys and values. It is rounded to int8
             (`ntkprefix.prompts.precision`), so that the report is about that; in memory it is float32 all the same, and
@@ -155,20 +159,18 @@ def compress_prompt(
     tell("asking", 0, 1)
     if isinstance(texts, str):
         draw = partial(texts_behind, model, texts, tokens, without_last(whole), start=length - 1, seed=seed)
-        rows = parts("texts", draw)
+        behind = parts("texts", draw)
     else:
-        rows = texts
-    asked = calibrate(model, rows, whole, start=length)
+        behind = Texts(texts)
+    asked = calibrate(model, behind.tokens, behind.seen(whole), start=length)
     how: dict[str, Any] = {"method": method, "budget": budget, "share": share}
     how |= {"error": error, "dtype": dtype, "seed": seed}
-    # Whole texts of which no query is held out; of a single one, what is not.
-    fitted = fitted_to(rows.size)
-    taught = rows[: fitted // rows.shape[1]]
     if share == "effect":
-        felt_by = taught if len(taught) else rows[:, :fitted]
-        how["felt"] = cache(partial(scores, model, felt_by, whole, start=length, seed=seed))
+        how["felt"] = cache(partial(scores, model, judging(behind), whole, start=length, seed=seed))
     prefixes, report = compress_layers(whole, asked, **how, on_step=tell, parts=parts)
     if distil is not None:
+        whole_texts = fitted_to(behind.tokens.size) // behind.tokens.shape[1]
+        taught = behind.some(slice(whole_texts)).taught(length).tokens
         steps = distil.steps(len(taught))
         where = parts.beside("checkpoints")
         prefixes, _ = distilled(

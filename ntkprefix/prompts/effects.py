@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ntkprefix._pytree import Leaf, pytree
 from ntkprefix.compress.problem import Problem, answer
@@ -19,6 +19,7 @@ from ntkprefix.models import TextModel
 from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prefixes.base import PrefixShape
+from ntkprefix.prompts.texts import Texts
 
 # Texts that go through the model at once.
 _BATCH = 4
@@ -28,21 +29,21 @@ _LEAST = 1e-30
 
 @pytree
 class _Nudged:
-    """Tokens whose share's mean value is moved by `nudge`, [B, T, N, Hv], query by query."""
+    """A prefix whose share's mean value is moved by `nudge`, [B, T, N, Hv], query by query."""
 
-    tokens: Leaf
+    seen: Leaf
     nudge: Leaf
 
     def shape(self) -> PrefixShape:
-        return self.tokens.shape()._replace(rows=self.nudge.shape[0])
+        return self.seen.shape()._replace(rows=self.nudge.shape[0])
 
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
-        share = self.tokens.partial(query, scale)
+        share = self.seen.partial(query, scale)
         return dataclasses.replace(share, num=share.num + self.nudge * share.den[..., None])
 
 
 def scores(
-    model: TextModel, texts: Int[Array, "B T"], whole: TokenPrefix, *, start: int, draws: int = 4, seed: int = 0
+    model: TextModel, texts: Texts, whole: TokenPrefix, *, start: int, draws: int = 2, seed: int = 0
 ) -> Float[np.ndarray, "L S B T N Hv"]:
     r"""What the log-likelihood of the next tokens feels of each head's mean value of the prompt.
 
@@ -53,7 +54,7 @@ def scores(
 
     Args:
         model: causal, with a head.
-        texts: behind the prompt, [B, T], without padding.
+        texts: behind the prompt.
         whole: the prompt's own keys and values, [L, M, K, H].
         start: the texts' first position.
         draws: S, tokens drawn in place of each.
@@ -66,34 +67,34 @@ def scores(
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
-        >>> from ntkprefix.prompts import read_prompt
+        >>> from ntkprefix.prompts import Texts, read_prompt
         >>> from ntkprefix.prompts.effects import scores
         >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
         >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
         >>> whole = read_prompt(model, jnp.array([[3, 1, 4, 1, 5]]))
-        >>> scores(model, jnp.array([[9, 2, 6], [5, 3, 5]]), whole, start=5).shape
+        >>> scores(model, Texts(jnp.array([[9, 2, 6], [5, 3, 5]])), whole, start=5).shape
         (2, 4, 2, 3, 3, 4)
     """
     graph, weights = nnx.split(model)
-    keys = jax.random.split(jax.random.key(seed), -(-len(texts) // _BATCH))
-    firsts = range(0, len(texts), _BATCH)
-    found = [
-        to_host(_scores(graph, weights, texts[at : at + _BATCH], whole, jnp.asarray(start), key, draws=draws))
-        for at, key in zip(firsts, keys, strict=True)
-    ]
+    count, start, found = len(texts.tokens), jnp.asarray(start), []
+    firsts = range(0, count, _BATCH)
+    for at, key in zip(firsts, jax.random.split(jax.random.key(seed), len(firsts)), strict=True):
+        some = texts.some(slice(at, at + _BATCH))
+        found.append(to_host(_scores(graph, weights, some.tokens, some.seen(whole), start, key, draws=draws)))
     return np.moveaxis(np.concatenate(found, axis=2), 0, 1)
 
 
 @partial(jax.jit, static_argnames=("graph", "draws"))
-def _scores(graph, weights, texts, whole, start, key, *, draws):
+def _scores(graph, weights, texts, seen, start, key, *, draws):
     model = nnx.merge(graph, weights)
     positions = jnp.broadcast_to(start + jnp.arange(texts.shape[1])[None], texts.shape)
 
     def logits(nudge: Float[Array, "L B T N Hv"]) -> Float[Array, "B T vocabulary"]:
-        return model.logits(model(texts, prefixes=_Nudged(whole, nudge), positions=positions))
+        return model.logits(model(texts, prefixes=_Nudged(seen, nudge), positions=positions))
 
-    layers, _, _, width = whole.values.shape
-    said, back = jax.vjp(logits, jnp.zeros((layers, *texts.shape, model.config.block.heads, width), whole.values.dtype))
+    block, dtype = model.config.block, jax.tree.leaves(seen)[0].dtype
+    still = jnp.zeros((model.config.layers, *texts.shape, block.heads, block.head_width), dtype)
+    said, back = jax.vjp(logits, still)
 
     def of_draw(key: Array) -> Float[Array, "L B T N Hv"]:
         drawn = jax.nn.one_hot(jax.random.categorical(key, said), said.shape[-1], dtype=said.dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ntkprefix._dtypes import accumulator
 from ntkprefix.compress import Matching
@@ -24,9 +23,10 @@ from ntkprefix.parts import Parts
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration
 from ntkprefix.prompts.effects import effects
+from ntkprefix.prompts.texts import Texts
 
 # Sizes that a head may get, as parts of what it would get if all got the same.
-_PARTS = (0.25, 0.5, 1, 2, 4)
+_PARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 _EVEN = _PARTS.index(1)
 _METHOD = Matching(in_context=True)
 
@@ -36,8 +36,8 @@ class Needs(NamedTuple):
 
     Attributes:
         numbers: of a head at each size, ascending, [S].
-        errors: on queries that are fitted to, mean over a kv head's query heads, or what they do to the next tokens'
-            distribution, nats a token, [S, L, K].
+        errors: mean over a kv head's query heads, or what they do to the next tokens' distribution, nats a token,
+            [S, L, K].
     """
 
     numbers: Int[np.ndarray, " S"]
@@ -53,15 +53,16 @@ def needs(
     on_layer: Callable[[int], None] = lambda _: None,
     parts: Parts | None = None,
 ) -> Needs:
-    """The errors of Attention Matching at a quarter to four times the size that each head gets if all get the same.
+    """The errors of Attention Matching at a sixteenth to eight times the size that each head gets if all get the same.
 
-    Measured on the queries that are fitted to, so that the held-out ones stay what they are.
+    It is fitted to half of the queries that methods are fitted to, and its errors are those of the other half: of what
+    it was fitted to, the errors of large sizes would be too small. The held-out queries stay what they are.
 
     Args:
         whole: the prompt's keys and values, [L, M, K, H].
         asked: of the same layers.
         even: numbers of each head if all got the same.
-        felt: gives the `scores` of the first B T queries, for `effects` in place of errors; called where it is needed.
+        felt: gives the `scores` of the texts of `judging`, for `effects` in place of errors; called where it is needed.
         on_layer: called with the number of layers done.
         parts: where the errors of layers are kept, and those of a call that was stopped are found.
 
@@ -91,19 +92,48 @@ def needs(
     return Needs(numbers, errors)
 
 
+def judging(texts: Texts) -> Texts:
+    """The later half of the texts that methods are fitted to, on which sizes are judged; of a single one, its part."""
+    count, length = texts.tokens.shape
+    fitted = fitted_to(count * length)
+    whole = fitted // length
+    if whole == 0:
+        return Texts(texts.tokens[:, :fitted], texts.apart)
+    return texts.some(slice(whole // 2, whole))
+
+
 @partial(jax.jit, static_argnames="numbers")
 def _error(tokens, asked, felt, *, numbers):
-    """Of each query head, [N], the mean over the queries that Attention Matching is fitted to; or effects, [K]."""
+    """Of each query head, [N], the mean over queries that Attention Matching is not fitted to; or effects, [K]."""
     dtype = accumulator(tokens.keys.dtype, tokens.values.dtype)
     tokens, asked = jax.tree.map(lambda leaf: leaf.astype(dtype), (tokens, asked))
     scale = tokens.keys.shape[-1] ** -0.5
     problem = Problem(tokens.keys, tokens.values, asked.queries, asked.beside, scale, tokens.log_weights)
-    prefix = _METHOD(problem, numbers, jax.random.key(0))
+    fitting, judged = _halves(problem, None if felt is None else felt.shape[1:3])
+    prefix = _METHOD(fitting, numbers, jax.random.key(0))
     if felt is None:
-        return jnp.mean(query_errors(problem, prefix), axis=0)
-    count = math.prod(felt.shape[1:3])
-    queries, beside = jax.tree.map(lambda leaf: leaf[:count], (problem.queries, problem.beside))
-    return effects(dataclasses.replace(problem, queries=queries, beside=beside), felt, prefix)
+        return jnp.mean(query_errors(judged, prefix), axis=0)
+    return effects(judged, felt, prefix)
+
+
+def _halves(problem: Problem, judging: tuple[int, int] | None) -> tuple[Problem, Problem]:
+    """With queries that are fitted to, and with those on which sizes are judged: of B texts of T tokens, or half."""
+    count = len(problem.queries)
+    if judging is None:
+        first, last = count // 2, count
+    else:
+        rows, length = judging
+        last = count // length * length
+        first = last - rows * length
+
+    def some(where: Bool[np.ndarray, " Q"]) -> Problem:
+        queries, beside = jax.tree.map(lambda leaf: leaf[np.flatnonzero(where)], (problem.queries, problem.beside))
+        return dataclasses.replace(problem, queries=queries, beside=beside)
+
+    places = np.arange(count)
+    judged = (places >= first) & (places < last)
+    # One text alone is both.
+    return some(judged if judged.all() else ~judged), some(judged)
 
 
 def shared_out(found: Needs, total: int) -> Int[np.ndarray, "L K"]:

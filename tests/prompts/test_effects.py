@@ -8,7 +8,7 @@ from models.tiny_text import golden
 
 from ntkprefix import Partial, TokenPrefix
 from ntkprefix.compress.problem import Problem
-from ntkprefix.prompts import calibrate, read_prompt
+from ntkprefix.prompts import Texts, calibrate, read_prompt
 from ntkprefix.prompts.effects import effects, scores
 
 START = 7
@@ -39,7 +39,8 @@ def test_effects_are_the_divergences_of_one_head_at_a_time(what, within, loaded)
     tokens = jnp.asarray(golden("llama")["tokens"], jnp.int32)
     whole = read_prompt(model, tokens[:1, :START])
     texts = jnp.asarray(np.random.default_rng(1).integers(int(tokens.max()), size=(6, 5)), jnp.int32)
-    asked, felt = calibrate(model, texts, whole, start=START), scores(model, texts, whole, start=START, draws=400)
+    asked = calibrate(model, texts, whole, start=START)
+    felt = scores(model, Texts(texts), whole, start=START, draws=400)
     layers, _, heads, width = whole.keys.shape
     assert felt.shape == (layers, 400, 6, 5, model.config.block.heads, width)
     weighted = TokenPrefix(whole.keys, whole.values, jnp.zeros(whole.keys.shape[:-1]))
@@ -71,7 +72,7 @@ def test_a_prefix_without_errors_has_no_effect(loaded):
     whole = read_prompt(model, tokens[:1, :START])
     texts = tokens[:1, START : START + 4]
     asked = calibrate(model, texts, whole, start=START)
-    felt = scores(model, texts, whole, start=START)
+    felt = scores(model, Texts(texts), whole, start=START)
     assert np.abs(felt).max() > 1e-3
     keys, values, of_layer = jax.tree.map(lambda leaf: leaf[0], (whole.keys, whole.values, asked))
     problem = Problem(keys, values, of_layer.queries, of_layer.beside, keys.shape[-1] ** -0.5)

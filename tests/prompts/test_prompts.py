@@ -27,7 +27,7 @@ from ntkprefix.prompts import (
     repeated,
     save_prompt,
 )
-from ntkprefix.prompts.calibration import texts_behind, without_last
+from ntkprefix.prompts.texts import texts_behind, without_last
 from ntkprefix.prompts.layers import judge_layers
 from ntkprefix.train import TrainConfig
 
