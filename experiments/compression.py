@@ -32,7 +32,7 @@ from ntkprefix.compress.report import query_errors
 from ntkprefix.models import TextModel, generate, load_text_model
 from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.prefixes import TokenPrefix
-from ntkprefix.prompts import Calibration, calibrate, compress_layers, distil, read_prompt
+from ntkprefix.prompts import Calibration, calibrate, compress_layers, distil, packed, read_prompt
 from ntkprefix.prompts.effects import scores
 from ntkprefix.prompts.layers import Share
 from ntkprefix.prompts.precision import Dtype, rounded
@@ -313,8 +313,8 @@ def _row(
         "estimated_error": round(float(report.error.mean()), 5),
         "coverage": round(float(inside.mean()), 4),
         "seconds": round(seconds, 2),
-        "seconds_per_token": round(_pace(model, prompt, prefixes, config), 5),
-        "megabytes": round(megabytes(prefixes), 2),
+        "seconds_per_token": round(_pace(model, prompt, packed(prefixes), config), 5),
+        "megabytes": round(megabytes(packed(prefixes)), 2),
     }
 
 

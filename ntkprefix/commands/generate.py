@@ -19,7 +19,7 @@ from ntkprefix.fingerprints import of_model
 from ntkprefix.models import generate, load_text_model
 from ntkprefix.models.checks import drawing, new_tokens
 from ntkprefix.models.tokenizers import load_tokenizer
-from ntkprefix.prompts import StoredPrompt, batch_prompts, load_prompt
+from ntkprefix.prompts import StoredPrompt, batch_prompts, load_prompt, packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def main(config: Config) -> int:
         temperature=config.temperature,
         top_p=config.top_p,
         key=jax.random.key(config.seed),
-        prefixes=prefixes,
+        prefixes=packed(prefixes),
         start=start,
     )
     print("\n\n".join(text + tokenizer.decode(row) for text, row in zip(texts, made.tokens, strict=True)))

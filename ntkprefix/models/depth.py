@@ -9,13 +9,42 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Int
 
 from ntkprefix.faults import faulty_rows, noting
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """Prefixes of all layers that know how to read a layer's own, where arrays with a `layers` axis would be larger.
+
+    Example:
+        >>> import jax
+        >>> from ntkprefix import TokenPrefix
+        >>> from ntkprefix.models.depth import Layered
+        >>> @jax.tree_util.register_static
+        ... class Same:
+        ...     layers = 12
+        ...
+        ...     def layer(self, index):
+        ...         return TokenPrefix(*jax.numpy.ones((2, 5, 3, 4)))
+        >>> isinstance(Same(), Layered)
+        True
+    """
+
+    @property
+    def layers(self) -> int:
+        """How many."""
+        ...
+
+    def layer(self, index: Int[Array, ""]) -> Any:
+        """The prefix of one; the index is known at run time alone."""
+        ...
 
 
 class _Run(NamedTuple):
@@ -23,7 +52,7 @@ class _Run(NamedTuple):
 
     start: int
     stop: int
-    prefixes: Any  # leading axis stop - start; None where the layers have no prefix
+    prefixes: Any  # leading axis stop - start; None where the layers have no prefix; indices of `Layered` ones
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -65,7 +94,7 @@ def scan(
         carry: what flows from block to block.
         layers: how many blocks there are.
         prefixes: None; or a list or tuple with one prefix (or None) per layer, of any kinds and sizes; or one prefix
-            whose every array has a leading `layers` axis.
+            whose every array has a leading `layers` axis; or `Layered`.
         also: a pytree of arrays with a leading `layers` axis, whose entries the steps get too.
         remat: the gradient keeps the carry between blocks alone, and runs each block again.
 
@@ -88,10 +117,11 @@ def scan(
     """
     graph, weights = nnx.split(blocks)
     noted = noting() if isinstance(carry, jax.Array) else None
+    of_layer = prefixes.layer if isinstance(prefixes, Layered) else _itself
 
     def body(carry: Any, layer: Any) -> tuple[Any, Any]:
         block_weights, prefix, more = layer
-        carry, output = step(nnx.merge(graph, block_weights), carry, prefix, more)
+        carry, output = step(nnx.merge(graph, block_weights), carry, of_layer(prefix), more)
         return carry, (output, None if noted is None else faulty_rows(carry))
 
     if remat:
@@ -131,10 +161,18 @@ def compiled(model: nnx.Module, name: str, *inputs: Any) -> Any:
     return _method(*nnx.split(model), name, *inputs)
 
 
+def _itself(prefix: Any) -> Any:
+    return prefix
+
+
 def _runs(prefixes: Any, layers: int) -> Iterator[_Run]:
+    if isinstance(prefixes, Layered):
+        _check_count(prefixes.layers, layers)
+        yield _Run(0, layers, jnp.arange(layers))
+        return
     # A named tuple is a prefix of somebody's own, not a sequence of them.
     if type(prefixes) in (list, tuple):
-        _check_sequence(prefixes, layers)
+        _check_count(len(prefixes), layers)
         indexed = enumerate(prefixes)
         for _, group in itertools.groupby(indexed, key=lambda pair: _structure(pair[1])):
             members = list(group)
@@ -151,11 +189,9 @@ def _structure(prefix: Any) -> tuple[Any, ...]:
     return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
-def _check_sequence(prefixes: Any, layers: int) -> None:
-    if len(prefixes) != layers:
-        raise ValueError(
-            f"prefixes: expected one per layer, {layers}, got {len(prefixes)}. Put None where a layer has none."
-        )
+def _check_count(found: int, layers: int) -> None:
+    if found != layers:
+        raise ValueError(f"prefixes: expected one per layer, {layers}, got {found}. Put None where a layer has none.")
 
 
 def _check_stacked(prefixes: Any, layers: int) -> None:

@@ -11,6 +11,7 @@ with extra("models", "ntkprefix.prompts"):
     from ntkprefix.prompts.distil import distil
     from ntkprefix.prompts.files import StoredPrompt, load_prompt, save_prompt
     from ntkprefix.prompts.layers import compress_layers
+    from ntkprefix.prompts.packed import PackedTokens, packed
     from ntkprefix.prompts.read import read_prompt
     from ntkprefix.prompts.refit import recompress_prompt
     from ntkprefix.prompts.texts import Texts, continued, repeated, texts_behind
@@ -20,6 +21,7 @@ __all__ = [
     "Calibration",
     "CompressedPrompt",
     "JoinedPrompt",
+    "PackedTokens",
     "StoredPrompt",
     "Texts",
     "append_document",
@@ -32,6 +34,7 @@ __all__ = [
     "distil",
     "load_prompt",
     "merge_prompts",
+    "packed",
     "read_prompt",
     "recompress_prompt",
     "repeated",

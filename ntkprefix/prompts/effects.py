@@ -73,7 +73,7 @@ def scores(
         >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
         >>> whole = read_prompt(model, jnp.array([[3, 1, 4, 1, 5]]))
         >>> scores(model, Texts(jnp.array([[9, 2, 6], [5, 3, 5]])), whole, start=5).shape
-        (2, 4, 2, 3, 3, 4)
+        (2, 2, 2, 3, 3, 4)
     """
     graph, weights = nnx.split(model)
     count, start, found = len(texts.tokens), jnp.asarray(start), []

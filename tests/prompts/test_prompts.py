@@ -20,14 +20,11 @@ from ntkprefix.models import generate
 from ntkprefix.prompts import (
     calibrate,
     compress_prompt,
-    continued,
     distil,
     load_prompt,
     read_prompt,
-    repeated,
     save_prompt,
 )
-from ntkprefix.prompts.texts import texts_behind, without_last
 from ntkprefix.prompts.layers import judge_layers
 from ntkprefix.train import TrainConfig
 
@@ -106,39 +103,6 @@ def test_what_texts_ask_and_what_they_see_beside_the_prompt(name, loaded):
         num = factors[0][..., None] * share.num[0] + factors[1][..., None] * beside.num
         den = factors[0] * share.den[0] + factors[1] * beside.den
         np.testing.assert_allclose(num / den[..., None], outputs[layer, 0, 7:], atol=2e-5)
-
-
-def test_pieces_of_the_prompt_cover_it():
-    pieces = repeated(np.arange(1000), rows=5, length=100, seed=3)
-    assert sorted(pieces[:, 0].tolist()) == [0, 225, 450, 675, 900]
-    np.testing.assert_array_equal(pieces, pieces[:, :1] + np.arange(100))
-    assert repeated(np.arange(7), rows=5, length=100).shape == (1, 7)
-
-
-@pytest.mark.parametrize("length", [3, 50])
-def test_texts_of_both_kinds_are_mixed(length, loaded, unchecked):
-    model, tokens = loaded("llama"), text_of("llama")
-    whole, start = read_prompt(model, tokens), tokens.shape[1] - 1
-    short = min(length, tokens.shape[1])  # pieces are no longer than the prompt
-
-    def behind(kind, length):
-        options = {"start": start, "rows": 4, "length": length, "seed": 3}
-        return np.asarray(texts_behind(model, kind, tokens, without_last(whole), **options)).tolist()
-
-    said, pieces, both = behind("continue", short), behind("repeat", length), behind("both", length)
-    assert sorted(both) == sorted(said + pieces)
-    assert both != said + pieces
-    with pytest.raises(ValueError, match="unknown kind of texts 'neither'; expected one of both, continue, repeat"):
-        compress_prompt(model, tokens, method="ends", budget=2, texts="neither")
-
-
-def test_continuations_are_drawn_as_the_model_says(loaded):
-    model, tokens = loaded("llama"), text_of("llama")
-    texts = continued(model, read_prompt(model, tokens), int(tokens[0, -1]), rows=2000, length=1, seed=1)
-    said = jax.nn.softmax(model.logits(model(tokens)[0, -1]))
-    found = np.bincount(np.asarray(texts[:, 0]), minlength=len(said)) / 2000
-    assert np.abs(found - said).max() < 4 * np.sqrt(0.25 / 2000)
-    assert np.corrcoef(found, said)[0, 1] > 0.5
 
 
 def test_a_budget_of_everything_loses_nothing(loaded):

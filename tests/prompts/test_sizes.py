@@ -73,10 +73,10 @@ def test_the_smallest_size_that_meets_an_error():
 def test_needs_are_measured_on_what_is_fitted_to():
     whole, asked = layers()
     found = needs(whole, asked, 32 * TOKEN)
-    # Not 128: there are 64.
-    np.testing.assert_array_equal(found.numbers, [8 * TOKEN, 16 * TOKEN, 32 * TOKEN, 64 * TOKEN])
-    assert found.errors.shape == (4, L, K)
-    assert np.argmax(found.errors[2]) == np.ravel_multi_index(HARD, (L, K))
+    # Not 128 or 256: there are 64.
+    np.testing.assert_array_equal(found.numbers, np.array([2, 4, 8, 16, 32, 64]) * TOKEN)
+    assert found.errors.shape == (6, L, K)
+    assert np.argmax(found.errors[4]) == np.ravel_multi_index(HARD, (L, K))
     # Other queries where it is held out: the same needs.
     held = slice(Q - Q // 4, None)
     other = replace(asked, queries=asked.queries.at[:, held].set(0))
@@ -127,7 +127,7 @@ def test_heads_that_miss_an_error_keep_more_and_are_named():
     prefixes, report = compress_layers(whole, asked, method=METHOD, budget=8, error=wanted)
     found = counts(prefixes)
     assert found.min() >= evenly.keys.shape[1]
-    assert found[HARD] == 4 * 8 * TOKEN // (TOKEN + 1)
+    assert found[HARD] == 8 * 8 * TOKEN // (TOKEN + 1)
     assert report.error.mean() < even_report.error.mean()
     missed = report.above(wanted)
     assert missed

@@ -1,0 +1,84 @@
+"""Packed tokens against the same, filled up to the longest head."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models.tiny_text import golden
+
+from ntkprefix import Partial, TokenPrefix
+from ntkprefix.models import generate
+from ntkprefix.prompts import PackedTokens, batch_prompts, packed
+from ntkprefix.prompts.algebra import JoinedPrompt
+
+START = 400
+
+
+def of_several_sizes(config, longest):
+    """Heads of 1 token and of the longest, and between; the tokens that weigh nothing are where they may be."""
+    random = np.random.default_rng(0)
+    block = config.block
+    shape = (config.layers, longest, block.kv_heads)
+    counts = random.integers(1, longest + 1, size=(config.layers, block.kv_heads))
+    counts.flat[0], counts.flat[-1] = longest, 1
+    weights = random.standard_normal(shape)
+    weights[np.arange(longest)[None, :, None] >= counts[:, None]] = -np.inf
+    keys, values = random.standard_normal((2, *shape, block.head_width))
+    # Not only behind the others.
+    order = random.permutation(longest)
+    return TokenPrefix(*(jnp.asarray(array[:, order], jnp.float32) for array in (keys, values, weights))), counts
+
+
+@pytest.mark.parametrize("longest", [3, 128, 129, 300])
+def test_packed_tokens_are_the_same_to_every_text(longest, loaded):
+    model, texts = loaded("llama"), jnp.asarray(golden("llama")["tokens"], jnp.int32)
+    prefixes, counts = of_several_sizes(model.config, longest)
+    small = packed(prefixes)
+    assert isinstance(small, PackedTokens)
+    assert small.keys.shape[0] == counts.sum()
+    assert small.longest == longest
+    positions = jnp.broadcast_to(START + jnp.arange(texts.shape[1]), texts.shape)
+    one, other = (model(texts, prefixes=each, positions=positions) for each in (prefixes, small))
+    np.testing.assert_allclose(one, other, atol=2e-5)
+    assert np.abs(one - model(texts, positions=positions)).max() > 1e-2
+    options = {"start": START, "temperature": 1.0, "key": jax.random.key(0)}
+    one, other = (generate(model, texts, 5, prefixes=each, **options) for each in (prefixes, small))
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+
+
+def test_gradients_go_through_packed_tokens(loaded):
+    model = loaded("llama")
+    prefixes, _ = of_several_sizes(model.config, 200)
+    small, block = packed(prefixes), model.config.block
+    query = jax.random.normal(jax.random.key(0), (2, 3, block.heads, block.head_width))
+
+    def size(query, prefix):
+        share: Partial = prefix.partial(query, 0.3)
+        return jnp.sum(share.normalise() ** 2) + jnp.sum(share.log_mass())
+
+    for layer in range(model.config.layers):
+        filled = jax.tree.map(lambda leaf, at=layer: leaf[at], prefixes)
+        np.testing.assert_allclose(
+            jax.grad(size)(query, small.layer(layer)), jax.grad(size)(query, filled), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_what_is_not_filled_up_stays_as_it_is(loaded, unchecked):
+    config = loaded("llama").config
+    prefixes, _ = of_several_sizes(config, 5)
+    whole = TokenPrefix(prefixes.keys, prefixes.values, jnp.zeros(prefixes.keys.shape[:3]))
+    rows = batch_prompts([JoinedPrompt(prefixes, 9)] * 2).prefixes
+    for each in (None, whole, TokenPrefix(whole.keys, whole.values), rows):
+        assert packed(each) is each
+    with pytest.raises(ValueError, match="expected arrays with a leading axis of layers"):
+        PackedTokens.of(TokenPrefix(*jnp.ones((2, 5, 1, 4))))
+    with pytest.raises(TypeError, match="expected tokens of every layer, got list"):
+        PackedTokens.of([whole])
+
+
+def test_another_number_of_layers_is_refused(loaded):
+    model = loaded("llama")
+    prefixes, _ = of_several_sizes(model.config, 5)
+    few = packed(jax.tree.map(lambda leaf: leaf[:1], prefixes))
+    with pytest.raises(ValueError, match=f"expected one per layer, {model.config.layers}, got 1"):
+        model(jnp.ones((1, 2), jnp.int32), prefixes=few)
