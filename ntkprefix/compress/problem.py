@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -18,6 +19,19 @@ _CHUNK = 1024
 
 
 @pytree
+class Known:
+    """What a problem's queries see, where it has been found already: for methods that are tried one after another.
+
+    Attributes:
+        exact: as `Problem.exact` gives it.
+        masses: as `attention_masses` gives them.
+    """
+
+    exact: Partial
+    masses: Leaf
+
+
+@pytree
 class Problem:
     """A prompt's keys and values in one layer, and who will ask for them.
 
@@ -28,6 +42,7 @@ class Problem:
         beside: the share of attention of everything else that each query sees, [Q, N, ...]; None for nothing.
         scale: beta.
         log_weights: of tokens that stand for others already, [M, K]; None for 0.
+        known: what need not be computed again.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -48,6 +63,7 @@ class Problem:
     beside: Partial | None
     scale: float = static_field()
     log_weights: Leaf | None = None
+    known: Known | None = None
 
     @property
     def heads(self) -> int:
@@ -61,6 +77,8 @@ class Problem:
 
     def exact(self) -> Partial:
         """The prompt's own share for every query, [Q, N, ...]: what is to be approximated."""
+        if self.known is not None:
+            return self.known.exact
         return answer(TokenPrefix(self.keys, self.values, self.log_weights), self.queries, self.scale)
 
     def added(self) -> Float[Array, "M K"]:
@@ -132,6 +150,8 @@ def attention_masses(problem: Problem) -> Float[Array, "K M"]:
 
     What else a query sees takes its part of it, so that a head that looks elsewhere counts for little.
     """
+    if problem.known is not None:
+        return problem.known.masses
     exact = problem.exact()
     seen = exact if problem.beside is None else merge(exact, problem.beside)
     log_total = by_kv_head(seen.log_mass(), problem.heads)
@@ -147,6 +167,11 @@ def attention_masses(problem: Problem) -> Float[Array, "K M"]:
         return jax.lax.map(of_token, (keys, added), batch_size=min(_CHUNK, len(keys)))
 
     return jax.lax.map(of_head, (jnp.moveaxis(problem.keys, 1, 0), problem.added().T, queries, log_total))
+
+
+def observed(problem: Problem) -> Problem:
+    """The same problem, which knows what its queries see."""
+    return dataclasses.replace(problem, known=Known(problem.exact(), attention_masses(problem)))
 
 
 def gather(problem: Problem, chosen: Array, log_weights: Array | None = None) -> TokenPrefix:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from ntkprefix._dtypes import accumulator
 from ntkprefix.compress import Matching
 from ntkprefix.compress.compress import fitted_to
-from ntkprefix.compress.problem import Problem
+from ntkprefix.compress.problem import Problem, observed
 from ntkprefix.compress.report import query_errors
 from ntkprefix.hosts import to_host
 from ntkprefix.parts import Parts
@@ -85,7 +84,8 @@ def needs(
         found = parts.find(f"{name}-{layer}", jax.ShapeDtypeStruct((len(numbers), of_heads), dtype))
         if found is None:
             scores = None if felt is None else felt()[layer]
-            found = jnp.stack([_error(tokens, of_fitted, scores, numbers=int(count)) for count in numbers])
+            pair = _halves(tokens, of_fitted, None if scores is None else scores.shape[1:3])
+            found = jnp.stack([_error(*pair, scores, numbers=int(count)) for count in numbers])
             parts.put(f"{name}-{layer}", found)
         errors[:, layer] = to_host(found).reshape(len(numbers), heads, -1).mean(axis=-1)
         on_layer(layer + 1)
@@ -103,35 +103,30 @@ def judging(texts: Texts) -> Texts:
 
 
 @partial(jax.jit, static_argnames="numbers")
-def _error(tokens, asked, felt, *, numbers):
+def _error(fitting, judged, felt, *, numbers):
     """Of each query head, [N], the mean over queries that Attention Matching is not fitted to; or effects, [K]."""
-    dtype = accumulator(tokens.keys.dtype, tokens.values.dtype)
-    tokens, asked = jax.tree.map(lambda leaf: leaf.astype(dtype), (tokens, asked))
-    scale = tokens.keys.shape[-1] ** -0.5
-    problem = Problem(tokens.keys, tokens.values, asked.queries, asked.beside, scale, tokens.log_weights)
-    fitting, judged = _halves(problem, None if felt is None else felt.shape[1:3])
     prefix = _METHOD(fitting, numbers, jax.random.key(0))
     if felt is None:
         return jnp.mean(query_errors(judged, prefix), axis=0)
     return effects(judged, felt, prefix)
 
 
-def _halves(problem: Problem, judging: tuple[int, int] | None) -> tuple[Problem, Problem]:
+@partial(jax.jit, static_argnames="judging")
+def _halves(tokens, asked, judging):
     """With queries that are fitted to, and with those on which sizes are judged: of B texts of T tokens, or half."""
-    count = len(problem.queries)
-    if judging is None:
-        first, last = count // 2, count
-    else:
-        rows, length = judging
-        last = count // length * length
-        first = last - rows * length
+    dtype = accumulator(tokens.keys.dtype, tokens.values.dtype)
+    tokens, asked = jax.tree.map(lambda leaf: leaf.astype(dtype), (tokens, asked))
+    count = len(asked.queries)
+    rows, length = judging or (count - count // 2, 1)
+    last = count // length * length
+    places = np.arange(count)
+    judged = (places >= last - rows * length) & (places < last)
 
     def some(where: Bool[np.ndarray, " Q"]) -> Problem:
-        queries, beside = jax.tree.map(lambda leaf: leaf[np.flatnonzero(where)], (problem.queries, problem.beside))
-        return dataclasses.replace(problem, queries=queries, beside=beside)
+        queries, beside = jax.tree.map(lambda leaf: leaf[np.flatnonzero(where)], (asked.queries, asked.beside))
+        scale = tokens.keys.shape[-1] ** -0.5
+        return observed(Problem(tokens.keys, tokens.values, queries, beside, scale, tokens.log_weights))
 
-    places = np.arange(count)
-    judged = (places >= first) & (places < last)
     # One text alone is both.
     return some(judged if judged.all() else ~judged), some(judged)
 
