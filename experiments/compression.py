@@ -65,8 +65,9 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         "refined by need": Way("refined", "need"),
         "distilled": Way("matching-in-context", distil=True),
         "matching in 8 bits": Way("matching", dtype="int8"),
-        "refined by need in 8 bits": Way("refined", "need", dtype="int8"),
-        "ours": Way("refined", "need", distil=True),
+        "refined by effect": Way("refined", "effect"),
+        "ours": Way("refined", "effect", distil=True),
+        "ours in 8 bits": Way("refined", "effect", distil=True, dtype="int8"),
     }
 )
 
@@ -88,11 +89,11 @@ class Effort:
 
     model: str = "smollm2"
     tokens: int = 4096
-    queries: Kind = "continue"
+    queries: Kind = "both"
     rows: int = 32
     length: int = 128
     epochs: int = 2
-    learning_rate: float = 0.01
+    learning_rate: float = 0.003
     seed: int = 0
 
 
@@ -119,8 +120,8 @@ class CompressionConfig(Effort):
     methods: tuple[str, ...] = (
         "ends", "uniform", "importance", "snapkv", "expected", "knorm", "keydiff", "kmeans", "wildcat", "measure",
         "favor", "elu", "matching", "matching-in-context", "matching-pursuit", "matching by need",
-        "matching by effect", "refined", "refined by need", "distilled", "ours", "matching in 8 bits",
-        "refined by need in 8 bits",
+        "matching by effect", "refined", "refined by need", "refined by effect", "distilled", "ours",
+        "matching in 8 bits", "ours in 8 bits",
     )  # fmt: skip
     out: Path = Path("runs/compression")
     results: Path = PATH

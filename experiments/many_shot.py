@@ -53,7 +53,7 @@ class ManyShotConfig(Effort):
     test_rows: int = 200
     longest: int = 96
     budget: str = "32x"
-    methods: tuple[str, ...] = ("ends", "snapkv", "kmeans", "matching", "refined by need", "ours")
+    methods: tuple[str, ...] = ("ends", "snapkv", "kmeans", "matching", "refined by effect", "ours")
     out: Path = Path("runs/many_shot")
 
 

@@ -92,7 +92,7 @@ def test_ways_of_our_own(measure, monkeypatch):
     scored = []
     found = compression.scores
     monkeypatch.setattr(compression, "scores", lambda *args, **options: scored.append(1) or found(*args, **options))
-    methods = ("matching", "matching in 8 bits", "matching by effect", "refined by need in 8 bits")
+    methods = ("matching", "matching in 8 bits", "matching by effect", "ours in 8 bits")
     rows = measure(methods=methods, budgets=("2x",), texts=("one.txt",), queries="both")["rows"]
     assert [row["method"] for row in rows] == list(methods)
     assert len(scored) == 1
