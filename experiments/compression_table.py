@@ -1,64 +1,138 @@
-"""The table of compressed prompts in `docs/compression.md`."""
+"""The tables of compressed prompts in `docs/compression.md`."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.compression import PATH
+from experiments.compression import PATH, SIZES, CompressionConfig
 from ntkprefix.records.seeds import of_runs, plus_minus
 from ntkprefix.runs import read_json
 
+# What methods are fitted to.
+_TEXTS = {
+    "continue": "the model's own",
+    "repeat": "pieces of the prompt",
+    "apart": "pieces of the prompt, read apart",
+    "both": "the model's own and pieces of the prompt, read apart",
+}
+
 
 def compression() -> str:
-    """Every method at every size: what of the prompt's gain is kept, and at what error."""
+    """Every method: what of the prompt's gain is kept, and at what error."""
     results = read_json(PATH)
     config, where, texts = results["config"], results["environment"], results["texts"]
-    files = list(dict.fromkeys(text["text"] for text in texts))
-    names = [str(Path(file).with_suffix("")) for file in files]
-    head = ["method", "smaller", *names, "mean", "divergence", "error", "estimated", "coverage", "seconds", "MB"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for budget in config["budgets"]:
-        for method in config["methods"]:
-            rows = [row for row in results["rows"] if (row["method"], row["budget"]) == (method, budget)]
-            kept = [of_runs([row["kept"] for row in rows if row["text"] == file]) for file in files]
-            cells = [method, f"{rows[0]['ratio']:.0f}x", *(plus_minus(share, "{:.2f}".format) for share in kept)]
-            cells.append(f"{np.mean([row['kept'] for row in rows]):.2f}")
-            cells += [_mean(rows, "divergence"), _mean(rows, "error"), _mean(rows, "estimated_error")]
-            cells += [
-                f"{np.mean([row['coverage'] for row in rows]):.2f}",
-                f"{np.median([row['seconds'] for row in rows]):.0f}",
-                f"{rows[0]['megabytes']:.1f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
     gains = ", ".join(
-        f"{np.mean([text['full'] - text['without'] for text in texts if text['text'] == file]):.3f} for {name}"
-        for file, name in zip(files, names, strict=True)
+        f"{np.mean([text['full'] - text['without'] for text in texts if text['text'] == file]):.3f} for {_name(file)}"
+        for file in _files(results)
     )
-    places = interval = ""
-    if len(config["places"]) > 1:
-        places = f", beginning at {', '.join(f'{place:.0%}' for place in config['places'])} of every text"
-        interval = "; after ±, half of the 95 % interval of the mean over places, by Student's t"
     seconds = np.median([text["seconds"] for text in texts])
     return "\n".join(
         [
-            *lines,
+            *_table(results, [(method, budget) for budget in config["budgets"] for method in config["methods"]]),
             "",
-            f"{config['model']}, prompts of {config['tokens']:,} tokens{places}. Texts: share of the prompt's gain in "
-            f"the log-likelihood of the {config['continuation']} tokens after it that is kept, below 0 where the model "
-            f"does worse than without the prompt; the gain is {gains} nats a token{interval}. Divergence: from the "
-            f"distribution behind the whole prompt, nats a token. Error: of attention outputs on these tokens, mean "
-            f"over layers, heads and tokens{_against_matching(results['rows'])}; estimated: what the report says, from "
-            f"texts of the model's own that nothing was fitted to (of ways that distil, before they do); coverage: "
-            f"share of these errors within the report's interval for nine of ten. Seconds: to compress, behind "
-            f"{seconds:.0f} seconds in which the prompt is read and texts are made, once for all methods "
-            f"({where['processor']}, {where['cores']} cores, beside other work). "
-            f"MB: of the prefix in memory, where the whole prompt takes {texts[0]['megabytes']:.0f}. Remade by "
-            f"`python -m experiments.compression --data-root FOLDER`.",
+            f"{config['model']}, prompts of {config['tokens']:,} tokens{_places(config)}. Texts: share of the prompt's "
+            f"gain in the log-likelihood of the {config['continuation']} tokens after it that is kept, below 0 where "
+            f"the model does worse than without the prompt; the gain is {gains} nats a token{_interval(config)}. "
+            f"Divergence: from the distribution behind the whole prompt, nats a token. Error: of attention outputs on "
+            f"these tokens, mean over layers, heads and tokens{_against_matching(results['rows'])}; estimated: what "
+            f"the report says, from such texts as methods are fitted to, {_TEXTS[_queries(config)]}, but others (of "
+            f"ways that distil, before they do); coverage: share of these errors within the report's interval for "
+            f"nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and texts "
+            f"are made, once for all methods ({where['processor']}, {where['cores']} cores, beside other work). MB: of "
+            f"the prefix in memory, where the whole prompt takes {texts[0]['megabytes']:.0f}. Milliseconds: for each "
+            f"token that is generated "
+            f"behind it; {_pace(texts)}. Remade by `{_command(config)}`.",
         ]
     )
+
+
+def sizes() -> str:
+    """Some methods at several sizes."""
+    results = read_json(SIZES)
+    config, texts = results["config"], results["texts"]
+    return "\n".join(
+        [
+            *_table(results, [(method, budget) for method in config["methods"] for budget in config["budgets"]]),
+            "",
+            f"As above, but fitted to {_TEXTS[_queries(config)]}{_places(config)}{_interval(config)}; {_pace(texts)}. "
+            f"Remade by `{_command(config, results=f'experiments/results/{SIZES.name}')}`.",
+        ]
+    )
+
+
+def _table(results: dict[str, Any], cases: Sequence[tuple[str, str]]) -> list[str]:
+    files = _files(results)
+    head = ["method", "smaller", *map(_name, files), "mean", "divergence", "error", "estimated", "coverage", "seconds"]
+    head += ["MB", "ms"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for method, budget in cases:
+        rows = [row for row in results["rows"] if (row["method"], row["budget"]) == (method, budget)]
+        kept = [of_runs([row["kept"] for row in rows if row["text"] == file]) for file in files]
+        cells = [method, f"{rows[0]['ratio']:.0f}x", *(plus_minus(share, "{:.2f}".format) for share in kept)]
+        cells.append(f"{np.mean([row['kept'] for row in rows]):.2f}")
+        cells += [_mean(rows, "divergence"), _mean(rows, "error"), _mean(rows, "estimated_error")]
+        cells += [
+            f"{np.mean([row['coverage'] for row in rows]):.2f}",
+            f"{np.median([row['seconds'] for row in rows]):.0f}",
+            f"{rows[0]['megabytes']:.1f}",
+            f"{1e3 * np.median([row['seconds_per_token'] for row in rows]):.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _queries(config: dict[str, Any]) -> str:
+    """Of which texts; before they could be chosen, of the model's own."""
+    return config.get("queries", "continue")
+
+
+def _command(config: dict[str, Any], **elsewhere: str) -> str:
+    """What measures this again: every setting that is not what it is anyway."""
+    usual = asdict(CompressionConfig(data_root=Path("FOLDER")))
+    given: dict[str, Any] = {"data_root": "FOLDER"} | elsewhere
+    found = config | {"queries": _queries(config)}
+    given |= {name: value for name, value in found.items() if value != _as_json(usual[name])}
+    words = ["python", "-m", "experiments.compression"]
+    for name, value in given.items():
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _files(results: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(text["text"] for text in results["texts"]))
+
+
+def _name(file: str) -> str:
+    return str(Path(file).with_suffix(""))
+
+
+def _places(config: dict[str, Any]) -> str:
+    if len(config["places"]) == 1:
+        return ""
+    return f", beginning at {', '.join(f'{place:.0%}' for place in config['places'])} of every text"
+
+
+def _interval(config: dict[str, Any]) -> str:
+    if len(config["places"]) == 1:
+        return ""
+    return "; after ±, half of the 95 % interval of the mean over places, by Student's t"
+
+
+def _pace(texts: list[dict[str, Any]]) -> str:
+    whole, none = (
+        1e3 * np.median([text[name] for text in texts]) for name in ("seconds_per_token", "seconds_per_token_without")
+    )
+    return f"{whole:.0f} behind the whole prompt, {none:.0f} without any"
 
 
 def _against_matching(rows: list[dict[str, Any]]) -> str:

@@ -1,5 +1,8 @@
 """What compressed prompts lose: what is written, and that its numbers mean what they say."""
 
+import re
+import shlex
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,7 +32,8 @@ def measure(monkeypatch, tmp_path, loaded):
         (tmp_path / f"{name}.txt").write_text("".join(map(chr, random.integers(33, 90, 800))))
     monkeypatch.setattr(compression, "load_text_model", lambda _: loaded("llama"))
     monkeypatch.setattr(compression, "load_tokenizer", lambda _: Letters(int(golden("llama")["tokens"].max())))
-    monkeypatch.setattr(compression_table, "PATH", tmp_path / "compression.json")
+    for name in ("PATH", "SIZES"):
+        monkeypatch.setattr(compression_table, name, tmp_path / "compression.json")
     options = {"tokens": 40, "continuation": 16, "rows": 8, "length": 6, "texts": ("one.txt", "two.txt"), "epochs": 1}
     options |= {"data_root": tmp_path, "out": tmp_path / "pieces", "results": tmp_path / "compression.json"}
     return lambda **changes: main(CompressionConfig(**options | changes))
@@ -84,6 +88,34 @@ def test_several_places(measure, monkeypatch):
     assert cells[4] == f"{np.mean([row['kept'] for row in of]):.2f}"
     assert "beginning at 30%, 60% of every text" in table
     assert len(plots.compression(results).axes[0].lines[0].get_xdata()) == 4
+
+
+def test_several_sizes(measure, monkeypatch):
+    monkeypatch.setattr(compression, "pace", lambda *_: 0.25)
+    results = measure(methods=("ends", "knorm"), budgets=("2x", "4x"))
+    lines = compression_table.sizes().splitlines()
+    cases = [tuple(line.strip("| ").split(" | ")[:2]) for line in lines[2:6]]
+    assert cases == [("ends", "2x"), ("ends", "4x"), ("knorm", "2x"), ("knorm", "4x")]
+    assert "--results experiments/results/compression.json" in lines[-1]
+    assert "--budgets 2x 4x --methods ends knorm" in lines[-1]
+    assert "--queries" not in lines[-1]  # those that are taken anyway
+    for axes, what in zip(plots.sizes(results).axes, ("kept", "divergence"), strict=True):
+        (line,) = (line for line in axes.lines if line.get_label() == "knorm")
+        of = [[row[what] for row in results["rows"] if (row["method"], row["budget"]) == ("knorm", size)]
+              for size in ("2x", "4x")]  # fmt: skip
+        np.testing.assert_allclose(line.get_ydata(), np.mean(np.maximum(of, plots._LOWEST), axis=1))
+        assert list(line.get_xdata()) == [2, 4]
+
+
+def test_the_command_has_every_setting_that_is_not_usual(measure, monkeypatch):
+    monkeypatch.setattr(compression, "pace", lambda *_: 0.25)
+    measure(methods=("ends",), queries="repeat", places=(0.3, 0.6))
+    (command,) = re.findall("`(python .*?)`", compression_table.compression())
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "experiments.compression"]
+    given = {words[at][2:].replace("-", "_") for at in range(3, len(words)) if words[at].startswith("--")}
+    changed = {"tokens", "continuation", "rows", "length", "texts", "epochs", "queries", "places", "methods"}
+    assert given == changed | {"data_root"}
 
 
 def test_ways_of_our_own(measure, monkeypatch):

@@ -51,8 +51,8 @@ def compress_layers(
         share: likewise.
         error: likewise.
         dtype: likewise.
-        felt: gives the `scores` (`ntkprefix.prompts.effects`) of the first B T queries, none of which are held out;
-            for `share="effect"`.
+        felt: gives the `scores` (`ntkprefix.prompts.effects`) of the last B of the texts of T tokens that methods are
+            fitted to whole (`ntkprefix.prompts.sizes.judging`); for `share="effect"`.
         seed: likewise.
         on_step: likewise.
         parts: where layers that are done are kept, and those of a call that was stopped are found.

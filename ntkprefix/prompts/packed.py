@@ -75,8 +75,14 @@ class PackedTokens:
         counts = found["counts"]
         weights = found.get("log_weights", np.zeros(len(found["keys"]), np.float32))
         starts = (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
-        arrays = (jnp.asarray(array) for array in (found["keys"], found["values"], weights, starts, counts))
-        return cls(*arrays, longest=int(counts.max()))
+        return cls(
+            jnp.asarray(found["keys"]),
+            jnp.asarray(found["values"]),
+            jnp.asarray(weights),
+            jnp.asarray(starts),
+            jnp.asarray(counts),
+            int(counts.max()),
+        )
 
     @property
     def layers(self) -> int:
