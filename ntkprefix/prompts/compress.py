@@ -98,8 +98,8 @@ def compress_prompt(
         budget: as for `compress`, but numbers and bytes are those of all layers together.
         share: `"even"`: all heads of all layers get the same; `"need"`: between a sixteenth and eight times that, by
             the error that Attention Matching makes with it (`ntkprefix.prompts.sizes`); `"effect"`: by what that error
-            does to the distribution of the next tokens (`ntkprefix.prompts.effects`). In memory all heads are as long
-            as the longest, filled up with tokens of no weight; files have none of these.
+            does to the distribution of the next tokens (`ntkprefix.prompts.effects`). All heads are as long as the
+            longest, filled up with tokens of no weight; `packed` prefixes, for use, and files have none of these.
         error: that no head's attention outputs should exceed, on average over queries that are fitted to: heads that
             do get more than their share, up to eight times what all get if they get the same. Which still do is told by
             `report.above(error)`, on queries that are held out.

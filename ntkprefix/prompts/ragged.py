@@ -1,4 +1,4 @@
-"""Heads of several lengths: as long as the longest in memory, where attention wants it, and as they are in files."""
+"""Heads of several lengths: as long as the longest while they are made and changed, and as they are in files."""
 
 from __future__ import annotations
 
