@@ -84,7 +84,7 @@ class Config:
     error: Annotated[float | None, default_told("none")] = None
     queries: Kind = "continue"
     distil: int = 0
-    learning_rate: float = 0.01
+    learning_rate: float = 0.003
     tokens: int = 0
     chunk: int = 512
     dtype: Dtype = "float32"
