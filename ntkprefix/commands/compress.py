@@ -57,9 +57,9 @@ class Config:
             error that it makes (need), or by what its error does to what the model says next (effect).
         error: of attention outputs, that no head should exceed: those that do keep more than their share, and are
             named where they still do.
-        queries: that it is fitted to: those of texts with which the model goes on (continue); of pieces of the prompt,
-            read once more behind it (repeat), or behind all of it but themselves (apart); or of the first and the last
-            (both).
+        queries: of which texts it is fitted to. With continue, of those with which the model goes on; with repeat, of
+            pieces of the prompt, read once more behind it; with apart, of such pieces, each read behind all of the
+            prompt but itself; with both, of the first and the last of these.
         distil: passes over these texts in which the prefix is then trained to say next what the model says behind the
             whole prompt; 0 for none.
         learning_rate: step size of that training, in units of the spread of keys and values.

@@ -25,6 +25,14 @@ class Known:
     Attributes:
         exact: as `Problem.exact` gives it.
         masses: as `attention_masses` gives them.
+
+    Example:
+        >>> import jax
+        >>> from ntkprefix.compress.problem import Problem, observed
+        >>> keys, values, queries = jax.random.normal(jax.random.key(0), (3, 8, 2, 4))
+        >>> known = observed(Problem(keys, values, queries, beside=None, scale=0.5)).known
+        >>> known.exact.den.shape, known.masses.shape  # of queries and heads; of heads and tokens
+        ((8, 2), (2, 8))
     """
 
     exact: Partial

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from ntkprefix._pytree import Leaf, pytree, static_field
 from ntkprefix.partial import Partial, add
 from ntkprefix.prefixes import TokenPrefix
-from ntkprefix.prefixes.base import PrefixShape
+from ntkprefix.prefixes.base import Prefix, PrefixShape
 from ntkprefix.prompts.ragged import flat
 
 # Tokens of every head that are read at a time: few heads end within the last of a layer.
@@ -89,7 +89,7 @@ class PackedTokens:
         """L."""
         return self.counts.shape[0]
 
-    def layer(self, index: int | Int[Array, ""]) -> _Layer:
+    def layer(self, index: int | Int[Array, ""]) -> Prefix:
         """One layer's prefix."""
         return _Layer(self, jnp.asarray(index))
 

@@ -226,6 +226,20 @@ def texts_behind(
     Raises:
         TypeError: as for `generate`.
         ValueError: as for `generate`, or nothing in front of the last token.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
+        >>> from ntkprefix.prompts import read_prompt, texts_behind
+        >>> from ntkprefix.prompts.texts import without_last
+        >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
+        >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
+        >>> tokens = jnp.arange(20)[None]
+        >>> before = without_last(read_prompt(model, tokens))
+        >>> found = texts_behind(model, "apart", tokens, before, start=19, rows=3, length=4, seed=0)
+        >>> sorted(zip(found.apart.tolist(), found.tokens[:, 0].tolist()))
+        [(0, 0), (8, 8), (16, 16)]
     """
     document = np.asarray(tokens)[0]
     if kind == "apart":
