@@ -45,8 +45,6 @@ from theory.pieces import Pieces
 # Tokens that are generated to see how fast that is.
 _GENERATED = 32
 PATH = RESULTS / "compression.json"
-# Of several sizes, and of fewer methods.
-SIZES = RESULTS / "compression_sizes.json"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
-"""The tables of compressed prompts in `docs/compression.md`."""
+"""The table of compressed prompts in `docs/compression.md`."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.compression import PATH, SIZES, CompressionConfig
+from experiments.commands import remaking
+from experiments.compression import PATH, CompressionConfig
 from ntkprefix.records.seeds import of_runs, plus_minus
 from ntkprefix.runs import read_json
 
@@ -32,6 +31,9 @@ def compression() -> str:
         for file in _files(results)
     )
     seconds = np.median([text["seconds"] for text in texts])
+    remade = remaking(
+        "compression", config | {"queries": _queries(config)}, CompressionConfig(data_root=Path("FOLDER"))
+    )
     return "\n".join(
         [
             *_table(results, [(method, budget) for budget in config["budgets"] for method in config["methods"]]),
@@ -46,22 +48,7 @@ def compression() -> str:
             f"nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and texts "
             f"are made, once for all methods ({where['processor']}, {where['cores']} cores, beside other work). MB: of "
             f"the prefix in memory, where the whole prompt takes {texts[0]['megabytes']:.0f}. Milliseconds: for each "
-            f"token that is generated "
-            f"behind it; {_pace(texts)}. Remade by `{_command(config)}`.",
-        ]
-    )
-
-
-def sizes() -> str:
-    """Some methods at several sizes."""
-    results = read_json(SIZES)
-    config, texts = results["config"], results["texts"]
-    return "\n".join(
-        [
-            *_table(results, [(method, budget) for method in config["methods"] for budget in config["budgets"]]),
-            "",
-            f"As above, but fitted to {_TEXTS[_queries(config)]}{_places(config)}{_interval(config)}; {_pace(texts)}. "
-            f"Remade by `{_command(config, results=f'experiments/results/{SIZES.name}')}`.",
+            f"token that is generated behind it; {_pace(texts)}. Remade by `{remade}`.",
         ]
     )
 
@@ -92,22 +79,6 @@ def _queries(config: dict[str, Any]) -> str:
     return config.get("queries", "continue")
 
 
-def _command(config: dict[str, Any], **elsewhere: str) -> str:
-    """What measures this again: every setting that is not what it is anyway."""
-    usual = asdict(CompressionConfig(data_root=Path("FOLDER")))
-    given: dict[str, Any] = {"data_root": "FOLDER"} | elsewhere
-    found = config | {"queries": _queries(config)}
-    given |= {name: value for name, value in found.items() if value != _as_json(usual[name])}
-    words = ["python", "-m", "experiments.compression"]
-    for name, value in given.items():
-        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(words)
-
-
-def _as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _files(results: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(text["text"] for text in results["texts"]))
 
@@ -136,12 +107,12 @@ def _pace(texts: list[dict[str, Any]]) -> str:
 
 
 def _against_matching(rows: list[dict[str, Any]]) -> str:
-    """What fitting and sharing out by need leaves of Attention Matching's error, where both were measured."""
-    matching, refined = ([row for row in rows if row["method"] == name] for name in ("matching", "refined by need"))
+    """What fitting and sharing out by effect leaves of Attention Matching's error, where both were measured."""
+    matching, refined = ([row for row in rows if row["method"] == name] for name in ("matching", "refined by effect"))
     if not matching or not refined:
         return ""
     share = float(_mean(refined, "error")) / float(_mean(matching, "error"))
-    return f", of `refined by need` {share:.2f} of Attention Matching's"
+    return f", of `refined by effect` {share:.2f} of Attention Matching's"
 
 
 def _mean(rows: list[dict[str, Any]], name: str) -> str:

@@ -18,8 +18,8 @@ from experiments import RESULTS, commands, plots
 from experiments import real_kernels as real_models
 from experiments.algebra import PATH as JOINED
 from experiments.algebra_table import algebra
-from experiments.compression import PATH, SIZES
-from experiments.compression_table import compression, sizes
+from experiments.compression import PATH
+from experiments.compression_table import compression
 from experiments.field_table import field_results, field_table, fields_table
 from experiments.many_shot_table import many_shot
 from experiments.scale import FAINT
@@ -71,7 +71,6 @@ def _draw() -> None:
         "real_kernels": plots.real_kernels(_real_kernels()),
         "cost": plots.cost(read_json(BENCHMARKS / "attention.json")),
         "compression": plots.compression(read_json(PATH)),
-        "sizes": plots.sizes(read_json(SIZES)),
         "vision": plots.field(field_results("vision")),
         "texts": plots.field(field_results("language-smollm2")),
         "mathematics": plots.field(field_results("mathematics"), "loss"),
@@ -229,7 +228,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     PREFIXES: (scale,),
     THEORY: (real_kernels,),
     SPEED: (attention_speed, gpu_speed, models_speed, kernels_speed),
-    COMPRESSION: (compression, sizes, many_shot, token_sets),
+    COMPRESSION: (compression, many_shot, token_sets),
     ALGEBRA: (algebra,),
     PARALLEL: (scaling_speed, planned),
     TASKS: (language_smollm2, mathematics, mathematics_loss, language),

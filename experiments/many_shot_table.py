@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from experiments.many_shot import PATH
+from experiments.commands import remaking
+from experiments.many_shot import PATH, ManyShotConfig
 from ntkprefix.records.many_shot import called, kept_of, right_of
 from ntkprefix.runs import read_json
 
@@ -30,6 +32,9 @@ def many_shot() -> str:
         f"{_row(task, 'all')['log_likelihood'] - _row(task, 'none')['log_likelihood']:.2f} for {task['task']}"
         for task in tasks
     )
+    # Before they could be chosen, queries were those of the model's own texts.
+    found = config | {"queries": config.get("queries", "continue")}
+    remade = remaking("many_shot", found, ManyShotConfig(data_root=Path("FOLDER")))
     return "\n".join(
         [
             *lines,
@@ -38,7 +43,7 @@ def many_shot() -> str:
             f"{config['budget']}, before {tasks[0]['test_rows']} test questions each. Kept: share of the examples' "
             f"gain in the log-likelihood of the right answer, which is {gains} nats an answer. Right: share of "
             f"questions whose likeliest class is the right one, with Wilson's 95 % interval ({where['processor']}, "
-            f"{where['cores']} cores). Remade by `python -m experiments.many_shot --data-root FOLDER`.",
+            f"{where['cores']} cores). Remade by `{remade}`.",
         ]
     )
 

@@ -22,8 +22,6 @@ COLOURS = {
 }
 
 
-# The same palette, where nothing has a colour of its own.
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 # What is worse than no prompt by more than this much of the gain is drawn here.
 _LOWEST = -0.5
 # Panels of a field in a row.
@@ -36,7 +34,7 @@ def compression(results: dict[str, Any]) -> Figure:
     budget = results["config"]["budgets"][0]
     figure = Figure(figsize=(9, 1.2 + 0.3 * len(methods)), layout="constrained")
     axes = figure.subplots(ncols=2, sharey=True)
-    for text, colour in zip(texts, _PALETTE, strict=False):
+    for text, colour in zip(texts, ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=False):
         rows = [row for row in results["rows"] if (row["text"], row["budget"]) == (text, budget)]
         names = [row["method"] for row in rows]
         kept = [max(row["kept"], _LOWEST) for row in rows]
@@ -54,37 +52,6 @@ def compression(results: dict[str, Any]) -> Figure:
     for each in axes:
         each.grid(alpha=0.3)
         each.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def sizes(results: dict[str, Any]) -> Figure:
-    """Against how much smaller a prefix is than the prompt: the share of the gain that is kept, and the divergence from
-    what the model says behind the prompt; means over texts and places in them, and small points for each.
-    """
-    figure = Figure(figsize=(9, 4.4), layout="constrained")
-    axes = figure.subplots(ncols=2)
-    budgets = results["config"]["budgets"]
-    for method, colour, marker in zip(results["config"]["methods"], _PALETTE, "osD^vPX", strict=False):
-        rows = [row for row in results["rows"] if row["method"] == method]
-        for each, what in zip(axes, ("kept", "divergence"), strict=True):
-            found = [[max(row[what], _LOWEST) for row in rows if row["budget"] == budget] for budget in budgets]
-            places = [float(budget.removesuffix("x")) for budget in budgets]
-            each.plot(places, [np.mean(of) for of in found], f"-{marker}", color=colour, label=method)
-            for place, of in zip(places, found, strict=True):
-                each.plot([place] * len(of), of, ".", color=colour, alpha=0.5)
-    for each in axes:
-        each.set_xscale("log")
-        each.minorticks_off()
-        each.set_xticks([float(budget.removesuffix("x")) for budget in budgets], budgets)
-        each.set(xlabel="times smaller than the prompt")
-        each.grid(alpha=0.3)
-        each.spines[["top", "right"]].set_visible(False)
-    axes[0].axhline(1, color="#7a7a7a", linewidth=1, linestyle="--")
-    axes[0].axhline(0, color="#7a7a7a", linewidth=1)
-    axes[0].set(ylabel="share of the prompt's gain that is kept", ylim=(_LOWEST - 0.05, 1.1))
-    axes[1].set(ylabel="divergence from behind the prompt, nats a token", yscale="log")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=4)
     return figure
 
 

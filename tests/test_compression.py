@@ -32,8 +32,7 @@ def measure(monkeypatch, tmp_path, loaded):
         (tmp_path / f"{name}.txt").write_text("".join(map(chr, random.integers(33, 90, 800))))
     monkeypatch.setattr(compression, "load_text_model", lambda _: loaded("llama"))
     monkeypatch.setattr(compression, "load_tokenizer", lambda _: Letters(int(golden("llama")["tokens"].max())))
-    for name in ("PATH", "SIZES"):
-        monkeypatch.setattr(compression_table, name, tmp_path / "compression.json")
+    monkeypatch.setattr(compression_table, "PATH", tmp_path / "compression.json")
     options = {"tokens": 40, "continuation": 16, "rows": 8, "length": 6, "texts": ("one.txt", "two.txt"), "epochs": 1}
     options |= {"data_root": tmp_path, "out": tmp_path / "pieces", "results": tmp_path / "compression.json"}
     return lambda **changes: main(CompressionConfig(**options | changes))
@@ -88,23 +87,6 @@ def test_several_places(measure, monkeypatch):
     assert cells[4] == f"{np.mean([row['kept'] for row in of]):.2f}"
     assert "beginning at 30%, 60% of every text" in table
     assert len(plots.compression(results).axes[0].lines[0].get_xdata()) == 4
-
-
-def test_several_sizes(measure, monkeypatch):
-    monkeypatch.setattr(compression, "pace", lambda *_: 0.25)
-    results = measure(methods=("ends", "knorm"), budgets=("2x", "4x"))
-    lines = compression_table.sizes().splitlines()
-    cases = [tuple(line.strip("| ").split(" | ")[:2]) for line in lines[2:6]]
-    assert cases == [("ends", "2x"), ("ends", "4x"), ("knorm", "2x"), ("knorm", "4x")]
-    assert "--results experiments/results/compression.json" in lines[-1]
-    assert "--budgets 2x 4x --methods ends knorm" in lines[-1]
-    assert "--queries" not in lines[-1]  # those that are taken anyway
-    for axes, what in zip(plots.sizes(results).axes, ("kept", "divergence"), strict=True):
-        (line,) = (line for line in axes.lines if line.get_label() == "knorm")
-        of = [[row[what] for row in results["rows"] if (row["method"], row["budget"]) == ("knorm", size)]
-              for size in ("2x", "4x")]  # fmt: skip
-        np.testing.assert_allclose(line.get_ydata(), np.mean(np.maximum(of, plots._LOWEST), axis=1))
-        assert list(line.get_xdata()) == [2, 4]
 
 
 def test_the_command_has_every_setting_that_is_not_usual(measure, monkeypatch):
