@@ -99,7 +99,7 @@ def judging(texts: Texts) -> Texts:
     whole = fitted // length
     if whole == 0:
         return Texts(texts.tokens[:, :fitted], texts.apart)
-    return texts.some(slice(whole // 2, whole))
+    return texts.some(slice(whole - max(whole // 2, 1), whole))
 
 
 @partial(jax.jit, static_argnames="numbers")
@@ -117,7 +117,7 @@ def _halves(tokens, asked, judging):
     dtype = accumulator(tokens.keys.dtype, tokens.values.dtype)
     tokens, asked = jax.tree.map(lambda leaf: leaf.astype(dtype), (tokens, asked))
     count = len(asked.queries)
-    rows, length = judging or (count - count // 2, 1)
+    rows, length = judging or (max(count // 2, 1), 1)
     last = count // length * length
     places = np.arange(count)
     judged = (places >= last - rows * length) & (places < last)
@@ -127,8 +127,9 @@ def _halves(tokens, asked, judging):
         scale = tokens.keys.shape[-1] ** -0.5
         return observed(Problem(tokens.keys, tokens.values, queries, beside, scale, tokens.log_weights))
 
-    # One text alone is both.
-    return some(judged if judged.all() else ~judged), some(judged)
+    # Of one text or two there are too few others: then it is fitted to all.
+    others = ~judged if 2 * judged.sum() <= count else np.ones(count, bool)
+    return some(others), some(judged)
 
 
 def shared_out(found: Needs, total: int) -> Int[np.ndarray, "L K"]:

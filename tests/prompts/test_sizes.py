@@ -14,7 +14,7 @@ from ntkprefix.compress import compress
 from ntkprefix.prompts import Calibration, compress_layers
 from ntkprefix.prompts import layers as of_layers
 from ntkprefix.prompts.ragged import filled
-from ntkprefix.prompts.sizes import Needs, meeting, needs, shared_out
+from ntkprefix.prompts.sizes import Needs, _halves, meeting, needs, shared_out
 
 L, K, G, M, Q, H, HV = 2, 2, 2, 64, 48, 6, 4
 TOKEN = H + HV
@@ -81,6 +81,23 @@ def test_needs_are_measured_on_what_is_fitted_to():
     held = slice(Q - Q // 4, None)
     other = replace(asked, queries=asked.queries.at[:, held].set(0))
     np.testing.assert_array_equal(needs(whole, other, 32 * TOKEN).errors, found.errors)
+
+
+@pytest.mark.parametrize(("judged", "first", "last", "fits_others"), [
+    (None, 18, 36, True),  # half of the 36 that are fitted to
+    ((2, 9), 18, 36, True),
+    ((1, 24), 0, 24, False),  # of one text and a half, the others are too few
+    ((1, 36), 0, 36, False),
+])  # fmt: skip
+def test_sizes_are_fitted_to_other_queries_than_they_are_judged_on(judged, first, last, fits_others):
+    whole, asked = layers()
+    tokens, of_layer = jax.tree.map(lambda leaf: leaf[0], (whole, asked))
+    of_fitted = jax.tree.map(lambda leaf: leaf[: Q - Q // 4], of_layer)
+    fitting, judging = _halves(tokens, of_fitted, judged)
+    np.testing.assert_array_equal(judging.queries, of_fitted.queries[first:last])
+    np.testing.assert_array_equal(judging.beside.den, of_fitted.beside.den[first:last])
+    kept = np.r_[:first, last : Q - Q // 4] if fits_others else np.arange(Q - Q // 4)
+    np.testing.assert_array_equal(fitting.queries, of_fitted.queries[kept])
 
 
 def test_a_head_that_needs_more_gets_more_within_the_same_budget():

@@ -90,5 +90,7 @@ def test_sizes_are_judged_on_the_later_half():
     found = judging(texts)  # 6 of 8 are fitted to
     np.testing.assert_array_equal(found.tokens, texts.tokens[3:6])
     np.testing.assert_array_equal(found.apart, [3, 4, 5])
+    few = judging(Texts(jnp.arange(8).reshape(2, 4)))  # the first, and half of the second
+    np.testing.assert_array_equal(few.tokens, [np.arange(4)])
     alone = judging(Texts(jnp.arange(8)[None]))
     np.testing.assert_array_equal(alone.tokens, [np.arange(6)])
