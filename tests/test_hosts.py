@@ -154,11 +154,12 @@ def test_two_processes_verify_as_one_does(tmp_path):
             np.testing.assert_allclose(np.array(two[part][name], float), np.array(numbers, float), rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("share", ["even", "effect"])
-def test_two_processes_compress_as_one_does(share, tmp_path):
+@pytest.mark.parametrize(("share", "queries"), [("even", "continue"), ("effect", "continue"), ("effect", "both")])
+def test_two_processes_compress_as_one_does(share, queries, tmp_path):
     text = tmp_path / "prompt.txt"
     text.write_text(" ".join(["one two three", "four five six six", "two one five"] * 4))
     options = ["compress", "--model", "decoder", "--prompt", str(text), "--budget", "8 tokens", "--share", share]
+    options += ["--queries", queries]
     paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two")]
     alone([*options, "--out", str(paths[0])])
     codes, _, told = by_two([*options, "--mesh", "tensor=4", "--out", str(paths[1])])
