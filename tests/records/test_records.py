@@ -198,7 +198,7 @@ def test_compressed_prompts(tmp_path):
     results = load(RESULTS / "compression.json")
     found = report(tmp_path, RESULTS / "compression.json")
     kept = column(found.tables[0], "kept, mean")
-    for method in ("refined", "elu"):
+    for method in ("refined by effect", "elu"):
         values = [row["kept"] for row in results["rows"] if row["method"] == method]
         assert kept[method] == plus_minus(values)
     means, parts = traces(found, "Share of the prompt's gain that is kept")
@@ -206,8 +206,10 @@ def test_compressed_prompts(tmp_path):
     assert sorted(parts["x"]) == sorted(row["kept"] for row in results["rows"])
     assert "Numbers below -0.5 are out of view" in found.text
     layers = {trace["name"]: trace["y"] for trace in traces(found, "Error by layer, mean over texts")}
-    wanted = np.mean([row["error_of_layers"] for row in results["rows"] if row["method"] == "refined"], axis=0)
-    np.testing.assert_allclose(layers["refined"], wanted, rtol=1e-5)
+    wanted = np.mean(
+        [row["error_of_layers"] for row in results["rows"] if row["method"] == "refined by effect"], axis=0
+    )
+    np.testing.assert_allclose(layers["refined by effect"], wanted, rtol=1e-5)
 
 
 def test_many_examples(tmp_path):
