@@ -26,7 +26,6 @@ from jaxtyping import Array, Float, Int
 from experiments import RESULTS, commands
 from experiments.passages import passage
 from ntkprefix.compress import METHODS, Report
-from ntkprefix.compress.compress import fitted_to
 from ntkprefix.compress.problem import Problem
 from ntkprefix.compress.report import query_errors
 from ntkprefix.models import TextModel, generate, load_text_model
@@ -232,8 +231,7 @@ def made(model: TextModel, read: Read, method: str, budget: str, effort: Effort)
     began = time.perf_counter()
     train = TrainConfig(epochs=effort.epochs, batch_size=4, learning_rate=effort.learning_rate, weight_decay=0.0)
     start = read.whole.keys.shape[1]
-    fitted = fitted_to(read.texts.tokens.size) // effort.length
-    taught = read.texts.some(slice(fitted)).taught(start).tokens
+    taught = read.texts.fitted().taught(start).tokens
     prefixes, _ = distil(model, prefixes, read.whole, taught, start=start, config=train)
     prefixes = jax.block_until_ready(rounded(prefixes, way.dtype))
     return prefixes, report, seconds + time.perf_counter() - began

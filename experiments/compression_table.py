@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,17 @@ def compression() -> str:
         for file in _files(results)
     )
     seconds = np.median([text["seconds"] for text in texts])
-    remade = remaking(
-        "compression", config | {"queries": _queries(config)}, CompressionConfig(data_root=Path("FOLDER"))
-    )
+    remade = remaking("compression", config, CompressionConfig(data_root=Path("FOLDER")))
     return "\n".join(
         [
-            *_table(results, [(method, budget) for budget in config["budgets"] for method in config["methods"]]),
+            *_table(results),
             "",
             f"{config['model']}, prompts of {config['tokens']:,} tokens{_places(config)}. Texts: share of the prompt's "
             f"gain in the log-likelihood of the {config['continuation']} tokens after it that is kept, below 0 where "
             f"the model does worse than without the prompt; the gain is {gains} nats a token{_interval(config)}. "
             f"Divergence: from the distribution behind the whole prompt, nats a token. Error: of attention outputs on "
             f"these tokens, mean over layers, heads and tokens{_against_matching(results['rows'])}; estimated: what "
-            f"the report says, from such texts as methods are fitted to, {_TEXTS[_queries(config)]}, but others (of "
+            f"the report says, from such texts as methods are fitted to, {_TEXTS[config['queries']]}, but others (of "
             f"ways that distil, before they do); coverage: share of these errors within the report's interval for "
             f"nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and texts "
             f"are made, once for all methods ({where['processor']}, {where['cores']} cores, beside other work). MB: of "
@@ -53,12 +51,12 @@ def compression() -> str:
     )
 
 
-def _table(results: dict[str, Any], cases: Sequence[tuple[str, str]]) -> list[str]:
-    files = _files(results)
+def _table(results: dict[str, Any]) -> list[str]:
+    files, config = _files(results), results["config"]
     head = ["method", "smaller", *map(_name, files), "mean", "divergence", "error", "estimated", "coverage", "seconds"]
     head += ["MB", "ms"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for method, budget in cases:
+    for budget, method in itertools.product(config["budgets"], config["methods"]):
         rows = [row for row in results["rows"] if (row["method"], row["budget"]) == (method, budget)]
         kept = [of_runs([row["kept"] for row in rows if row["text"] == file]) for file in files]
         cells = [method, f"{rows[0]['ratio']:.0f}x", *(plus_minus(share, "{:.2f}".format) for share in kept)]
@@ -72,11 +70,6 @@ def _table(results: dict[str, Any], cases: Sequence[tuple[str, str]]) -> list[st
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def _queries(config: dict[str, Any]) -> str:
-    """Of which texts; before they could be chosen, of the model's own."""
-    return config.get("queries", "continue")
 
 
 def _files(results: dict[str, Any]) -> list[str]:

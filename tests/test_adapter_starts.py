@@ -11,7 +11,7 @@ from ntkprefix import FeaturePrefix, TokenPrefix, feature_map
 from ntkprefix.adapters import FeatureAdapter, MeasureAdapter, TokenAdapter, own_tokens
 from ntkprefix.models import BlockConfig, TextConfig, TextModel, observe_queries
 from ntkprefix.models.rotary import Rotary
-from ntkprefix.nonnegative import nonnegative_least_squares
+from ntkprefix.nonnegative import _norm_bound, nonnegative_least_squares
 from ntkprefix.prefixes.least_squares import fit_state
 
 LAYERS, HEADS, KV, WIDTH, LENGTH = 2, 4, 2, 4, 12
@@ -99,6 +99,20 @@ def test_low_rank_is_the_best_of_that_rank(model, tokens):
     sizes = np.linalg.svd(np.asarray(whole["Z"], np.float64), compute_uv=False)
     missing = np.linalg.norm(product - whole["Z"], axis=(-2, -1))
     np.testing.assert_allclose(missing, np.sqrt((sizes[..., 2:] ** 2).sum(axis=-1)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("sign", ["positive", "mixed", "one row of nothing"])
+def test_the_bound_of_a_norm_holds_and_is_near(sign):
+    """Against the largest eigenvalue in float64: below it the fit would diverge, and far above it, crawl."""
+    rows = np.random.default_rng(0).standard_normal((80, 30))
+    if sign != "mixed":
+        rows = np.exp(2 * rows)
+    if sign == "one row of nothing":
+        rows[:, 3] = 0
+    gram = rows.T @ rows + 1e-6 * np.eye(30)
+    largest = np.linalg.eigvalsh(gram)[-1]
+    bound = float(_norm_bound(jnp.asarray(gram, jnp.float32)))
+    assert largest * (1 - 1e-5) <= bound <= largest * (4 if sign == "mixed" else 1.05)
 
 
 def test_the_denominator_is_scipys_nonnegative_fit():

@@ -123,7 +123,8 @@ class TextModel(nnx.Module):
         Args:
             tokens: numbers of tokens, [B, T].
             prefixes: None; a list or tuple with one prefix or None per layer; or one prefix whose arrays have a
-                leading `layers` axis. A layer's prefix has `block.kv_heads` heads of `block.head_width`.
+                leading `layers` axis; or `Layered` (`ntkprefix.models.depth`). A layer's prefix has
+                `block.kv_heads` heads of `block.head_width`.
             adapter: what else changes: see `Adaptation`.
             mask: True for tokens, False for padding, on whichever side it is; None where nothing is padded.
             token_types: segment of every token, where the model has segments; 0 if None.

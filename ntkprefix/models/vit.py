@@ -95,7 +95,8 @@ class ViT(nnx.Module):
         Args:
             images: normalised (see `ntkprefix.images.normalise`), [B, h, w, 3]; h and w multiples of the patch.
             prefixes: None; a list or tuple with one prefix or None per layer; or one prefix whose arrays have a
-                leading `layers` axis. A layer's prefix has `block.heads` heads of `block.head_width`.
+                leading `layers` axis; or `Layered` (`ntkprefix.models.depth`). A layer's prefix has
+                `block.heads` heads of `block.head_width`.
             adapter: what else changes: see `Adaptation`. A prompt's tokens come after the class token's.
 
         Returns:

@@ -14,7 +14,7 @@ with extra("models", "ntkprefix.prompts"):
     from ntkprefix.prompts.packed import PackedTokens, packed
     from ntkprefix.prompts.read import read_prompt
     from ntkprefix.prompts.refit import recompress_prompt
-    from ntkprefix.prompts.texts import Texts, continued, repeated, texts_behind
+    from ntkprefix.prompts.texts import Texts, continued, repeated
 
 __all__ = [
     "BatchedPrompts",
@@ -41,5 +41,4 @@ __all__ = [
     "save_prompt",
     "shift_prompt",
     "subtract_prompt",
-    "texts_behind",
 ]

@@ -169,8 +169,7 @@ def compress_prompt(
         how["felt"] = cache(partial(scores, model, judging(behind), whole, start=length, seed=seed))
     prefixes, report = compress_layers(whole, asked, **how, on_step=tell, parts=parts)
     if distil is not None:
-        whole_texts = fitted_to(behind.tokens.size) // behind.tokens.shape[1]
-        taught = behind.some(slice(whole_texts)).taught(length).tokens
+        taught = behind.fitted().taught(length).tokens
         steps = distil.steps(len(taught))
         where = parts.beside("checkpoints")
         prefixes, _ = distilled(

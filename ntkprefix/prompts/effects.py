@@ -80,20 +80,20 @@ def scores(
     firsts = range(0, count, _BATCH)
     for at, key in zip(firsts, jax.random.split(jax.random.key(seed), len(firsts)), strict=True):
         some = texts.some(slice(at, at + _BATCH))
-        found.append(to_host(_scores(graph, weights, some.tokens, some.seen(whole), start, key, draws=draws)))
+        found.append(to_host(_scores(graph, weights, some, whole, start, key, draws=draws)))
     return np.moveaxis(np.concatenate(found, axis=2), 0, 1)
 
 
 @partial(jax.jit, static_argnames=("graph", "draws"))
-def _scores(graph, weights, texts, seen, start, key, *, draws):
-    model = nnx.merge(graph, weights)
-    positions = jnp.broadcast_to(start + jnp.arange(texts.shape[1])[None], texts.shape)
+def _scores(graph, weights, texts, whole, start, key, *, draws):
+    model, tokens = nnx.merge(graph, weights), texts.tokens
+    positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1])[None], tokens.shape)
 
     def logits(nudge: Float[Array, "L B T N Hv"]) -> Float[Array, "B T vocabulary"]:
-        return model.logits(model(texts, prefixes=_Nudged(seen, nudge), positions=positions))
+        return model.logits(model(tokens, prefixes=_Nudged(texts.seen(whole), nudge), positions=positions))
 
-    block, dtype = model.config.block, jax.tree.leaves(seen)[0].dtype
-    still = jnp.zeros((model.config.layers, *texts.shape, block.heads, block.head_width), dtype)
+    layers, _, _, width = whole.values.shape
+    still = jnp.zeros((layers, *tokens.shape, model.config.block.heads, width), whole.values.dtype)
     said, back = jax.vjp(logits, still)
 
     def of_draw(key: Array) -> Float[Array, "L B T N Hv"]:

@@ -15,7 +15,7 @@ from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prefixes.base import Prefix, PrefixShape
 from ntkprefix.prompts.ragged import flat
 
-# Tokens of every head that are read at a time: few heads end within the last of a layer.
+# Tokens of every head that are read at a time: a layer reads at most so many beyond its longest head.
 _BLOCK = 128
 
 
@@ -61,7 +61,7 @@ class PackedTokens:
             prefixes: of all layers, [L, C, K, ...].
 
         Returns:
-            The same to every query, to be read and not to be trained: sizes are those of the numbers there are.
+            The same to every query. It cannot be merged, appended to or saved: that is for the tokens it was made of.
 
         Raises:
             TypeError: something else.

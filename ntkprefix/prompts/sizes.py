@@ -94,12 +94,8 @@ def needs(
 
 def judging(texts: Texts) -> Texts:
     """The later half of the texts that methods are fitted to, on which sizes are judged; of a single one, its part."""
-    count, length = texts.tokens.shape
-    fitted = fitted_to(count * length)
-    whole = fitted // length
-    if whole == 0:
-        return Texts(texts.tokens[:, :fitted], texts.apart)
-    return texts.some(slice(whole - max(whole // 2, 1), whole))
+    fitted = texts.fitted()
+    return fitted.some(slice(-max(len(fitted.tokens) // 2, 1), None))
 
 
 @partial(jax.jit, static_argnames="numbers")
@@ -111,13 +107,13 @@ def _error(fitting, judged, felt, *, numbers):
     return effects(judged, felt, prefix)
 
 
-@partial(jax.jit, static_argnames="judging")
-def _halves(tokens, asked, judging):
+@partial(jax.jit, static_argnames="judged_by")
+def _halves(tokens, asked, judged_by):
     """With queries that are fitted to, and with those on which sizes are judged: of B texts of T tokens, or half."""
     dtype = accumulator(tokens.keys.dtype, tokens.values.dtype)
     tokens, asked = jax.tree.map(lambda leaf: leaf.astype(dtype), (tokens, asked))
     count = len(asked.queries)
-    rows, length = judging or (max(count // 2, 1), 1)
+    rows, length = judged_by or (max(count // 2, 1), 1)
     last = count // length * length
     places = np.arange(count)
     judged = (places >= last - rows * length) & (places < last)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from ntkprefix import checks
 from ntkprefix._pytree import Leaf, pytree, static_field
+from ntkprefix.compress.compress import fitted_to
 from ntkprefix.models import TextModel, generate
 from ntkprefix.partial import Partial
 from ntkprefix.prefixes import TokenPrefix
@@ -61,6 +62,14 @@ class Texts(NamedTuple):
     def some(self, rows: Any) -> Texts:
         """Some of them: an index, a slice, or flags, [B]."""
         return Texts(self.tokens[rows], None if self.apart is None else self.apart[rows])
+
+    def fitted(self) -> Texts:
+        """Those of which no query is held out for the report; of a single one, what is not."""
+        count, length = self.tokens.shape
+        fitted = fitted_to(count * length)
+        if fitted < length:
+            return Texts(self.tokens[:, :fitted], self.apart)
+        return self.some(slice(fitted // length))
 
     def taught(self, length: int) -> Texts:
         """Those that see all of a prompt of M tokens, for training on them; all, and all of it, where none does."""
@@ -231,8 +240,8 @@ def texts_behind(
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from ntkprefix.models import BlockConfig, Rotary, TextConfig, TextModel
-        >>> from ntkprefix.prompts import read_prompt, texts_behind
-        >>> from ntkprefix.prompts.texts import without_last
+        >>> from ntkprefix.prompts import read_prompt
+        >>> from ntkprefix.prompts.texts import texts_behind, without_last
         >>> block = BlockConfig(width=12, heads=3, mlp_width=24, causal=True, rotary=Rotary(width=4))
         >>> model = TextModel(TextConfig(vocabulary=50, layers=2, block=block), rngs=nnx.Rngs(0))
         >>> tokens = jnp.arange(20)[None]

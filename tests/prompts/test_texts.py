@@ -7,10 +7,10 @@ import pytest
 from models.tiny_text import golden
 
 from ntkprefix import TokenPrefix
-from ntkprefix.prompts import Texts, calibrate, compress_prompt, continued, read_prompt, repeated, texts_behind
+from ntkprefix.prompts import Texts, calibrate, compress_prompt, continued, read_prompt, repeated
 from ntkprefix.prompts.effects import scores
 from ntkprefix.prompts.sizes import judging
-from ntkprefix.prompts.texts import without_last
+from ntkprefix.prompts.texts import texts_behind, without_last
 
 
 def text_of(name):
