@@ -85,7 +85,10 @@ def main(config: Config) -> int:
     batch = tokenizer.batch(texts, special=not stored)
     if not batch.lengths.all():
         raise ValueError("expected texts of at least one token, got one of none. Give --text.")
-    prefixes, start = batch_prompts(stored) if len(stored) > 1 else stored[0][:2] if stored else (None, 0)
+    if len(stored) > 1:
+        prefixes, start = batch_prompts(stored)
+    else:
+        prefixes, start = (packed(stored[0].prefixes, stored[0].dtype), stored[0].start) if stored else (None, 0)
     made = generate(
         model,
         jnp.asarray(batch.tokens),
@@ -94,7 +97,7 @@ def main(config: Config) -> int:
         temperature=config.temperature,
         top_p=config.top_p,
         key=jax.random.key(config.seed),
-        prefixes=packed(prefixes),
+        prefixes=prefixes,
         start=start,
     )
     print("\n\n".join(text + tokenizer.decode(row) for text, row in zip(texts, made.tokens, strict=True)))

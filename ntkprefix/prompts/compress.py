@@ -26,7 +26,7 @@ from ntkprefix.prompts.calibration import calibrate
 from ntkprefix.prompts.distil import distil as distilled
 from ntkprefix.prompts.effects import scores
 from ntkprefix.prompts.layers import Share, compress_layers, judge_layers
-from ntkprefix.prompts.precision import Dtype, as_stored, itemsizes, rounded
+from ntkprefix.prompts.precision import Dtype, as_stored, integers, itemsizes, rounded
 from ntkprefix.prompts.read import read_prompt
 from ntkprefix.prompts.sizes import judging
 from ntkprefix.prompts.texts import Kind, Texts, texts_behind, without_last
@@ -110,9 +110,9 @@ def compress_prompt(
         distil: how to train on the texts that are not held out, and see all of the prompt if there are such; not at
             all if None.
         dtype: in which the prefix will be stored, and budgets in bytes are counted. A ratio is against the prompt in
-            the same type, but of int8 against 16 bits, in which models keep keys and values. It is rounded to int8
-            (`ntkprefix.prompts.precision`), so that the report is about that; in memory it is float32 all the same, and
-            `save_prompt` is to be given the same type.
+            the same type, but of int8 and int4 against 16 bits, in which models keep keys and values. It is rounded to
+            these (`ntkprefix.prompts.quantized`), so that the report is about that; in memory it is float32 all the
+            same, and `save_prompt` is to be given the same type.
         seed: of what is random.
         chunk: tokens that are read at a time.
         on_step: called with what is being done, how much of it is done and how much there is.
@@ -194,14 +194,14 @@ def _errors(report: Report) -> dict[str, Any]:
 
 
 def check_method(method: str | Method, *, dtype: Dtype, share: Share, error: float | None) -> None:
-    """That a method's prefixes can be stored in 8 bits, or have heads of several sizes, where they are to.
+    """That a method's prefixes can be stored as small integers, or have heads of several sizes, where they are to.
 
     Raises:
         ValueError: they cannot, or there is no such method.
     """
     method_of(method)
     several = share != "even" or error is not None
-    if dtype != "int8" and not several:
+    if integers(dtype) is None and not several:
         return
     tokens = jax.ShapeDtypeStruct(_TRIAL, jnp.float32)
     made = jax.eval_shape(
@@ -214,9 +214,9 @@ def check_method(method: str | Method, *, dtype: Dtype, share: Share, error: flo
             "budget evenly, and ask for no error."
         )
     for part in made.parts if isinstance(made, JoinedPrefix) else (made,):
-        if dtype == "int8" and not isinstance(part, TokenPrefix):
+        if integers(dtype) and not isinstance(part, TokenPrefix):
             raise ValueError(
-                f"compress_prompt: dtype='int8' needs a method that makes tokens, got {method!r}. Take float16, or "
+                f"compress_prompt: dtype={dtype!r} needs a method that makes tokens, got {method!r}. Take float16, or "
                 "another method."
             )
 

@@ -15,7 +15,8 @@ from safetensors.numpy import save
 from ntkprefix import checks
 from ntkprefix.feature_maps import as_json, from_json
 from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
-from ntkprefix.prompts.precision import Dtype, narrow, only_tokens, widen
+from ntkprefix.prompts.precision import Dtype, integers, only_tokens
+from ntkprefix.prompts.quantized import Quantized, dequantize, quantize
 from ntkprefix.prompts.ragged import flat, padded
 from ntkprefix.runs import write_bytes
 from ntkprefix.safetensors_file import opened
@@ -25,11 +26,14 @@ _KINDS: dict[str, Any] = {"tokens": TokenPrefix, "measure": MeasurePrefix, "feat
 # Tokens some of which weigh nothing: those are left out, so that heads have as many as they have.
 _RAGGED = "ragged tokens"
 _AXES_OF_RAGGED = {"keys": "S H", "values": "S Hv", "log_weights": "S"}
-# Of an array in 8 bits, behind its name.
-_SCALES = " scales"
+# Beside the integers of an array in 8 bits or 4, behind its name.
+_BESIDE = ("scales", "lows")
+_INTEGERS: dict[Any, tuple[str, ...]] = {np.int8: _BESIDE[:1], np.uint8: _BESIDE}
 _OPTIONAL = ("log_weights", "log_scale", "centre")
 # Those whose entries may be minus infinity, as an empty cluster's is.
 _LOG_WEIGHTS = ("log_weights", "log_weight", "log_scale")
+# Types of keys and values in a file, narrow ones first: a file of several parts has one.
+_IN_FILE: tuple[tuple[Dtype, str], ...] = (("int4", "uint8"), ("int8", "int8"), ("float16", "float16"))
 # Axes of one size in all parts of a prefix. A state may be one of the N query heads, so that its axis A need not be K.
 _SHARED = ("L", "K", "H", "Hv")
 
@@ -41,6 +45,7 @@ class StoredPrompt(NamedTuple):
         prefixes: of every layer, for a model's `prefixes=`.
         start: position of what comes after them.
         notes: what was written beside them: where they came from.
+        dtype: of the numbers in the file: `packed(prefixes, dtype)` takes no more memory than that.
 
     Example:
         >>> import tempfile
@@ -58,6 +63,7 @@ class StoredPrompt(NamedTuple):
     prefixes: Any
     start: int
     notes: dict[str, Any]
+    dtype: Dtype = "float32"
 
 
 def save_prompt(
@@ -77,19 +83,19 @@ def save_prompt(
         notes: whatever else should be known, ready for JSON.
         dtype: of the numbers in the file, whatever they have in memory; logarithms are float32 in all. Float16 takes
             half the bytes and rounds each number by at most 2^-11 of it: finer than the 2^-9 of bfloat16, in which many
-            models keep their keys and values, but, unlike that, it ends at 65,504. Int8 takes a quarter, and is for
-            tokens: every key and value has a scale, and each of its numbers is off by at most a 253rd of its largest,
-            or 6e-8.
+            models keep their keys and values, but, unlike that, it ends at 65,504. Int8 takes a quarter and int4
+            an eighth, for tokens: every key and value has a scale of its own (`ntkprefix.prompts.quantized`). In int8
+            each of its numbers is off by at most a 253rd of its largest, or 6e-8.
 
     Returns:
         The path.
 
     Raises:
         OSError: it cannot be written.
-        TypeError: prefixes of another kind, anything but tokens in int8, a state of another feature map than this
-            library's, a start that is not an integer.
+        TypeError: prefixes of another kind, anything but tokens in int8 or int4, a state of another feature map than
+            this library's, a start that is not an integer.
         ValueError: a start below 0, notes with NaN, arrays that do not fit each other or have an axis of rows, another
-            dtype, or numbers beyond its range.
+            dtype, numbers beyond its range, or an odd number of channels in int4.
 
     Example:
         >>> import tempfile
@@ -117,8 +123,8 @@ def save_prompt(
         about: dict[str, Any] = {"kind": kind}
         if kind == "features":
             about |= {"feature_map": as_json(part.feature_map), "scale": part.scale}
-        if dtype == "int8":
-            only_tokens("save_prompt", part)
+        if integers(dtype):
+            only_tokens("save_prompt", part, dtype)
         found = {name: getattr(part, name) for name in part.axes if getattr(part, name) is not None}
         found = {name: np.ascontiguousarray(np.asarray(array, np.float32)) for name, array in found.items()}
         if kind == "tokens" and np.isneginf(found.get("log_weights", 0)).any():
@@ -139,12 +145,12 @@ def save_prompt(
 
 
 def _stored(name: str, array: np.ndarray, dtype: Dtype) -> dict[str, np.ndarray]:
-    """An array as it lies in the file, and, under what is added to its name, the scales of its rows."""
+    """An array as it lies in the file, and, under what is added to its name, what stands beside its integers."""
     if array.dtype != np.float32 or name in _LOG_WEIGHTS:
         return {"": array}
-    if dtype == "int8":
-        numbers, scales = map(np.asarray, narrow(jnp.asarray(array)))
-        return {"": numbers, _SCALES: scales}
+    if bits := integers(dtype):
+        numbers, *beside = (np.asarray(each) for each in quantize(jnp.asarray(array), bits) if each is not None)
+        return {"": numbers} | {f" {more}": each for more, each in zip(_BESIDE, beside, strict=False)}
     with np.errstate(over="ignore"):  # what is too large is infinite, and refused as that
         return {"": array.astype(dtype)}
 
@@ -183,9 +189,11 @@ def load_prompt(path: str | Path) -> StoredPrompt:
     try:
         with opened(path) as file:
             metadata = file.metadata() or {}
-            arrays = {name: _read(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
-        checks.stored_shapes({name: array.shape for name, array in arrays.items()})
-        return _checked(metadata, arrays)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        checks.stored_shapes({name: array.shape for name, array in found.items()})
+        types = {str(array.dtype) for name, array in found.items() if name.endswith((".keys", ".values"))}
+        stored = _checked(metadata, {name: _read(array) for name, array in found.items()})
+        return stored._replace(dtype=next((dtype for dtype, name in _IN_FILE if name in types), "float32"))
     except (SafetensorError, AttributeError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path}: expected a compressed prompt, but {error}. Make it again.") from error
 
@@ -238,15 +246,18 @@ def _part(about: Any, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> A
 
 
 def _widened(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Keys and values in 8 bits times their scales, and all else as it is."""
+    """Keys and values of small integers times their scales, and all else as it is."""
     arrays = dict(arrays)
-    for name in [name for name in ("keys", "values") if name in arrays and arrays[name].dtype == np.int8]:
-        scales = arrays.pop(f"{name}{_SCALES}", None)
-        if scales is None or scales.dtype != np.float32 or scales.shape != arrays[name].shape[:-1]:
-            raise ValueError(f"it has no scales for each row of {name!r}")
-        if not np.isfinite(scales).all():
-            raise ValueError(f"expected finite numbers as scales of {name}")
-        arrays[name] = widen(arrays[name], scales)
+    for name in [name for name in ("keys", "values") if name in arrays and arrays[name].dtype.type in _INTEGERS]:
+        numbers, beside = arrays[name], []
+        for more in _INTEGERS[numbers.dtype.type]:
+            each = arrays.pop(f"{name} {more}", None)
+            if not numbers.ndim or each is None or each.dtype != np.float32 or each.shape != numbers.shape[:-1]:
+                raise ValueError(f"it has no {more} for each row of {name!r}")
+            if not np.isfinite(each).all():
+                raise ValueError(f"expected finite numbers as {more} of {name}")
+            beside.append(jnp.asarray(each, jnp.float16))
+        arrays[name] = np.asarray(dequantize(Quantized(jnp.asarray(numbers), *beside)))
     return arrays
 
 

@@ -1,18 +1,22 @@
-"""A compressed prompt whose heads have several lengths, for use: in memory as in its file, filled up nowhere."""
+"""A compressed prompt for use: in memory as in its file, in as many bits, and filled up nowhere."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ntkprefix import checks
 from ntkprefix._pytree import Leaf, pytree, static_field
 from ntkprefix.partial import Partial, add
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prefixes.base import Prefix, PrefixShape
+from ntkprefix.prompts.precision import Dtype, integers
+from ntkprefix.prompts.quantized import Quantized, as_turned, is_turned, quantize, turned
 from ntkprefix.prompts.ragged import flat
 
 # Tokens of every head that are read at a time: a layer reads at most so many beyond its longest head.
@@ -28,8 +32,8 @@ class PackedTokens:
     `TokenPrefix` takes both of the longest of all.
 
     Attributes:
-        keys: [S, H], layer by layer and head by head.
-        values: [S, Hv].
+        keys: [S, H], layer by layer and head by head: an array, or small integers and what they are multiples of.
+        values: [S, Hv], likewise.
         log_weights: [S], natural logarithms.
         starts: of each head's tokens, [L, K].
         counts: of them, [L, K].
@@ -44,6 +48,8 @@ class PackedTokens:
         >>> packed = PackedTokens.of(TokenPrefix(keys, values, weights))
         >>> packed.keys.shape, packed.longest
         ((120, 4), 100)
+        >>> PackedTokens.of(TokenPrefix(keys, values, weights), "int4").keys.numbers.shape
+        (120, 2)
     """
 
     keys: Leaf
@@ -54,19 +60,23 @@ class PackedTokens:
     longest: int = static_field()
 
     @classmethod
-    def of(cls, prefixes: TokenPrefix) -> PackedTokens:
+    def of(cls, prefixes: TokenPrefix, dtype: Dtype = "float32") -> PackedTokens:
         """Pack the tokens that weigh something.
 
         Args:
             prefixes: of all layers, [L, C, K, ...].
+            dtype: of keys and values, as for `save_prompt`; they are float32 again a block at a time.
 
         Returns:
-            The same to every query. It cannot be merged, appended to or saved: that is for the tokens it was made of.
+            The same to every query, but for the type's rounding. It cannot be merged, appended to or saved: that is for
+            the tokens it was made of.
 
         Raises:
             TypeError: something else.
-            ValueError: arrays that do not fit each other or lack the axis of layers, or have an axis of rows.
+            ValueError: arrays that do not fit each other or lack the axis of layers, or have an axis of rows, another
+                dtype, or an odd number of channels in int4.
         """
+        checks.one_of("PackedTokens.of", "dtype", dtype, get_args(Dtype))
         if not isinstance(prefixes, TokenPrefix):
             raise TypeError(f"PackedTokens.of: expected tokens of every layer, got {type(prefixes).__name__}.")
         if prefixes.shape().rows is None:
@@ -75,9 +85,14 @@ class PackedTokens:
         counts = found["counts"]
         weights = found.get("log_weights", np.zeros(len(found["keys"]), np.float32))
         starts = (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
+        bits = integers(dtype)
+        keys, values = (
+            quantize(jnp.asarray(array), bits) if bits else jnp.asarray(array, dtype)
+            for array in (found["keys"], found["values"])
+        )
         return cls(
-            jnp.asarray(found["keys"]),
-            jnp.asarray(found["values"]),
+            keys,
+            values,
             jnp.asarray(weights),
             jnp.asarray(starts),
             jnp.asarray(counts),
@@ -108,6 +123,11 @@ class _Layer:
         packed: PackedTokens = self.packed
         starts, counts = (array[self.index][None] for array in (packed.starts, packed.counts))  # [1, K]
         block = min(_BLOCK, packed.longest)
+        # Turned queries see turned keys as they would see them otherwise.
+        query = turned(query) if is_turned(packed.keys) else query
+
+        def rows_of(of: Array | Quantized, rows: Int[Array, "block K"]) -> Float[Array, "block K H"]:
+            return as_turned(jax.tree.map(lambda leaf: leaf[rows], of))
 
         def read(first: Int[Array, ""]) -> Partial:
             places = first + jnp.arange(block)[:, None]  # [block, 1], of every head
@@ -115,18 +135,29 @@ class _Layer:
             # Beyond a head's tokens, its first one, without weight.
             rows = jnp.where(there, starts + places, starts)
             weights = jnp.where(there, packed.log_weights[rows], -jnp.inf)
-            return TokenPrefix(packed.keys[rows], packed.values[rows], weights).partial(query, scale)
+            keys, values = rows_of(packed.keys, rows), rows_of(packed.values, rows)
+            return TokenPrefix(keys, values, weights).partial(query, scale)
 
         def further(share: Partial, first: Int[Array, ""]) -> tuple[Partial, None]:
             return jax.lax.cond(first < jnp.max(counts), lambda: add(share, read(first)), lambda: share), None
 
         later = jnp.arange(block, packed.longest, block)
-        return jax.lax.scan(further, read(jnp.zeros((), later.dtype)), later)[0]
+        share: Partial = jax.lax.scan(further, read(jnp.zeros((), later.dtype)), later)[0]
+        return dataclasses.replace(share, num=turned(share.num)) if is_turned(packed.values) else share
 
 
-def packed(prefixes: Any) -> Any:
-    """Prefixes as they take least memory: packed where heads are filled up, and as they are otherwise."""
-    of_layers = isinstance(prefixes, TokenPrefix) and prefixes.keys.ndim == 4
-    if not of_layers or prefixes.log_weights is None or not jnp.isneginf(prefixes.log_weights).any():
+def packed(prefixes: Any, dtype: Dtype = "float32") -> Any:
+    """Prefixes as they take least memory: packed where heads are filled up or numbers have fewer bits, or as they are.
+
+    Args:
+        prefixes: whatever a model takes, None included.
+        dtype: in which tokens of all layers are kept, as for `save_prompt`.
+
+    Returns:
+        `PackedTokens`, or the same.
+    """
+    if not isinstance(prefixes, TokenPrefix) or prefixes.keys.ndim != 4:
         return prefixes
-    return PackedTokens.of(prefixes)
+    if dtype == "float32" and (prefixes.log_weights is None or not jnp.isneginf(prefixes.log_weights).any()):
+        return prefixes
+    return PackedTokens.of(prefixes, dtype)

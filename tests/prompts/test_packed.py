@@ -8,7 +8,7 @@ from models.tiny_text import golden
 
 from ntkprefix import Partial, TokenPrefix
 from ntkprefix.models import generate
-from ntkprefix.prompts import PackedTokens, batch_prompts, packed
+from ntkprefix.prompts import PackedTokens, batch_prompts, load_prompt, packed, save_prompt
 from ntkprefix.prompts.algebra import JoinedPrompt
 
 START = 400
@@ -46,6 +46,26 @@ def test_packed_tokens_are_the_same_to_every_text(longest, loaded):
     np.testing.assert_array_equal(one.tokens, other.tokens)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
+def test_fewer_bits_are_those_of_a_file(dtype, loaded, tmp_path):
+    """What a file gives back, filled up and in float32, and the same in the file's bits, are the same to every text."""
+    model, texts = loaded("llama"), jnp.asarray(golden("llama")["tokens"], jnp.int32)
+    prefixes, counts = of_several_sizes(model.config, 200)
+    stored = load_prompt(save_prompt(tmp_path / "p", prefixes, START, dtype=dtype))
+    assert stored.dtype == dtype
+    small = packed(stored.prefixes, dtype)
+    width, bits = model.config.block.head_width, {"float16": 16, "int8": 8, "int4": 4}[dtype]
+    for rows in (small.keys, small.values):
+        assert rows.shape == (counts.sum(), width)
+        beside = {"float16": 0, "int8": 2, "int4": 4}[dtype]
+        assert sum(leaf.nbytes for leaf in jax.tree.leaves(rows)) == counts.sum() * (width * bits // 8 + beside)
+    positions = jnp.broadcast_to(START + jnp.arange(texts.shape[1]), texts.shape)
+    one, other = (model(texts, prefixes=each, positions=positions) for each in (stored.prefixes, small))
+    np.testing.assert_allclose(one, other, atol=2e-5)
+    if dtype == "int4":
+        assert np.abs(one - model(texts, prefixes=prefixes, positions=positions)).max() > 1e-3
+
+
 def test_gradients_go_through_packed_tokens(loaded):
     model = loaded("llama")
     prefixes, _ = of_several_sizes(model.config, 200)
@@ -72,6 +92,8 @@ def test_what_is_not_filled_up_stays_as_it_is(loaded, unchecked):
         assert packed(each) is each
     with pytest.raises(ValueError, match="expected arrays with a leading axis of layers"):
         PackedTokens.of(TokenPrefix(*jnp.ones((2, 5, 1, 4))))
+    with pytest.raises(ValueError, match="unknown dtype 'int2'"):
+        packed(whole, "int2")
     with pytest.raises(TypeError, match="expected tokens of every layer, got list"):
         PackedTokens.of([whole])
 

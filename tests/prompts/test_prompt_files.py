@@ -22,7 +22,8 @@ from ntkprefix.compress import Report
 from ntkprefix.models import BlockConfig, TextConfig, TextModel
 from ntkprefix.parts import Parts
 from ntkprefix.prompts import load_prompt, save_prompt
-from ntkprefix.prompts.precision import narrow, rounded, widen
+from ntkprefix.prompts.precision import rounded
+from ntkprefix.prompts.quantized import dequantize, quantize
 
 L, C, K, H, HV = 2, 5, 3, 4, 6
 
@@ -110,22 +111,94 @@ def test_rows_of_any_size_in_eight_bits(largest):
     random = np.random.default_rng(0)
     rows = random.uniform(-1, 1, (200, 16))
     rows = jnp.asarray(largest * rows / np.abs(rows).max(axis=1, keepdims=True), jnp.float32)
-    numbers, scales = narrow(rows)
-    assert numbers.dtype == jnp.int8
-    off = np.abs(np.asarray(widen(numbers, scales), float) - np.asarray(rows, float)).max()
+    small = quantize(rows, "int8")
+    assert small.numbers.dtype == jnp.int8
+    off = np.abs(np.asarray(dequantize(small), float) - np.asarray(rows, float)).max()
     assert off <= largest / 253.7 + 3.1e-8
-    again, same = narrow(widen(numbers, scales))
+    again = quantize(dequantize(small), "int8")
     if largest > 0.01:
-        np.testing.assert_array_equal(again, numbers)
-        np.testing.assert_array_equal(same, scales)
+        np.testing.assert_array_equal(again.numbers, small.numbers)
+        np.testing.assert_array_equal(again.scales, small.scales)
 
 
+def by_hand(size):
+    """Sylvester's construction, entry by entry: the parity of the bits that two indices share."""
+    return np.array([[(-1) ** bin(i & j).count("1") for j in range(size)] for i in range(size)]) / np.sqrt(size)
+
+
+@pytest.mark.parametrize(("width", "size"), [(64, 64), (16, 16), (80, 16), (6, 2), (512, 256)])
+@pytest.mark.parametrize("largest", [1e4, 1.0, 0.01, 1e-4, 1e-6, 0.0])
+def test_rows_of_any_size_in_four_bits(largest, width, size):
+    """After its rotation, a number is off by half a step, a fifteenth of its row's range, and by float16's rounding."""
+    random = np.random.default_rng(0)
+    rows = random.uniform(-1, 1, (50, width))
+    rows[:, 1] *= 20  # a channel as those of keys are
+    rows = jnp.asarray(largest * rows / np.abs(rows).max(axis=1, keepdims=True), jnp.float32)
+    small = quantize(rows, "int4")
+    assert small.numbers.dtype == jnp.uint8
+    assert small.numbers.shape == (50, width // 2)
+    turn = np.kron(np.eye(width // size), by_hand(size))
+    wanted, found = (np.asarray(each, float) @ turn for each in (rows, dequantize(small)))
+    steps = (wanted.max(axis=1) - wanted.min(axis=1)) / 15
+    most = steps / 2 * 1.002 + np.abs(wanted).max(axis=1) * 2**-10 + 6e-8
+    assert (np.abs(found - wanted) <= most[:, None]).all()
+    integers = np.concatenate([small.numbers & 15, small.numbers >> 4], axis=1)
+    scales, lows = (np.asarray(each, float)[:, None] for each in (small.scales, small.lows))
+    np.testing.assert_allclose(found, integers * scales + lows, atol=2e-6 * largest)
+    again = quantize(dequantize(small), "int4")
+    if largest >= 0.01:
+        for one, other in zip(again, small, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_turning_saves_the_small_channels():
+    """Of rows with one large channel, four bits leave others nothing, but for the turn."""
+    rows = np.random.default_rng(0).normal(size=(100, 64))
+    rows[:, 3] += 60
+    small = np.asarray(dequantize(quantize(jnp.asarray(rows, jnp.float32), "int4")))
+    step = np.ptp(rows, axis=1, keepdims=True) / 15
+    low = rows.min(axis=1, keepdims=True)
+    plain = low + step * np.rint((rows - low) / step)
+    assert np.abs(small - rows).mean() < 0.5 * np.abs(plain - rows).mean()
+
+
+@pytest.mark.parametrize("name", ["tokens", "weighted tokens", "heads of several lengths"])
+def test_an_eighth_of_the_bytes_at_four_bits(name, tmp_path):
+    prefix = PREFIXES[name]
+    whole, eighth = (save_prompt(tmp_path / dtype, prefix, 7, dtype=dtype) for dtype in ("float32", "int4"))
+    arrays, eighths = load_file(whole), load_file(eighth)
+    rows = (arrays["0.keys"].size // H) * 2
+    numbers = arrays["0.keys"].size + arrays["0.values"].size
+    size, small = (sum(array.nbytes for array in found.values()) for found in (arrays, eighths))
+    assert small == size - 4 * numbers + numbers // 2 + 4 * rows
+    beside = {f"0.{name} {more}" for name in ("keys", "values") for more in ("scales", "lows")}
+    assert eighths.keys() - arrays.keys() == beside
+    for key in arrays.keys() - {"0.keys", "0.values"}:
+        np.testing.assert_array_equal(eighths[key], arrays[key])
+    stored = load_prompt(eighth).prefixes
+    assert jax.tree.structure(stored) == jax.tree.structure(prefix)
+    for one, other in ((rounded(prefix, "int4"), stored), (rounded(stored, "int4"), stored)):
+        kept = [np.exp(each.log_weights) if each.log_weights is not None else 1 for each in (one, other)]
+        np.testing.assert_array_equal(*kept)
+        for found, wanted in ((one.keys, other.keys), (one.values, other.values)):
+            there = np.broadcast_to(np.asarray(kept[0])[..., None] > 0, found.shape)
+            np.testing.assert_allclose(found[there], wanted[there], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["clouds", "state", "tokens and a state"])
-def test_eight_bits_are_for_tokens(name, tmp_path):
-    with pytest.raises(
-        TypeError, match=r"save_prompt: expected tokens for dtype='int8', got a \w+Prefix. Take float16"
-    ):
-        save_prompt(tmp_path / "p", PREFIXES[name], 7, dtype="int8")
+def test_small_integers_are_for_tokens(name, dtype, tmp_path):
+    told = rf"save_prompt: expected tokens for dtype='{dtype}', got a \w+Prefix. Take float16"
+    with pytest.raises(TypeError, match=told):
+        save_prompt(tmp_path / "p", PREFIXES[name], 7, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_four_bits_are_for_an_even_number_of_channels(tmp_path):
+    odd = TokenPrefix(*jnp.ones((2, L, C, K, 5)))
+    with pytest.raises(ValueError, match=r"dtype='int4': expected an even number of channels, got 5. Take int8"):
+        save_prompt(tmp_path / "p", odd, 7, dtype="int4")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -198,6 +271,12 @@ def eight_bits(**more):
     return arrays | scales | more, HEADER
 
 
+def four_bits(**more):
+    arrays = {"0.keys": np.ones((L, C, K, H // 2), np.uint8), "0.values": np.ones((L, C, K, HV // 2), np.uint8)}
+    beside = {f"{name} {of}": np.ones((L, C, K), np.float16) for name in arrays for of in ("scales", "lows")}
+    return arrays | beside | more, HEADER
+
+
 HEADER = {"parts": [{"kind": "tokens"}], "start": 3, "notes": {}}
 EMPTY = np.zeros((2**11, 3, 2**12, 0), np.float32)  # small enough for a failure to end
 STRANGE = {
@@ -244,6 +323,19 @@ STRANGE = {
         *eight_bits(**{"0.log_weights": np.ones((L, C, K), np.int8)}), "floating-point numbers as log_weights"
     ),
     "8 bits without scales": (ARRAYS | {"0.keys": eight_bits()[0]["0.keys"]}, HEADER, "scales for each row of 'keys'"),
+    "4 bits without lows": (
+        ARRAYS | {"0.keys": np.ones((L, C, K, H // 2), np.uint8), "0.keys scales": np.ones((L, C, K), np.float16)},
+        HEADER, "lows for each row of 'keys'",
+    ),
+    "lows without end": (*four_bits(**{"0.values lows": np.full((L, C, K), np.inf, np.float16)}), "as lows of values"),
+    "4 bits of no axis": (*four_bits(**{"0.keys": np.asarray(3, np.uint8)}), "scales for each row of 'keys'"),
+    "nothing in 4 bits": (
+        ARRAYS
+        | {"0.keys": np.asarray(3, np.uint8)}
+        | dict.fromkeys(("0.keys scales", "0.keys lows"), np.asarray(1, np.float16)),
+        HEADER, "scales for each row of 'keys'",
+    ),
+    "lows in 8 bits": (*eight_bits(**{"0.keys lows": np.ones((L, C, K), np.float16)}), "arrays of tokens"),
     "a scale in words": (*state(scale="x"), "the scale 'x'"),
 }  # fmt: skip
 
@@ -271,7 +363,7 @@ def test_numbers_that_numpy_does_not_have(dtype, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("tokens and a state", "float32"), ("heads of several lengths", "float32"), ("heads of several lengths", "int8")],
+    [("tokens and a state", "float32")] + [("heads of several lengths", name) for name in ("float32", "int8", "int4")],
 )
 def test_damaged_files_are_refused_by_name(name, dtype, tmp_path):
     file = save_prompt(tmp_path / "p.safetensors", PREFIXES[name], 7, {"model": "x"}, dtype=dtype)

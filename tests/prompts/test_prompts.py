@@ -139,44 +139,43 @@ def test_less_is_less_exact_and_counts_bytes_of_all_layers(loaded):
     assert half.prefixes.keys.shape == (layers, length // 2, heads, width)
 
 
+@pytest.mark.parametrize("bits", ["int8", "int4"])
 @pytest.mark.parametrize("distilled", [False, True])
-def test_eight_bits_are_counted_rounded_and_reported(distilled, loaded, tmp_path):
+def test_small_integers_are_counted_rounded_and_reported(distilled, bits, loaded, tmp_path):
     """As many bytes hold more tokens, and the report is about the tokens that a file gives back."""
     model, tokens = loaded("llama"), text_of("llama")
     texts = jnp.asarray(np.random.default_rng(0).integers(golden("llama")["tokens"].max(), size=(8, 12)), jnp.int32)
     config = TrainConfig(epochs=2, batch_size=3, learning_rate=0.05, weight_decay=0.0) if distilled else None
     how = {"method": "matching", "share": "need", "texts": texts, "distil": config}
-    half, narrow = (
-        compress_prompt(model, tokens, budget="1100 B", dtype=dtype, **how) for dtype in ("float16", "int8")
-    )
+    half, narrow = (compress_prompt(model, tokens, budget="1100 B", dtype=dtype, **how) for dtype in ("float16", bits))
     whole = read_prompt(model, tokens)
-    for small, dtype in ((half, "float16"), (narrow, "int8")):
+    for small, dtype in ((half, "float16"), (narrow, bits)):
         stored = load_file(save_prompt(tmp_path / dtype, small.prefixes, small.start, dtype=dtype))
         held = sum(array.nbytes for name, array in stored.items() if not name.endswith("counts"))
         assert held <= 1100
         assert 2 * (whole.keys.size + whole.values.size) / small.report.ratio == pytest.approx(held, rel=0.01)
     counts = [np.sum(~np.isneginf(small.prefixes.log_weights)) for small in (half, narrow)]
     assert counts[1] > counts[0]
-    back = load_prompt(tmp_path / "int8").prefixes
+    back = load_prompt(tmp_path / bits).prefixes
     again = judge_layers(back, whole, calibrate(model, texts[6:], whole, start=tokens.shape[1]))
     np.testing.assert_allclose(again.error, narrow.report.error, rtol=1e-3)
 
 
-def test_eight_bits_are_for_methods_that_make_tokens(loaded, unchecked):
+def test_small_integers_are_for_methods_that_make_tokens(loaded, unchecked):
     model, tokens = loaded("llama"), text_of("llama")
     told = []
-    for error in (None, 0.5):
+    for dtype, error in (("int8", None), ("int4", 0.5)):
         with pytest.raises(ValueError, match=r"needs? a method that makes tokens, got 'elu'"):
-            compress_prompt(model, tokens, method="elu", budget="1x", dtype="int8", error=error, on_step=told.append)
-    with pytest.raises(ValueError, match="unknown dtype 'int4'"):
+            compress_prompt(model, tokens, method="elu", budget="1x", dtype=dtype, error=error, on_step=told.append)
+    with pytest.raises(ValueError, match="unknown dtype 'int2'"):
         compress_prompt(
-            model, tokens, method="ends", budget="1x", dtype="int4", on_step=lambda *step: told.append(step)
+            model, tokens, method="ends", budget="1x", dtype="int2", on_step=lambda *step: told.append(step)
         )
     assert told == []
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("option", [("--dtype", "int8"), ("--share", "need")])
+@pytest.mark.parametrize("option", [("--dtype", "int8"), ("--dtype", "int4"), ("--share", "need")])
 def test_the_command_says_first_which_methods_make_no_tokens(method, option, capsys):
     assert main(["compress", "--prompt", "none", "--out", "none", "--method", method, *option]) == 2
     others = {"elu", "taylor", "favor", "fitted-elu", "fitted-favor", "measure"}
