@@ -65,8 +65,8 @@ class Config:
         learning_rate: step size of that training, in units of the spread of keys and values.
         tokens: at most so many of the prompt's first tokens; 0 for all.
         chunk: tokens that are read at a time.
-        dtype: of the file's numbers: float16 takes half the bytes; of tokens alone, int8 takes a quarter, int4 an
-            eighth. Budgets in bytes count those; a budget such as 32x is against the prompt in the same type, and of
+        dtype: of the file's numbers: float16 takes half the bytes; of tokens alone, int8 takes a quarter, int4 a
+            seventh. Budgets in bytes count those; a budget such as 32x is against the prompt in the same type, and of
             int8 and int4 against 16 bits.
         seed: of all that is random.
         mesh: how the devices share the model out, such as tensor=8; docs/parallel.md has the names.

@@ -84,7 +84,7 @@ def save_prompt(
         dtype: of the numbers in the file, whatever they have in memory; logarithms are float32 in all. Float16 takes
             half the bytes and rounds each number by at most 2^-11 of it: finer than the 2^-9 of bfloat16, in which many
             models keep their keys and values, but, unlike that, it ends at 65,504. Int8 takes a quarter and int4
-            an eighth, for tokens: every key and value has a scale of its own (`ntkprefix.prompts.quantized`). In int8
+            a seventh, for tokens: every key and value has a scale of its own (`ntkprefix.prompts.quantized`). In int8
             each of its numbers is off by at most a 253rd of its largest, or 6e-8.
 
     Returns:
