@@ -34,7 +34,7 @@ from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts import Calibration, calibrate, compress_layers, distil, packed, read_prompt
 from ntkprefix.prompts.effects import scores
 from ntkprefix.prompts.layers import Share
-from ntkprefix.prompts.precision import Dtype, rounded
+from ntkprefix.prompts.precision import Dtype
 from ntkprefix.prompts.sizes import judging
 from ntkprefix.prompts.texts import Kind, Texts, texts_behind, without_last
 from ntkprefix.runs import environment, progress, read_json, write_json
@@ -232,9 +232,8 @@ def made(model: TextModel, read: Read, method: str, budget: str, effort: Effort)
     train = TrainConfig(epochs=effort.epochs, batch_size=4, learning_rate=effort.learning_rate, weight_decay=0.0)
     start = read.whole.keys.shape[1]
     taught = read.texts.fitted().taught(start).tokens
-    prefixes, _ = distil(model, prefixes, read.whole, taught, start=start, config=train)
-    prefixes = jax.block_until_ready(rounded(prefixes, way.dtype))
-    return prefixes, report, seconds + time.perf_counter() - began
+    prefixes, _ = distil(model, prefixes, read.whole, taught, start=start, config=train, dtype=way.dtype)
+    return jax.block_until_ready(prefixes), report, seconds + time.perf_counter() - began
 
 
 def pace(model: TextModel, first: Int[Array, "1 1"], prefixes: Any, start: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,6 +36,8 @@ class Refined:
         steps: of Adam.
         batch: queries of a step, at least 1; all where there are fewer.
         step_size: at the start; it falls to 0 along a cosine.
+        stored: what a file of few bits makes of a prefix. The error is then that of what it makes, and gradients go
+            through it as if it changed nothing, so that training finds numbers which are good when rounded.
 
     Raises:
         TypeError: no integer, no number.
@@ -52,6 +55,7 @@ class Refined:
     steps: int = 400
     batch: int = 512
     step_size: float = 0.03
+    stored: Callable[[TokenPrefix], TokenPrefix] | None = None
     needs_queries = True
     takes_weights = True
 
@@ -82,6 +86,9 @@ class Refined:
         def moved(by: TokenPrefix) -> TokenPrefix:
             return jax.tree.map(lambda at, unit, many: at + unit * many, start, spreads, by)
 
+        def kept(by: TokenPrefix) -> TokenPrefix:
+            return moved(by) if self.stored is None else straight_through(self.stored, moved(by))
+
         count = len(wanted)
         batch = min(self.batch, count)
         asked = (problem.queries, problem.beside, wanted)
@@ -91,7 +98,7 @@ class Refined:
 
         def loss(by: TokenPrefix, at: Array) -> Float[Array, ""]:
             queries, beside, wanted = jax.tree.map(lambda leaf: leaf[at], batches)
-            return jnp.sum(errors(answer(moved(by), queries, problem.scale), beside, wanted))
+            return jnp.sum(errors(answer(kept(by), queries, problem.scale), beside, wanted))
 
         adam = optax.scale_by_adam()
         sizes = self.step_size * (1 + np.cos(np.pi * np.arange(self.steps) / max(self.steps, 1))) / 2
@@ -107,6 +114,20 @@ class Refined:
         turns = jnp.arange(self.steps) % (-(-count // batch))
         (by, _), _ = jax.lax.scan(step, (still, adam.init(still)), (jnp.asarray(sizes, problem.keys.dtype), turns))
         return moved(by)
+
+
+def straight_through(change: Callable[[Any], Any], prefix: Any) -> Any:
+    """The prefix as changed, with the gradient as if it were not: of rounding, which has none.
+
+    Source: the straight-through estimator (Bengio, Leonard and Courville, arXiv 1308.3432).
+    """
+    still = jax.tree.map(jax.lax.stop_gradient, prefix)
+
+    def of_leaf(was: Array, before: Array, now: Array) -> Array:
+        # What is not changed may be infinite, as the log-weight of a token that is not there.
+        return was if now is before else was + (now - before)
+
+    return jax.tree.map(of_leaf, prefix, still, change(still))
 
 
 def _of_heads(which: Bool[Array, " K"], first: TokenPrefix, second: TokenPrefix) -> TokenPrefix:

@@ -26,7 +26,7 @@ from ntkprefix.prompts.calibration import calibrate
 from ntkprefix.prompts.distil import distil as distilled
 from ntkprefix.prompts.effects import scores
 from ntkprefix.prompts.layers import Share, compress_layers, judge_layers
-from ntkprefix.prompts.precision import Dtype, as_stored, integers, itemsizes, rounded
+from ntkprefix.prompts.precision import Dtype, as_stored, integers, itemsizes
 from ntkprefix.prompts.read import read_prompt
 from ntkprefix.prompts.sizes import judging
 from ntkprefix.prompts.texts import Kind, Texts, texts_behind, without_last
@@ -179,10 +179,10 @@ def compress_prompt(
             taught,
             start=length,
             config=distil,
+            dtype=dtype,
             on_step=lambda step, _: tell("distilling", step, steps),
             checkpoints=None if where is None else Checkpoints(where, _EVERY),
         )
-        prefixes = rounded(prefixes, dtype)
         held = jax.tree.map(lambda leaf: leaf[:, fitted_to(leaf.shape[1]) :], asked)
         report = dataclasses.replace(report, **_errors(judge_layers(prefixes, whole, held)))
     return CompressedPrompt(prefixes, length, report)

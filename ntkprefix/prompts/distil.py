@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
+from ntkprefix import checks
+from ntkprefix.compress.refined import straight_through
 from ntkprefix.models import TextModel
 from ntkprefix.prefixes import TokenPrefix
+from ntkprefix.prompts.precision import Dtype, integers, rounded, rounding
 from ntkprefix.train import Checkpoints, TrainConfig, train
 
 # Adam moves an entry by about the step size: keys and values are counted in units of their spread, which is at least
@@ -29,6 +32,7 @@ def distil(
     *,
     start: int,
     config: TrainConfig,
+    dtype: Dtype = "float32",
     on_step: Callable[[int, float], Any] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[PyTree, np.ndarray]:
@@ -46,6 +50,8 @@ def distil(
         texts: [B, T], without padding.
         start: the texts' first position.
         config: how to train; a row of data is a text.
+        dtype: in which the prefix will be stored: small integers are rounded to at every step, with gradients as if
+            they were not, and in the end.
         on_step: called after every step with the number of steps done and the loss.
         checkpoints: where training is kept; one that was stopped goes on from there.
 
@@ -53,8 +59,8 @@ def distil(
         The trained prefix, and the loss before every step in nats per token.
 
     Raises:
-        TypeError: as for the model.
-        ValueError: as for the model, fewer texts than a batch, or checkpoints of another run.
+        TypeError: as for the model, or anything but tokens in small integers.
+        ValueError: as for the model, fewer texts than a batch, another dtype, or checkpoints of another run.
         FloatingPointError: the loss is not finite.
 
     Example:
@@ -75,6 +81,7 @@ def distil(
 
     Source: context distillation into a trained cache (Cartridges, arXiv 2506.06266).
     """
+    checks.one_of("distil", "dtype", dtype, get_args(Dtype))
     graph, weights = nnx.split(model)
     texts = np.asarray(texts)
     taught = [_hidden(graph, weights, jnp.asarray(row[None]), whole, jnp.asarray(start)) for row in texts]
@@ -82,19 +89,22 @@ def distil(
     frozen = {"weights": weights, "at": prefixes, "units": units, "start": jnp.asarray(start)}
     still = jax.tree.map(jnp.zeros_like, prefixes)
     data = (texts, np.concatenate([np.asarray(row) for row in taught]))
-    trained = train(_loss(graph), still, frozen, data, config, on_step=on_step, checkpoints=checkpoints)
-    return _moved(frozen, trained.params), trained.losses
+    trained = train(_loss(graph, dtype), still, frozen, data, config, on_step=on_step, checkpoints=checkpoints)
+    return rounded(_moved(frozen, trained.params), dtype), trained.losses
 
 
 @lru_cache
-def _loss(graph: Any) -> Callable[..., Float[Array, ""]]:
+def _loss(graph: Any, dtype: Dtype) -> Callable[..., Float[Array, ""]]:
     """One function for one model, so that another prompt of the same sizes compiles nothing new."""
 
     def loss(by: PyTree, frozen: dict[str, Any], texts: Array, taught: Array) -> Float[Array, ""]:
         model = nnx.merge(graph, frozen["weights"])
         positions = frozen["start"] + jnp.arange(texts.shape[1])[None]
         positions = jnp.broadcast_to(positions, texts.shape)
-        hidden = model(texts, prefixes=_moved(frozen, by), positions=positions)
+        kept = _moved(frozen, by)
+        if integers(dtype):
+            kept = straight_through(rounding(dtype), kept)
+        hidden = model(texts, prefixes=kept, positions=positions)
 
         @jax.checkpoint
         def of_row(pair: tuple[Array, Array]) -> Float[Array, ""]:

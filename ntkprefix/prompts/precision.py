@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple, get_args
 
 from jaxtyping import PRNGKeyArray
 
 from ntkprefix import checks
-from ntkprefix.compress import Method
+from ntkprefix.compress import Method, Refined
 from ntkprefix.compress.compress import method_of
 from ntkprefix.compress.problem import Problem
 from ntkprefix.prefixes import JoinedPrefix, TokenPrefix
@@ -102,6 +104,12 @@ def rounded(prefixes: Any, dtype: Dtype) -> Any:
     return TokenPrefix(keys, values, prefixes.log_weights)
 
 
+@cache
+def rounding(dtype: Dtype) -> Callable[[Any], Any]:
+    """`rounded` to a type: one function for each, so that what is compiled with it is compiled once."""
+    return partial(rounded, dtype=dtype)
+
+
 def only_tokens(function: str, prefix: Any, dtype: Dtype) -> None:
     """Sums over features and clouds need more than small integers.
 
@@ -116,12 +124,17 @@ def only_tokens(function: str, prefix: Any, dtype: Dtype) -> None:
 
 
 def as_stored(method: str | Method, dtype: Dtype) -> str | Method:
-    """A method whose prefixes are as a file gives them back.
+    """A method whose prefixes are as a file gives them back, and that trains them so if it trains them.
 
     Raises:
         ValueError: no such method.
     """
-    return method if integers(dtype) is None else Rounded(method_of(method), dtype)
+    if integers(dtype) is None:
+        return method
+    method = method_of(method)
+    if isinstance(method, Refined):
+        method = replace(method, stored=rounding(dtype))
+    return Rounded(method, dtype)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ntkprefix import TokenPrefix, merge
 from ntkprefix.compress import METHODS, Clouds, KeepEnds, KeepFirst, Matching, Means, Prune, Refined, UniformSample
 from ntkprefix.compress.problem import Problem, answer, attention_masses
 from ntkprefix.compress.wildcat import _pivots, _project
+from ntkprefix.prompts.precision import Rounded, as_stored, rounding
 
 
 def made(method, tokens, problem=PROBLEM, seed=0, weighted=True):
@@ -197,6 +198,17 @@ def test_refining_lowers_what_it_minimises_and_what_it_was_not_fitted_to():
     start = compressed(KEYS, VALUES, method="matching-in-context", **options)
     better = compressed(KEYS, VALUES, method=Refined(steps=60), **options)
     assert better.report.error.mean() < 0.95 * start.report.error.mean()
+
+
+def test_refining_what_will_be_rounded_finds_what_is_good_when_it_is():
+    four_bits = rounding("int4")
+    options = {"budget": "40 tokens", "queries": QUERIES, "beside": BESIDE}
+    ways = [Rounded(Refined(steps=600, stored=stored), "int4") for stored in (None, four_bits)]
+    after, through = (jax.tree.map(np.asarray, compressed(KEYS, VALUES, method=way, **options).prefix) for way in ways)
+    np.testing.assert_allclose(four_bits(jax.tree.map(jnp.asarray, through)).keys, through.keys, atol=1e-5)
+    fitted = [sum(error_in_context(KEYS, prefix, head) for head in range(K)) for prefix in (after, through)]
+    assert fitted[1] < 0.8 * fitted[0]
+    assert as_stored("refined", "int4") == Rounded(Refined(stored=four_bits), "int4")
 
 
 def test_refining_starts_each_head_from_the_tokens_that_answer_better():

@@ -26,6 +26,7 @@ from ntkprefix.prompts import (
     save_prompt,
 )
 from ntkprefix.prompts.layers import judge_layers
+from ntkprefix.prompts.precision import rounded
 from ntkprefix.train import TrainConfig
 
 MODELS = ("llama", "qwen3", "glm", "gpt2")
@@ -219,6 +220,29 @@ def test_distilling_starts_at_the_divergence_and_lowers_it(loaded):
     np.testing.assert_allclose(again.prefixes.keys, trained.keys, atol=1e-5)
     assert again.report.held_out == small.report.held_out == 12
     assert (again.report.error != small.report.error).all()
+
+
+def test_distilling_what_will_be_rounded(loaded):
+    """Trained as it will be stored, it is nearer to the prompt than if it is rounded when all is done."""
+    model, tokens = loaded("llama"), text_of("llama")
+    whole = read_prompt(model, tokens)
+    texts = jnp.asarray(np.random.default_rng(0).integers(golden("llama")["tokens"].max(), size=(6, 6)), jnp.int32)
+    start, config = tokens.shape[1], TrainConfig(epochs=100, batch_size=6, learning_rate=0.02, weight_decay=0.0)
+    # All of the prompt, so that rounding is all that is wrong, and a token that is not there.
+    more = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:, :1]], axis=1), whole)
+    gone = np.broadcast_to(np.arange(start + 1)[:, None] >= start, more.keys.shape[:3])
+    small = TokenPrefix(more.keys, more.values, jnp.where(gone, -jnp.inf, 0.0))
+    how = {"start": start, "config": config}
+    after = rounded(distil(model, small, whole, texts, **how)[0], "int4")
+    through, losses = distil(model, small, whole, texts, dtype="int4", **how)
+    np.testing.assert_array_equal(np.isneginf(through.log_weights), gone)
+    np.testing.assert_allclose(rounded(through, "int4").keys, through.keys, atol=1e-5)
+    still = TrainConfig(epochs=1, batch_size=6, learning_rate=1e-9, weight_decay=0.0)
+    ends = [distil(model, each, whole, texts, start=start, config=still)[1][0] for each in (after, through)]
+    assert losses[0] == pytest.approx(
+        distil(model, rounded(small, "int4"), whole, texts, start=start, config=still)[1][0], rel=1e-4
+    )
+    assert ends[1] < 0.8 * ends[0]
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (1, 0)])
