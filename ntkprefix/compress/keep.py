@@ -1,4 +1,4 @@
-"""Keep the prompt's first tokens and its last ones, as a sliding window with sinks does."""
+"""Keep the prompt's first tokens and its last ones, as a sliding window with sinks does; or all of them."""
 
 from __future__ import annotations
 
@@ -46,3 +46,27 @@ class KeepEnds:
         last = jnp.arange(problem.length - (count - first), problem.length)
         chosen = jnp.concatenate([jnp.arange(first), last])
         return gather(problem, jnp.broadcast_to(chosen[None], (problem.heads, count)))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepAll:
+    """All tokens, whatever the budget is: for a head whose share of a larger one has room for them.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ntkprefix.compress.keep import KeepAll
+        >>> from ntkprefix.compress.problem import Problem
+        >>> keys, values, queries = jnp.ones((3, 5, 2, 4))
+        >>> KeepAll()(Problem(keys, values, queries, None, 0.5), 1, jax.random.key(0)).log_weights.shape
+        (5, 2)
+    """
+
+    needs_queries = False
+    takes_weights = True
+
+    def __call__(self, problem: Problem, numbers: int, key: PRNGKeyArray) -> TokenPrefix:  # noqa: ARG002
+        """The tokens, weighted."""
+        weights = problem.log_weights
+        if weights is None:
+            weights = jnp.zeros(problem.keys.shape[:2], problem.keys.dtype)
+        return TokenPrefix(problem.keys, problem.values, weights)

@@ -96,13 +96,14 @@ def compress_prompt(
         tokens: the prompt, [1, M].
         method: as for `compress`.
         budget: as for `compress`, but numbers and bytes are those of all layers together.
-        share: `"even"`: all heads of all layers get the same; `"need"`: between a sixteenth and eight times that, by
-            the error that Attention Matching makes with it (`ntkprefix.prompts.sizes`); `"effect"`: by what that error
-            does to the distribution of the next tokens (`ntkprefix.prompts.effects`). All heads are as long as the
-            longest, filled up with tokens of no weight; `packed` prefixes, for use, and files have none of these.
+        share: `"even"`: all heads of all layers get the same; `"need"`: between a sixteenth and eight times that, or
+            all of their tokens, by the error that Attention Matching makes with it (`ntkprefix.prompts.sizes`);
+            `"effect"`: by what that error does to the distribution of the next tokens (`ntkprefix.prompts.effects`).
+            All heads are as long as the longest, filled up with tokens of no weight; `packed` prefixes, for use, and
+            files have none of these.
         error: that no head's attention outputs should exceed, on average over queries that are fitted to: heads that
-            do get more than their share, up to eight times what all get if they get the same. Which still do is told by
-            `report.above(error)`, on queries that are held out.
+            do get more than their share, up to all of their tokens. Which still do is told by `report.above(error)`,
+            on queries that are held out.
         texts: that ask of the prompt what others will, [B, T], without padding, the last quarter of which is held out
             for the report: `"continue"` for texts that the model itself says next, drawn at temperature 1; `"repeat"`
             for pieces of the prompt, read once more behind it; `"apart"` for such that are each read behind all of the

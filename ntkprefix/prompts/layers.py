@@ -15,12 +15,13 @@ from jaxtyping import Float, Int
 from ntkprefix import checks
 from ntkprefix.compress import Compressed, Method, Report, compress, judge
 from ntkprefix.compress.budget import numbers_within
+from ntkprefix.compress.keep import KeepAll
 from ntkprefix.parts import Parts
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration
 from ntkprefix.prompts.precision import Dtype, as_stored, itemsizes
 from ntkprefix.prompts.ragged import filled
-from ntkprefix.prompts.sizes import meeting, needs, shared_out
+from ntkprefix.prompts.sizes import everything, meeting, needs, shared_out
 
 # How heads share a budget out.
 Share = Literal["even", "need", "effect"]
@@ -98,10 +99,16 @@ def compress_layers(
     if error is not None:
         numbers = np.maximum(numbers, meeting(found["need"], error))
     chosen = as_stored(method, dtype)
+    # Where shares differ, one may have room for all of a head's tokens.
+    methods = np.full((layers, heads), chosen, object)
+    if share != "even" or error is not None:
+        methods[numbers >= everything(whole)] = as_stored(KeepAll(), dtype)
     made = []
     for layer in range(layers):
         tokens, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole, asked))
-        one = parts(f"layer-{layer}", partial(_layer, tokens, of_layer, numbers[layer], chosen, seed + layer))
+        one = parts(
+            f"layer-{layer}", partial(_layer, tokens, of_layer, numbers[layer], methods[layer].tolist(), seed + layer)
+        )
         made.append(jax.block_until_ready(one))
         tell("compressing", layer + 1, layers)
     prefixes = [part.prefix for part in made]
@@ -117,23 +124,22 @@ def _layer(
     tokens: TokenPrefix,
     asked: Calibration,
     numbers: Int[np.ndarray, " K"],
-    method: str | Method,
+    methods: list[str | Method],
     seed: int,
 ) -> Compressed:
     """All heads at once where they get the same, and one after another where they do not."""
     heads = len(numbers)
-    options: dict[str, Any] = {"method": method, "seed": seed}
     if len(set(numbers)) == 1:
-        both = {"queries": asked.queries, "beside": asked.beside}
-        return compress(**vars(tokens), budget=f"{numbers.sum()} numbers", **both, **options)
+        both: dict[str, Any] = {"queries": asked.queries, "beside": asked.beside, "method": methods[0], "seed": seed}
+        return compress(**vars(tokens), budget=f"{numbers.sum()} numbers", **both)
     group = asked.queries.shape[1] // heads
     made = []
     for head in range(heads):
         of_head = slice(head * group, (head + 1) * group)
         queries, beside = jax.tree.map(lambda leaf, at=of_head: leaf[:, at], (asked.queries, asked.beside))
         one = jax.tree.map(lambda leaf, at=head: leaf[:, at : at + 1], tokens)
-        sizes = {"budget": f"{numbers[head]} numbers", "queries": queries, "beside": beside}
-        made.append(compress(**vars(one), **sizes, **options))
+        options: dict[str, Any] = {"method": methods[head], "seed": seed, "queries": queries, "beside": beside}
+        made.append(compress(**vars(one), budget=f"{numbers[head]} numbers", **options))
     lengths = [part.prefix.keys.shape[0] if isinstance(part.prefix, TokenPrefix) else 0 for part in made]
     prefixes = [filled(part.prefix, max(lengths)) for part in made]
     reports = _of_one_size([part.report for part in made])

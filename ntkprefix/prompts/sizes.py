@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from ntkprefix._dtypes import accumulator
 from ntkprefix.compress import Matching
@@ -24,9 +24,13 @@ from ntkprefix.prompts.calibration import Calibration
 from ntkprefix.prompts.effects import effects
 from ntkprefix.prompts.texts import Texts
 
-# Sizes that a head may get, as parts of what it would get if all got the same.
+# Sizes that a head may get beside that of all its tokens, as parts of what it would get if all got the same.
 _PARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 _EVEN = _PARTS.index(1)
+# Beyond that part of the prompt, fitting costs more than the tokens that it saves.
+_FITTED = 1 / 2
+# Queries that sizes are fitted to: time goes with their number, and it is not these fits that are kept.
+_QUERIES = 1024
 _METHOD = Matching(in_context=True)
 
 
@@ -34,7 +38,8 @@ class Needs(NamedTuple):
     """What each head's error would be at each size.
 
     Attributes:
-        numbers: of a head at each size, ascending, [S].
+        numbers: of a head at each size, ascending, [S]; the last is that of all its tokens, where there are sizes for
+            less.
         errors: mean over a kv head's query heads, or what they do to the next tokens' distribution, nats a token,
             [S, L, K].
     """
@@ -54,8 +59,11 @@ def needs(
 ) -> Needs:
     """The errors of Attention Matching at a sixteenth to eight times the size that each head gets if all get the same.
 
-    It is fitted to half of the queries that methods are fitted to, and its errors are those of the other half: of what
-    it was fitted to, the errors of large sizes would be too small. The held-out queries stay what they are.
+    Sizes are those up to half of the prompt, and that of the whole prompt, of which nothing is lost: the heads that
+    look single tokens up, a few of each model, answer badly until they have nearly all.
+
+    It is fitted to queries of one half of those that methods are fitted to, and its errors are those of the other half:
+    of what it was fitted to, the errors of large sizes would be too small. The held-out queries stay what they are.
 
     Args:
         whole: the prompt's keys and values, [L, M, K, H].
@@ -68,10 +76,11 @@ def needs(
     Returns:
         Sizes and errors; a size is left out where a head could not have it.
     """
-    layers, length, heads, width = whole.keys.shape
-    token = width + whole.values.shape[-1] + 1
+    layers, length, heads, _ = whole.keys.shape
+    most = everything(whole)
     numbers = np.array([round(part * even) for part in _PARTS])
-    numbers = numbers[(numbers >= token) & ((numbers <= length * token) | (np.arange(len(numbers)) <= _EVEN))]
+    small = (numbers <= _FITTED * most) | (np.arange(len(numbers)) <= _EVEN)
+    numbers = numbers[(numbers >= most // length) & small]
     fitted = fitted_to(asked.queries.shape[1])
     errors = np.zeros((len(numbers), layers, heads))
     parts = parts or Parts()
@@ -89,7 +98,15 @@ def needs(
             parts.put(f"{name}-{layer}", found)
         errors[:, layer] = to_host(found).reshape(len(numbers), heads, -1).mean(axis=-1)
         on_layer(layer + 1)
+    if most > numbers[-1]:
+        numbers, errors = np.append(numbers, most), np.concatenate([errors, np.zeros((1, layers, heads))])
     return Needs(numbers, errors)
+
+
+def everything(whole: TokenPrefix) -> int:
+    """Numbers of a head that keeps all of the prompt's tokens, weighted."""
+    _, length, _, width = whole.keys.shape
+    return length * (width + whole.values.shape[-1] + 1)
 
 
 def judging(texts: Texts) -> Texts:
@@ -118,14 +135,15 @@ def _halves(tokens, asked, judged_by):
     places = np.arange(count)
     judged = (places >= last - rows * length) & (places < last)
 
-    def some(where: Bool[np.ndarray, " Q"]) -> Problem:
-        queries, beside = jax.tree.map(lambda leaf: leaf[np.flatnonzero(where)], (asked.queries, asked.beside))
+    def some(which: Int[np.ndarray, " q"]) -> Problem:
+        queries, beside = jax.tree.map(lambda leaf: leaf[which], (asked.queries, asked.beside))
         scale = tokens.keys.shape[-1] ** -0.5
         return observed(Problem(tokens.keys, tokens.values, queries, beside, scale, tokens.log_weights))
 
     # Of one text or two there are too few others: then it is fitted to all.
     others = ~judged if 2 * judged.sum() <= count else np.ones(count, bool)
-    return some(others), some(judged)
+    spread = np.linspace(0, others.sum() - 1, min(others.sum(), _QUERIES)).astype(int)
+    return some(np.flatnonzero(others)[spread]), some(np.flatnonzero(judged))
 
 
 def shared_out(found: Needs, total: int) -> Int[np.ndarray, "L K"]:
