@@ -2,7 +2,7 @@
 
 A long text is the prompt, and what follows in it is what the model has to say. Every method gets the same prompt, the
 same texts behind it as its calibration, and the same part of the prompt's bytes, or of those in 16 bits where it stores
-8. No setting was chosen on the texts that are measured here.
+4. No setting was chosen on the texts that are measured here.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ from theory.pieces import Pieces
 # Tokens that are generated to see how fast that is.
 _GENERATED = 32
 PATH = RESULTS / "compression.json"
+# Of few methods, in four bits and at several sizes.
+SIZES = RESULTS / "compression_sizes.json"
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,23 @@ class Way:
     dtype: Dtype = "float32"
 
 
-WAYS: Mapping[str, Way] = MappingProxyType(
+_IN_ALL_BITS: Mapping[str, Way] = MappingProxyType(
     {
         **{name: Way(name) for name in METHODS},
         "matching by need": Way("matching-in-context", "need"),
         "matching by effect": Way("matching-in-context", "effect"),
         "refined by need": Way("refined", "need"),
-        "distilled": Way("matching-in-context", distil=True),
-        "matching in 8 bits": Way("matching", dtype="int8"),
         "refined by effect": Way("refined", "effect"),
+        "distilled": Way("matching-in-context", distil=True),
         "ours": Way("refined", "effect", distil=True),
-        "ours in 8 bits": Way("refined", "effect", distil=True, dtype="int8"),
     }
+)
+_IN_FOUR = (
+    "importance", "snapkv", "kmeans", "matching", "matching-in-context", "matching by effect", "refined by effect",
+    "ours",
+)  # fmt: skip
+WAYS: Mapping[str, Way] = MappingProxyType(
+    {**_IN_ALL_BITS, **{f"{name} in 4 bits": replace(_IN_ALL_BITS[name], dtype="int4") for name in _IN_FOUR}}
 )
 
 
@@ -120,7 +127,7 @@ class CompressionConfig(Effort):
         "ends", "uniform", "importance", "snapkv", "expected", "knorm", "keydiff", "kmeans", "wildcat", "measure",
         "favor", "elu", "matching", "matching-in-context", "matching-pursuit", "matching by need",
         "matching by effect", "refined", "refined by need", "refined by effect", "distilled", "ours",
-        "matching in 8 bits", "ours in 8 bits",
+        *(f"{name} in 4 bits" for name in _IN_FOUR),
     )  # fmt: skip
     out: Path = Path("runs/compression")
     results: Path = PATH
@@ -300,6 +307,7 @@ def _row(
     likelihood = _likelihood(said, prompt.after)
     divergence = jnp.mean(jnp.sum(jnp.exp(prompt.full) * (prompt.full - said), axis=-1))
     errors = errors_of_layers(prompt.read.whole, prompt.asked_after, prefixes)
+    held = packed(prefixes, WAYS[method].dtype)
     inside = (errors >= report.low[:, None]) & (errors <= report.high[:, None])
     return {
         "ratio": round(report.ratio, 2),
@@ -311,8 +319,8 @@ def _row(
         "estimated_error": round(float(report.error.mean()), 5),
         "coverage": round(float(inside.mean()), 4),
         "seconds": round(seconds, 2),
-        "seconds_per_token": round(_pace(model, prompt, packed(prefixes), config), 5),
-        "megabytes": round(megabytes(packed(prefixes)), 2),
+        "seconds_per_token": round(_pace(model, prompt, held, config), 5),
+        "megabytes": round(megabytes(held), 2),
     }
 
 

@@ -1,4 +1,4 @@
-"""The table of compressed prompts in `docs/compression.md`."""
+"""The tables of compressed prompts in `docs/compression.md`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.commands import remaking
-from experiments.compression import PATH, CompressionConfig
+from experiments.compression import PATH, SIZES, CompressionConfig
 from ntkprefix.records.seeds import of_runs, plus_minus
 from ntkprefix.runs import read_json
 
@@ -47,6 +47,23 @@ def compression() -> str:
             f"are made, once for all methods ({where['processor']}, {where['cores']} cores, beside other work). MB: of "
             f"the prefix in memory, where the whole prompt takes {texts[0]['megabytes']:.0f}. Milliseconds: for each "
             f"token that is generated behind it; {_pace(texts)}. Remade by `{remade}`.",
+        ]
+    )
+
+
+def sizes() -> str:
+    """Few methods, in fewer bits and at several sizes."""
+    results = read_json(SIZES)
+    config, where = results["config"], results["environment"]
+    seconds = np.median([text["seconds"] for text in results["texts"]])
+    remade = remaking("compression", config, CompressionConfig(data_root=Path("FOLDER")))
+    return "\n".join(
+        [
+            *_table(results),
+            "",
+            f"As above{_places(config)}{_interval(config)}, but measured on its own ({where['processor']}, "
+            f"{where['cores']} cores, beside other work): {seconds:.0f} seconds before all methods; "
+            f"{_pace(results['texts'])}. Remade by `{remade} --results experiments/results/{SIZES.name}`.",
         ]
     )
 

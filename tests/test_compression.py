@@ -101,12 +101,12 @@ def test_the_command_has_every_setting_that_is_not_usual(measure, monkeypatch):
 
 
 def test_ways_of_our_own(measure, monkeypatch):
-    """Of the same part of its bytes 8 bits make more tokens, and scores are found once for all that share by effect."""
+    """Of the same part of its bytes 4 bits make more tokens, and scores are found once for all that share by effect."""
     monkeypatch.setattr(compression, "pace", lambda *_: 0.25)
     scored = []
     found = compression.scores
     monkeypatch.setattr(compression, "scores", lambda *args, **options: scored.append(1) or found(*args, **options))
-    methods = ("matching", "matching in 8 bits", "matching by effect", "ours in 8 bits")
+    methods = ("matching", "matching in 4 bits", "matching by effect", "ours in 4 bits")
     rows = measure(methods=methods, budgets=("2x",), texts=("one.txt",), queries="both")["rows"]
     assert [row["method"] for row in rows] == list(methods)
     assert len(scored) == 1
