@@ -271,6 +271,16 @@ def eight_bits(**more):
     return arrays | scales | more, HEADER
 
 
+def test_a_head_may_keep_all_where_others_keep_one_token(tmp_path):
+    """At a hundred times fewer tokens than there would be if all heads kept as many."""
+    weights = np.full((1, 200, 200), -np.inf, np.float32)
+    weights[:, 0], weights[:, :, 7] = 0, 0
+    prefix = TokenPrefix(*(jnp.broadcast_to(normal(1, 200, 1, H), (1, 200, 200, H)),) * 2, jnp.asarray(weights))
+    back = load_prompt(save_prompt(tmp_path / "p", prefix, 200)).prefixes
+    np.testing.assert_array_equal(np.exp(back.log_weights), np.exp(weights))
+    np.testing.assert_array_equal(back.keys[:, :, 7], prefix.keys[:, :, 7])
+
+
 def four_bits(**more):
     arrays = {"0.keys": np.ones((L, C, K, H // 2), np.uint8), "0.values": np.ones((L, C, K, HV // 2), np.uint8)}
     beside = {f"{name} {of}": np.ones((L, C, K), np.float16) for name in arrays for of in ("scales", "lows")}
@@ -303,7 +313,7 @@ STRANGE = {
     "counts on one axis": (*ragged([1, 2, 3]), "no counts of its tokens"),
     "counts of another sum": (*ragged([[1, 2], [1, 1]]), "expected keys"),
     "a head of none": (*ragged([[0, 3], [2, 1]]), "counts of at least 1 that add up to its 6"),
-    "counts that would fill the memory": (*ragged([[200] + [1] * 199], 399), "its longest head has 200 of 399"),
+    "counts that would fill the memory": (*ragged([[600] + [1] * 599], 1199), "its longest head has 600 of 1199"),
     "empty and huge": (dict.fromkeys(ARRAYS, EMPTY), HEADER, "rows of empty arrays, got 0.keys"),
     "an unknown feature map": (*state(feature_map={"name": "magic"}), "magic"),
     "a feature map of a list": (*state(feature_map=[]), "expected a compressed prompt"),
