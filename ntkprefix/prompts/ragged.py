@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 
 from ntkprefix.prefixes import TokenPrefix
 
-# How many times more tokens may be in memory than in a file, so that a damaged one cannot ask for more memory than there
-# is: where a head keeps all of its tokens, they are as many times more as the file is smaller than the prompt.
+# How many times more tokens may be in memory than in a file, so that a damaged one cannot ask for more memory than
+# there is: where a head keeps all of its tokens, they are as many times more as the file is smaller than the prompt.
 _MOST_FILLED = 256
 
 

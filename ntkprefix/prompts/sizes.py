@@ -76,7 +76,8 @@ def needs(
     Returns:
         Sizes and errors; a size is left out where a head could not have it.
 
-    Source: heads that need all tokens where others need few, DuoAttention (arXiv 2410.10819), which trains to find them.
+    Source: heads that need all tokens where others need few, DuoAttention (arXiv 2410.10819), which trains to find
+        them.
     """
     layers, length, heads, _ = whole.keys.shape
     most = everything(whole)
