@@ -16,10 +16,11 @@ from ntkprefix.partial import Partial, add
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prefixes.base import Prefix, PrefixShape
 from ntkprefix.prompts.precision import Dtype, integers
-from ntkprefix.prompts.quantized import Quantized, as_turned, is_turned, quantize, turned
+from ntkprefix.prompts.quantized import as_turned, is_turned, quantize, turned
 from ntkprefix.prompts.ragged import flat
 
-# Tokens of every head that are read at a time: a layer reads at most so many beyond its longest head.
+# Tokens of every head that are read first; then as many as have been read. So a layer reads less than twice its longest
+# head, in few steps.
 _BLOCK = 128
 
 
@@ -122,27 +123,27 @@ class _Layer:
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
         packed: PackedTokens = self.packed
         starts, counts = (array[self.index][None] for array in (packed.starts, packed.counts))  # [1, K]
-        block = min(_BLOCK, packed.longest)
+        longest = jnp.max(counts)
         # Turned queries see turned keys as they would see them otherwise.
         query = turned(query) if is_turned(packed.keys) else query
 
-        def rows_of(of: Array | Quantized, rows: Int[Array, "block K"]) -> Float[Array, "block K H"]:
-            return as_turned(jax.tree.map(lambda leaf: leaf[rows], of))
-
-        def read(first: Int[Array, ""]) -> Partial:
+        def read(first: int, block: int) -> Partial:
             places = first + jnp.arange(block)[:, None]  # [block, 1], of every head
             there = places < counts
             # Beyond a head's tokens, its first one, without weight.
             rows = jnp.where(there, starts + places, starts)
             weights = jnp.where(there, packed.log_weights[rows], -jnp.inf)
-            keys, values = rows_of(packed.keys, rows), rows_of(packed.values, rows)
+            keys, values = (as_turned(jax.tree.map(lambda leaf: leaf[rows], of)) for of in (packed.keys, packed.values))
             return TokenPrefix(keys, values, weights).partial(query, scale)
 
-        def further(share: Partial, first: Int[Array, ""]) -> tuple[Partial, None]:
-            return jax.lax.cond(first < jnp.max(counts), lambda: add(share, read(first)), lambda: share), None
+        def further(share: Partial, first: int, block: int) -> Partial:
+            return jax.lax.cond(first < longest, lambda: add(share, read(first, block)), lambda: share)
 
-        later = jnp.arange(block, packed.longest, block)
-        share: Partial = jax.lax.scan(further, read(jnp.zeros((), later.dtype)), later)[0]
+        done = min(_BLOCK, packed.longest)
+        share = read(0, done)
+        while done < packed.longest:
+            block = min(done, packed.longest - done)
+            share, done = further(share, done, block), done + block
         return dataclasses.replace(share, num=turned(share.num)) if is_turned(packed.values) else share
 
 

@@ -106,7 +106,9 @@ def as_turned(of: Any) -> Float[Array, "*rows H"]:
     scales = of.scales.astype(jnp.float32)[..., None]
     if of.lows is None:
         return of.numbers.astype(jnp.float32) * scales
-    numbers = jnp.concatenate([of.numbers & _STEPS, of.numbers >> 4], axis=-1)
+    # One shift for each half, which a loop over numbers does; halves that are put together would have to be made first.
+    shifts = jnp.array([0, 4], jnp.uint8).reshape(*[1] * (of.numbers.ndim - 1), 2, 1)
+    numbers = ((of.numbers[..., None, :] >> shifts) & _STEPS).reshape(of.shape)
     return numbers.astype(jnp.float32) * scales + of.lows.astype(jnp.float32)[..., None]
 
 

@@ -29,7 +29,7 @@ def of_several_sizes(config, longest):
     return TokenPrefix(*(jnp.asarray(array[:, order], jnp.float32) for array in (keys, values, weights))), counts
 
 
-@pytest.mark.parametrize("longest", [3, 128, 129, 300])
+@pytest.mark.parametrize("longest", [3, 128, 129, 256, 600])
 def test_packed_tokens_are_the_same_to_every_text(longest, loaded):
     model, texts = loaded("llama"), jnp.asarray(golden("llama")["tokens"], jnp.int32)
     prefixes, counts = of_several_sizes(model.config, longest)
