@@ -19,7 +19,7 @@ from experiments import real_kernels as real_models
 from experiments.algebra import PATH as JOINED
 from experiments.algebra_table import algebra
 from experiments.compression import PATH
-from experiments.compression_table import compression
+from experiments.compression_table import compression, sizes
 from experiments.field_table import field_results, field_table, fields_table
 from experiments.many_shot_table import many_shot
 from experiments.scale import FAINT
@@ -228,7 +228,7 @@ TABLES: dict[Path, tuple[Callable[[], str], ...]] = {
     PREFIXES: (scale,),
     THEORY: (real_kernels,),
     SPEED: (attention_speed, gpu_speed, models_speed, kernels_speed),
-    COMPRESSION: (compression, many_shot, token_sets),
+    COMPRESSION: (compression, sizes, many_shot, token_sets),
     ALGEBRA: (algebra,),
     PARALLEL: (scaling_speed, planned),
     TASKS: (language_smollm2, mathematics, mathematics_loss, language),
