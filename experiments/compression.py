@@ -58,7 +58,7 @@ class Way:
     dtype: Dtype = "float32"
 
 
-_IN_ALL_BITS: Mapping[str, Way] = MappingProxyType(
+_IN_FLOAT32: Mapping[str, Way] = MappingProxyType(
     {
         **{name: Way(name) for name in METHODS},
         "matching by need": Way("matching-in-context", "need"),
@@ -74,7 +74,7 @@ _IN_FOUR = (
     "ours",
 )  # fmt: skip
 WAYS: Mapping[str, Way] = MappingProxyType(
-    {**_IN_ALL_BITS, **{f"{name} in 4 bits": replace(_IN_ALL_BITS[name], dtype="int4") for name in _IN_FOUR}}
+    {**_IN_FLOAT32, **{f"{name} in 4 bits": replace(_IN_FLOAT32[name], dtype="int4") for name in _IN_FOUR}}
 )
 
 

@@ -13,6 +13,8 @@ from experiments.compression import PATH, SIZES, CompressionConfig
 from ntkprefix.records.seeds import of_runs, plus_minus
 from ntkprefix.runs import read_json
 
+# What shares the budget out between heads, and is compared with Attention Matching.
+_SHARED = ("matching by effect", "refined by effect")
 # What methods are fitted to.
 _TEXTS = {
     "continue": "the model's own",
@@ -31,6 +33,7 @@ def compression() -> str:
         for file in _files(results)
     )
     seconds = np.median([text["seconds"] for text in texts])
+    against = _against(results, "refined by effect", "matching", config["budgets"][0])
     remade = remaking("compression", config, CompressionConfig(data_root=Path("FOLDER")))
     return "\n".join(
         [
@@ -40,7 +43,7 @@ def compression() -> str:
             f"gain in the log-likelihood of the {config['continuation']} tokens after it that is kept, below 0 where "
             f"the model does worse than without the prompt; the gain is {gains} nats a token{_interval(config)}. "
             f"Divergence: from the distribution behind the whole prompt, nats a token. Error: of attention outputs on "
-            f"these tokens, mean over layers, heads and tokens{_against_matching(results['rows'])}; estimated: what "
+            f"these tokens, mean over layers, heads and tokens{against}; estimated: what "
             f"the report says, from such texts as methods are fitted to, {_TEXTS[config['queries']]}, but others (of "
             f"ways that distil, before they do); coverage: share of these errors within the report's interval for "
             f"nine of ten. Seconds: to compress, behind {seconds:.0f} seconds in which the prompt is read and texts "
@@ -57,13 +60,18 @@ def sizes() -> str:
     config, where = results["config"], results["environment"]
     seconds = np.median([text["seconds"] for text in results["texts"]])
     remade = remaking("compression", config, CompressionConfig(data_root=Path("FOLDER")))
+    against = [
+        _against(results, f"{way} in 4 bits", "matching in 4 bits", each)
+        for way in _SHARED
+        for each in config["budgets"]
+    ]
     return "\n".join(
         [
             *_table(results),
             "",
-            f"As above{_places(config)}{_interval(config)}, but measured on its own ({where['processor']}, "
-            f"{where['cores']} cores, beside other work): {seconds:.0f} seconds before all methods; "
-            f"{_pace(results['texts'])}. Remade by `{remade} --results experiments/results/{SIZES.name}`.",
+            f"As above{_places(config)}{_interval(config)}; the error{''.join(against)}. Measured on its own "
+            f"({where['processor']}, {where['cores']} cores, beside other work): {seconds:.0f} seconds before all "
+            f"methods; {_pace(results['texts'])}. Remade by `{remade} --results experiments/results/{SIZES.name}`.",
         ]
     )
 
@@ -116,13 +124,15 @@ def _pace(texts: list[dict[str, Any]]) -> str:
     return f"{whole:.0f} behind the whole prompt, {none:.0f} without any"
 
 
-def _against_matching(rows: list[dict[str, Any]]) -> str:
-    """What fitting and sharing out by effect leaves of Attention Matching's error, where both were measured."""
-    matching, refined = ([row for row in rows if row["method"] == name] for name in ("matching", "refined by effect"))
-    if not matching or not refined:
+def _against(results: dict[str, Any], method: str, other: str, budget: str) -> str:
+    """What part one method's error of attention is of another's, where both were measured at a size."""
+    rows = [
+        [row for row in results["rows"] if (row["method"], row["budget"]) == (name, budget)] for name in (method, other)
+    ]
+    if not all(rows):
         return ""
-    share = float(_mean(refined, "error")) / float(_mean(matching, "error"))
-    return f", of `refined by effect` {share:.2f} of Attention Matching's"
+    share = float(_mean(rows[0], "error")) / float(_mean(rows[1], "error"))
+    return f", at {budget} of `{method}` {share:.2f} of that of `{other}`"
 
 
 def _mean(rows: list[dict[str, Any]], name: str) -> str:

@@ -26,8 +26,8 @@ _KINDS: dict[str, Any] = {"tokens": TokenPrefix, "measure": MeasurePrefix, "feat
 # Tokens some of which weigh nothing: those are left out, so that heads have as many as they have.
 _RAGGED = "ragged tokens"
 _AXES_OF_RAGGED = {"keys": "S H", "values": "S Hv", "log_weights": "S"}
-# Beside the integers of an array in 8 bits or 4, behind its name.
-_BESIDE = ("scales", "lows")
+# Beside the integers of an array in 8 bits or 4, behind its name: scales, and lows.
+_BESIDE = Quantized._fields[1:]
 _INTEGERS: dict[Any, tuple[str, ...]] = {np.int8: _BESIDE[:1], np.uint8: _BESIDE}
 _OPTIONAL = ("log_weights", "log_scale", "centre")
 # Those whose entries may be minus infinity, as an empty cluster's is.

@@ -100,15 +100,12 @@ def compress_layers(
         numbers = np.maximum(numbers, meeting(found["need"], error))
     chosen = as_stored(method, dtype)
     # Where shares differ, one may have room for all of a head's tokens.
-    methods = np.full((layers, heads), chosen, object)
-    if share != "even" or error is not None:
-        methods[numbers >= everything(whole)] = as_stored(KeepAll(), dtype)
+    keep, differ, most = as_stored(KeepAll(), dtype), share != "even" or error is not None, everything(whole)
     made = []
     for layer in range(layers):
         tokens, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole, asked))
-        one = parts(
-            f"layer-{layer}", partial(_layer, tokens, of_layer, numbers[layer], methods[layer].tolist(), seed + layer)
-        )
+        methods = [keep if differ and count >= most else chosen for count in numbers[layer]]
+        one = parts(f"layer-{layer}", partial(_layer, tokens, of_layer, numbers[layer], methods, seed + layer))
         made.append(jax.block_until_ready(one))
         tell("compressing", layer + 1, layers)
     prefixes = [part.prefix for part in made]

@@ -82,6 +82,9 @@ class PackedTokens:
             raise TypeError(f"PackedTokens.of: expected tokens of every layer, got {type(prefixes).__name__}.")
         if prefixes.shape().rows is None:
             raise ValueError("PackedTokens.of: expected arrays with a leading axis of layers, got those of one layer.")
+        if prefixes.log_weights is None:
+            weights = jnp.zeros(prefixes.keys.shape[:3], prefixes.keys.dtype)
+            prefixes = TokenPrefix(prefixes.keys, prefixes.values, weights)
         found = flat(prefixes)
         counts = found["counts"]
         weights = found.get("log_weights", np.zeros(len(found["keys"]), np.float32))

@@ -59,8 +59,9 @@ def needs(
 ) -> Needs:
     """The errors of Attention Matching at a sixteenth to eight times the size that each head gets if all get the same.
 
-    Sizes are those up to half of the prompt, and that of the whole prompt, of which nothing is lost: the heads that
-    look single tokens up, a few of each model, answer badly until they have nearly all.
+    Sizes are those up to half of the prompt, and that of the whole prompt, of which nothing is lost but what rounding
+    to few bits may lose: the heads that look single tokens up, a few of each model, answer badly until they have
+    nearly all.
 
     It is fitted to queries of one half of those that methods are fitted to, and its errors are those of the other half:
     of what it was fitted to, the errors of large sizes would be too small. The held-out queries stay what they are.

@@ -13,7 +13,8 @@ from ntkprefix.commands import generate as command
 from ntkprefix.fingerprints import of_model
 from ntkprefix.models import generate
 from ntkprefix.models.tokenizers import pad
-from ntkprefix.prompts import JoinedPrompt, batch_prompts, read_prompt, save_prompt
+from ntkprefix.prompts import JoinedPrompt, batch_prompts, packed, read_prompt, save_prompt
+from ntkprefix.prompts.precision import rounded
 
 LAYERS, KV_HEADS, HEADS, WIDTH = 2, 2, 4, 4
 RNG = np.random.default_rng(0)
@@ -121,6 +122,20 @@ def test_the_command_answers_texts_behind_files_of_their_own(llama, tmp_path, ca
     assert said("--prefix", *files, "--text", "abc", "de").split("\n\n") == alone
     shared = said("--prefix", files[0], "--text", "abc", "de").split("\n\n")
     assert shared == [alone[0], said("--prefix", files[0], "--text", "de")]
+
+
+def test_the_command_keeps_a_file_s_bits(llama, tmp_path, capsys, monkeypatch):
+    text = jnp.asarray(golden("llama")["tokens"], jnp.int32)[:1]
+    whole = read_prompt(llama, text[:, :7])
+    kept = []
+    monkeypatch.setattr(command, "packed", lambda *given: kept.append(packed(*given)) or kept[-1])
+    said = []
+    for dtype, prefixes in (("int4", whole), ("float32", rounded(whole, "int4")), ("float32", whole)):
+        file = save_prompt(tmp_path / "p.safetensors", prefixes, 7, dtype=dtype)
+        assert main(["generate", "--prefix", str(file), "--text", "abc", "--new", "12"]) == 0
+        said.append(capsys.readouterr().out)
+    assert kept[0].keys.numbers.dtype == jnp.uint8
+    assert said[0] == said[1]
 
 
 def test_a_model_is_known_by_its_weights_and_not_by_its_path(llama, tmp_path, capsys):

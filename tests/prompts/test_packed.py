@@ -66,6 +66,15 @@ def test_fewer_bits_are_those_of_a_file(dtype, loaded, tmp_path):
         assert np.abs(one - model(texts, prefixes=prefixes, positions=positions)).max() > 1e-3
 
 
+def test_tokens_without_weights_are_packed_too(loaded):
+    model, texts = loaded("llama"), jnp.asarray(golden("llama")["tokens"], jnp.int32)
+    prefixes, _ = of_several_sizes(model.config, 200)
+    plain = TokenPrefix(prefixes.keys, prefixes.values)
+    positions = jnp.broadcast_to(START + jnp.arange(texts.shape[1]), texts.shape)
+    one, other = (model(texts, prefixes=each, positions=positions) for each in (plain, PackedTokens.of(plain)))
+    np.testing.assert_allclose(one, other, atol=2e-5)
+
+
 def test_gradients_go_through_packed_tokens(loaded):
     model = loaded("llama")
     prefixes, _ = of_several_sizes(model.config, 200)

@@ -11,7 +11,7 @@ import pytest
 
 from ntkprefix import Partial, TokenPrefix
 from ntkprefix.compress import compress
-from ntkprefix.prompts import Calibration, compress_layers
+from ntkprefix.prompts import Calibration, compress_layers, sizes
 from ntkprefix.prompts import layers as of_layers
 from ntkprefix.prompts.ragged import filled
 from ntkprefix.prompts.sizes import Needs, _halves, meeting, needs, shared_out
@@ -122,6 +122,15 @@ def test_a_head_that_needs_more_gets_more_within_the_same_budget():
     alone = compress(keys, values, method=METHOD, budget=budget, queries=own.queries, beside=own.beside)
     np.testing.assert_allclose(shared.keys[layer, : found[HARD], head], alone.prefix.keys[:, 0], atol=1e-6)
     np.testing.assert_allclose(report.error[layer, of_head], alone.report.error, rtol=1e-4)
+
+
+def test_many_queries_are_thinned_for_sizes_and_none_that_judges(monkeypatch):
+    monkeypatch.setattr(sizes, "_QUERIES", 5)
+    whole, asked = layers()
+    tokens, of_layer = jax.tree.map(lambda leaf: leaf[0], (whole, asked))
+    fitting, judging = _halves.__wrapped__(tokens, of_layer, None)
+    np.testing.assert_array_equal(fitting.queries, of_layer.queries[np.array([0, 5, 11, 17, 23])])
+    np.testing.assert_array_equal(judging.queries, of_layer.queries[Q // 2 :])
 
 
 def test_a_head_whose_errors_are_felt_gets_more():
