@@ -53,9 +53,9 @@ class Config:
         budget: "32x" for a 32nd of the bytes that the prompt's keys and values take, "128 tokens" for each
             head, or "64 KiB" in all.
         method: how tokens are chosen, or what stands for them; docs/compression.md compares them.
-        share: of the budget, that a head has: the same for all (even), or from a sixteenth to eight times that or all
-            of its tokens, by the error that it makes (need), or by what its error does to what the model says next
-            (effect).
+        share: of the budget, that a head has. Even: the same for all. Need, effect: from a sixteenth to eight times
+            that, or all of the head's tokens; by the error that the head makes, or by what this error does to what the
+            model says next.
         error: of attention outputs, that no head should exceed: those that do keep more than their share, and are
             named where they still do.
         queries: of which texts it is fitted to. With continue, of those with which the model goes on; with repeat, of
