@@ -55,7 +55,7 @@ class Command(NamedTuple):
         return f"{summary}\n\nYou get:\n{gives}\n\nExample:\n  {self.example}"
 
 
-_MODELS = ("flax", "gguf", "onnx", "optax", "orbax", "PIL", "safetensors", "tokenizers")
+_MODELS = ("flax", "gguf", "onnx", "optax", "orbax", "PIL", "safetensors", "threadpoolctl", "tokenizers")
 COMMANDS = {
     "train": Command(
         module="ntkprefix.commands.train",

@@ -18,6 +18,13 @@ from ntkprefix.compress.problem import Problem, answer
 from ntkprefix.partial import Partial, merge
 from ntkprefix.prefixes import TokenPrefix
 
+# How much squares count beside the errors themselves.
+_SQUARES = 3.0
+# A relative error to which more accuracy is no use; the root has a derivative then.
+_SMALL = 1e-3
+# Mean square of outputs below which a head says nothing: quotients by it, and their derivatives, must be numbers.
+_NOTHING = 1e-20
+
 
 @dataclasses.dataclass(frozen=True)
 class Refined:
@@ -25,12 +32,14 @@ class Refined:
 
     It starts from `Matching(in_context=True)`, of the tokens that get most attention or of those that are chosen by
     pursuit: each head from those with which the error below is smaller. From there, Adam minimises the error of the
-    outputs that queries get with all else they see beside the prefix, each head's relative to the size of its outputs,
+    outputs that queries get with all else they see beside the prefix,
 
-    $$ \sum_n \frac{\sum_q \| \tilde{out}_n(q) - out_n(q) \|^2}{\sum_q \| out_n(q) \|^2}, $$
+    $$ \sum_n \frac{1}{Q} \sum_q \Big( \frac{\|\delta_n(q)\|}{\|out_n(q)\|}
+       + 3\, \frac{\|\delta_n(q)\|^2}{mean_q \|out_n(q)\|^2} \Big), \qquad \delta = \tilde{out} - out, $$
 
-    over keys and values in units of their own spread, and over log-weights. Every step takes some of the queries, in
-    turn, in an order drawn at random.
+    over keys and values in units of their own spread, and over log-weights: the report's error, and its squares, since
+    what is said next feels a few large errors more than many small ones. Every step takes some of the queries, in turn,
+    in an order drawn at random.
 
     Attributes:
         steps: of Adam.
@@ -68,11 +77,14 @@ class Refined:
         """Weighted tokens."""
         exact = problem.exact()
         wanted = (exact if problem.beside is None else merge(exact, problem.beside)).normalise()
-        size = jnp.maximum(jnp.mean(wanted * wanted, axis=(0, 2)), jnp.finfo(wanted.dtype).tiny)
+        size = jnp.maximum(jnp.mean(jnp.sum(wanted * wanted, axis=-1), axis=0), _NOTHING)
 
         def errors(share: Partial, beside: Partial | None, wanted: Array) -> Float[Array, " N"]:
             out = (share if beside is None else merge(share, beside)).normalise()
-            return jnp.mean((out - wanted) ** 2, axis=(0, 2)) / size
+            missed, squared = (jnp.sum(part * part, axis=-1) for part in (out - wanted, wanted))
+            # Outputs of next to nothing cannot be answered to a part of themselves.
+            relative = missed / jnp.maximum(squared, _SMALL**2 * size[None])
+            return jnp.mean(jnp.sqrt(relative + _SMALL**2) + _SQUARES * missed / size[None], axis=0)
 
         def of_all(prefix: TokenPrefix) -> Float[Array, " K"]:
             found = errors(answer(prefix, problem.queries, problem.scale), problem.beside, wanted)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
 
 from ntkprefix import checks
 from ntkprefix.compress import Compressed, Method, Report, compress, judge
@@ -27,6 +28,9 @@ from ntkprefix.prompts.sizes import everything, meeting, needs, shared_out
 Share = Literal["even", "need", "effect"]
 
 
+# Fits are Cholesky factors of hundreds of tokens, one head's after another's: a second thread of the BLAS saves next to
+# nothing, and where other processes want the cores too it makes one take a hundred times as long.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def compress_layers(
     whole: TokenPrefix,
     asked: Calibration,

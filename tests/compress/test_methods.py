@@ -200,6 +200,13 @@ def test_refining_lowers_what_it_minimises_and_what_it_was_not_fitted_to():
     assert better.report.error.mean() < 0.95 * start.report.error.mean()
 
 
+def test_refining_stands_outputs_of_nothing():
+    values = jnp.asarray(VALUES).at[:, 0].set(0)
+    _, report = compressed(KEYS, values, method=Refined(steps=20), budget=8, queries=QUERIES)
+    assert (np.asarray(report.error)[:G] == 0).all()
+    assert (np.asarray(report.error)[G:] < 1).all()
+
+
 def test_refining_what_will_be_rounded_finds_what_is_good_when_it_is():
     four_bits = rounding("int4")
     options = {"budget": "40 tokens", "queries": QUERIES, "beside": BESIDE}
