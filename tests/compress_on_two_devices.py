@@ -14,7 +14,7 @@ from ntkprefix.prompts import load_prompt
 
 assert jax.device_count() == 2
 model, prompt, folder = sys.argv[1:]
-options = ["compress", "--model", model, "--prompt", prompt, "--budget", "8 tokens"]
+options = ["compress", "--model", model, "--prompt", prompt, "--budget", "8 tokens", "--dtype", "float32"]
 for share, queries in (("even", "repeat"), ("effect", "repeat"), ("effect", "apart")):
     found = []
     for name, mesh in (("one", []), ("two", ["--mesh", "tensor=2"])):

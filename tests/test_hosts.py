@@ -159,7 +159,7 @@ def test_two_processes_compress_as_one_does(share, queries, tmp_path):
     text = tmp_path / "prompt.txt"
     text.write_text(" ".join(["one two three", "four five six six", "two one five"] * 4))
     options = ["compress", "--model", "decoder", "--prompt", str(text), "--budget", "8 tokens", "--share", share]
-    options += ["--queries", queries]
+    options += ["--queries", queries, "--dtype", "float32"]
     paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two")]
     alone([*options, "--out", str(paths[0])])
     codes, _, told = by_two([*options, "--mesh", "tensor=4", "--out", str(paths[1])])

@@ -6,7 +6,7 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ from ntkprefix.models.tokenizers import load_tokenizer
 from ntkprefix.parallel import mesh_of, on_mesh, sizes_of
 from ntkprefix.parts import parts_folder
 from ntkprefix.prompts import CompressedPrompt, compress_prompt, save_prompt
-from ntkprefix.prompts.compress import check_method
+from ntkprefix.prompts.compress import check_method, makes_tokens
 from ntkprefix.prompts.layers import Share
 from ntkprefix.prompts.precision import Dtype
 from ntkprefix.prompts.texts import Kind
@@ -55,20 +55,20 @@ class Config:
         method: how tokens are chosen, or what stands for them; docs/compression.md compares them.
         share: of the budget, that a head has. Even: the same for all. Need, effect: from a sixteenth to eight times
             that, or all of the head's tokens; by the error that the head makes, or by what this error does to what the
-            model says next.
+            model says next. Even takes least time.
         error: of attention outputs, that no head should exceed: those that do keep more than their share, and are
             named where they still do.
         queries: of which texts it is fitted to. With continue, of those with which the model goes on; with repeat, of
             pieces of the prompt, read once more behind it; with apart, of such pieces, each read behind all of the
-            prompt but itself; with both, of the first and the last of these.
+            prompt but itself; with both, of the first and the last of these, which takes twice as long.
         distil: passes over these texts in which the prefix is then trained to say next what the model says behind the
             whole prompt; 0 for none.
         learning_rate: step size of that training, in units of the spread of keys and values.
         tokens: at most so many of the prompt's first tokens; 0 for all.
         chunk: tokens that are read at a time.
-        dtype: of the file's numbers: float16 takes half the bytes; of tokens alone, int8 takes a quarter, int4 a
-            seventh. Budgets in bytes count those; a budget such as 32x is against the prompt in the same type, and of
-            int8 and int4 against 16 bits.
+        dtype: of the file's numbers. Of tokens alone int4 and int8 hold 3.4 and 1.9 times as many as 16 bits in the
+            same bytes. Budgets in bytes count those; a budget such as 32x is against the prompt in the same type, and
+            of int8 and int4 against 16 bits, in which models keep it.
         seed: of all that is random.
         mesh: how the devices share the model out, such as tensor=8; docs/parallel.md has the names.
         hosts: of one of several processes that compress together, as for ntkprefix train.
@@ -82,14 +82,14 @@ class Config:
     model: str = "smollm2"
     budget: str = "32x"
     method: Literal[*METHODS] = "matching-in-context"
-    share: Share = "even"
+    share: Annotated[Share | None, default_told("effect; even where a method makes no tokens")] = None
     error: Annotated[float | None, default_told("none")] = None
-    queries: Kind = "continue"
+    queries: Kind = "both"
     distil: int = 0
     learning_rate: float = 0.003
     tokens: int = 0
     chunk: int = 512
-    dtype: Dtype = "float32"
+    dtype: Annotated[Dtype | None, default_told("int4; float16 where a method makes no tokens")] = None
     seed: int = 0
     mesh: Annotated[str, default_told("one device")] = ""
     hosts: Annotated[str, default_told("one process")] = ""
@@ -124,7 +124,8 @@ def main(config: Config) -> int:
     """
     hosts.join(config.hosts)
     hosts.same({name: value for name, value in vars(config).items() if name != "hosts"})
-    check_method(config.method, dtype=config.dtype, share=config.share, error=config.error)
+    left = _settled(config)
+    check_method(config.method, **left._asdict(), error=config.error)
     text = read_text(config.prompt)
     if config.out.exists() and config.out.samefile(config.prompt):
         raise ValueError(f"{config.out}: expected another file than the prompt's to write to. Choose another --out.")
@@ -146,15 +147,32 @@ def main(config: Config) -> int:
         tokens = tokens[: config.tokens] if config.tokens else tokens
         hosts.same({"the prompt's tokens": of_data([tokens])})
         began = time.perf_counter()
-        small = _compressed(config, model, tokens, mesh, parts)
+        small = _compressed(config, left, model, tokens, mesh, parts)
         seconds = time.perf_counter() - began
-        notes = _notes(config, model, small.report, len(tokens))
-        by_first(lambda: save_prompt(config.out, small.prefixes, small.start, notes, dtype=config.dtype))
+        notes = _notes(config, left, model, small.report, len(tokens))
+        by_first(lambda: save_prompt(config.out, small.prefixes, small.start, notes, dtype=left.dtype))
     _tell(console, config, small.report, len(tokens), seconds)
     return 0
 
 
-def _compressed(config: Config, model: TextModel, tokens: np.ndarray, mesh: Any, kept: Path) -> CompressedPrompt:
+class _Left(NamedTuple):
+    """What a command line may leave open."""
+
+    share: Share
+    dtype: Dtype
+
+
+def _settled(config: Config) -> _Left:
+    """As it says, or else as least of a prompt is lost with its method."""
+    share: Share
+    dtype: Dtype
+    share, dtype = ("effect", "int4") if makes_tokens(config.method) else ("even", "float16")
+    return _Left(config.share or share, config.dtype or dtype)
+
+
+def _compressed(
+    config: Config, left: _Left, model: TextModel, tokens: np.ndarray, mesh: Any, kept: Path
+) -> CompressedPrompt:
     with on_mesh(mesh), progress(disable=not first()) as bar:
         task = bar.add_task("reading", total=len(tokens))
 
@@ -166,11 +184,10 @@ def _compressed(config: Config, model: TextModel, tokens: np.ndarray, mesh: Any,
             jnp.asarray(tokens[None]),
             method=config.method,
             budget=config.budget,
-            share=config.share,
+            **left._asdict(),
             error=config.error,
             texts=config.queries,
             distil=_distilling(config),
-            dtype=config.dtype,
             seed=config.seed,
             chunk=config.chunk,
             on_step=tell,
@@ -179,7 +196,7 @@ def _compressed(config: Config, model: TextModel, tokens: np.ndarray, mesh: Any,
         return to_host(small)
 
 
-def _notes(config: Config, model: TextModel, report: Report, tokens: int) -> dict[str, Any]:
+def _notes(config: Config, left: _Left, model: TextModel, report: Report, tokens: int) -> dict[str, Any]:
     return {
         "model": config.model,
         FINGERPRINT: of_model(model.config, nnx.state(model)),
@@ -187,9 +204,8 @@ def _notes(config: Config, model: TextModel, report: Report, tokens: int) -> dic
         "tokens": tokens,
         "method": config.method,
         "budget": config.budget,
-        "share": config.share,
+        **left._asdict(),
         "queries": config.queries,
-        "dtype": config.dtype,
         "error": float(report.error.mean()),
         "environment": environment(),
     }

@@ -204,11 +204,7 @@ def check_method(method: str | Method, *, dtype: Dtype, share: Share, error: flo
     several = share != "even" or error is not None
     if integers(dtype) is None and not several:
         return
-    tokens = jax.ShapeDtypeStruct(_TRIAL, jnp.float32)
-    made = jax.eval_shape(
-        lambda keys, values, queries: compress(keys, values, method=method, budget="4x", queries=queries).prefix,
-        *(tokens,) * 3,
-    )
+    made = _made(method)
     if several and not isinstance(made, TokenPrefix):
         raise ValueError(
             f"compress_prompt: heads of several sizes need a method that makes tokens, got {method!r}. Share the "
@@ -220,6 +216,20 @@ def check_method(method: str | Method, *, dtype: Dtype, share: Share, error: flo
                 f"compress_prompt: dtype={dtype!r} needs a method that makes tokens, got {method!r}. Take float16, or "
                 "another method."
             )
+
+
+def makes_tokens(method: str | Method) -> bool:
+    """Whether a method's prefixes are tokens and nothing else: heads may then differ in size, and have few bits."""
+    return isinstance(_made(method), TokenPrefix)
+
+
+def _made(method: str | Method) -> Any:
+    """A method's prefix of a trial without numbers."""
+    tokens = jax.ShapeDtypeStruct(_TRIAL, jnp.float32)
+    return jax.eval_shape(
+        lambda keys, values, queries: compress(keys, values, method=method, budget="4x", queries=queries).prefix,
+        *(tokens,) * 3,
+    )
 
 
 def _check_room(block: BlockConfig, method: str | Method, length: int, even: int) -> None:

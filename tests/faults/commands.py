@@ -46,6 +46,7 @@ def verify(_, out):
 
 def compress(gguf, out):
     options = ["--budget", "60 tokens", "--chunk", "16", "--method", "matching"]
+    options += ["--share", "even", "--queries", "continue", "--dtype", "float32"]
     prompt = gguf.parent / "prompt.txt"
     return ["compress", "--model", str(gguf), "--prompt", str(prompt), *options, "--out", str(out / "p.safetensors")]
 

@@ -14,8 +14,7 @@ from simulated_devices import on_devices
 from experiments.documents import COMPRESSION
 from ntkprefix import TokenPrefix, attention
 from ntkprefix.adapters import own_tokens
-from ntkprefix.cli import main
-from ntkprefix.compress import METHODS, KeepEnds, Matching
+from ntkprefix.compress import KeepEnds, Matching
 from ntkprefix.models import generate
 from ntkprefix.prompts import (
     calibrate,
@@ -173,15 +172,6 @@ def test_small_integers_are_for_methods_that_make_tokens(loaded, unchecked):
             model, tokens, method="ends", budget="1x", dtype="int2", on_step=lambda *step: told.append(step)
         )
     assert told == []
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("option", [("--dtype", "int8"), ("--dtype", "int4"), ("--share", "need")])
-def test_the_command_says_first_which_methods_make_no_tokens(method, option, capsys):
-    assert main(["compress", "--prompt", "none", "--out", "none", "--method", method, *option]) == 2
-    others = {"elu", "taylor", "favor", "fitted-elu", "fitted-favor", "measure"}
-    told = f"a method that makes tokens, got {method!r}." if method in others else "none: expected a text file here"
-    assert told in capsys.readouterr().err
 
 
 def test_one_text_is_enough_to_share_by_effect(loaded):
