@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,8 @@ from ntkprefix import checks
 from ntkprefix.compress import Compressed, Method, Report, compress, judge
 from ntkprefix.compress.budget import numbers_within
 from ntkprefix.compress.keep import KeepAll
+from ntkprefix.hosts import to_host
+from ntkprefix.parallel import off_mesh
 from ntkprefix.parts import Parts
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prompts.calibration import Calibration
@@ -109,9 +112,16 @@ def compress_layers(
     for layer in range(layers):
         tokens, of_layer = jax.tree.map(lambda array, at=layer: array[at], (whole, asked))
         methods = [keep if differ and count >= most else chosen for count in numbers[layer]]
-        one = parts(f"layer-{layer}", partial(_layer, tokens, of_layer, numbers[layer], methods, seed + layer))
-        made.append(jax.block_until_ready(one))
+        with off_mesh() if differ else nullcontext():
+            if differ:
+                # A mesh shares heads out, and cuts of single ones would have its devices wait for one another again
+                # and again: every process makes all of the layer.
+                tokens, of_layer = jax.tree.map(jnp.asarray, to_host((tokens, of_layer)))
+            one = parts(f"layer-{layer}", partial(_layer, tokens, of_layer, numbers[layer], methods, seed + layer))
+            made.append(jax.block_until_ready(one))
         tell("compressing", layer + 1, layers)
+    if differ:
+        made = to_host(made)
     prefixes = [part.prefix for part in made]
     if len(set(numbers.ravel())) > 1:
         lengths = [prefix.keys.shape[0] if isinstance(prefix, TokenPrefix) else 0 for prefix in prefixes]

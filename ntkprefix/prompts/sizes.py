@@ -98,7 +98,9 @@ def needs(
         if found is None:
             scores = None if felt is None else felt()[layer]
             pair = _halves(tokens, of_fitted, None if scores is None else scores.shape[1:3])
-            found = jnp.stack([_error(*pair, scores, numbers=int(count)) for count in numbers])
+            # One after another: programs that devices exchange numbers in must not wait for each other's.
+            each = [jax.block_until_ready(_error(*pair, scores, numbers=int(count))) for count in numbers]
+            found = jnp.stack(each)
             parts.put(f"{name}-{layer}", found)
         errors[:, layer] = to_host(found).reshape(len(numbers), heads, -1).mean(axis=-1)
         on_layer(layer + 1)
