@@ -46,6 +46,8 @@ _GENERATED = 32
 PATH = RESULTS / "compression.json"
 # Of few methods, in four bits and at several sizes.
 SIZES = RESULTS / "compression_sizes.json"
+# Of short prompts, at many sizes.
+CURVES = RESULTS / "compression_curves.json"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ _IN_FLOAT32: Mapping[str, Way] = MappingProxyType(
     }
 )
 _IN_FOUR = (
-    "importance", "snapkv", "kmeans", "matching", "matching-in-context", "matching by effect", "refined by effect",
-    "ours",
+    "importance", "snapkv", "kmeans", "matching", "matching-in-context", "matching by effect", "refined by need",
+    "refined by effect", "ours",
 )  # fmt: skip
 WAYS: Mapping[str, Way] = MappingProxyType(
     {**_IN_FLOAT32, **{f"{name} in 4 bits": replace(_IN_FLOAT32[name], dtype="int4") for name in _IN_FOUR}}
