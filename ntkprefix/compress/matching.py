@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,8 @@ class Matching:
             that helps most beside those that are chosen (`ntkprefix.compress.pursuit`).
         in_context: see above.
         ridge: of both fits, relative to the mean diagonal of their normal equations, above 0.
+        stored: what a file of few bits makes of tokens. Masses and values are then fitted to the keys that it will give
+            back, and make up for most of what rounding does to these.
 
     Raises:
         TypeError: no number, no flag.
@@ -61,6 +64,7 @@ class Matching:
     choose: str = "attention"
     in_context: bool = False
     ridge: float = 1e-4
+    stored: Callable[[TokenPrefix], TokenPrefix] | None = None
     needs_queries = True
     takes_weights = True
 
@@ -76,7 +80,10 @@ class Matching:
             chosen = pursue(problem, count)
         else:
             chosen = jax.lax.top_k(attention_masses(problem), count)[1]
-        return match(problem, gather(problem, chosen), in_context=self.in_context, ridge=self.ridge)
+        tokens = gather(problem, chosen)
+        if self.stored is not None:
+            tokens = dataclasses.replace(tokens, keys=self.stored(tokens).keys)
+        return match(problem, tokens, in_context=self.in_context, ridge=self.ridge)
 
 
 class _Head(NamedTuple):

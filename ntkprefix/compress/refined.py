@@ -90,7 +90,7 @@ class Refined:
             found = errors(answer(prefix, problem.queries, problem.scale), problem.beside, wanted)
             return jnp.sum(found.reshape(problem.heads, -1), axis=1)
 
-        ways = [Matching(choose, in_context=True) for choose in ("attention", "pursuit")]
+        ways = [Matching(choose, in_context=True, stored=self.stored) for choose in ("attention", "pursuit")]
         noticed, pursued = (way(problem, numbers, key) for way in ways)
         start = _of_heads(of_all(pursued) < of_all(noticed), pursued, noticed)
         spreads = TokenPrefix(_spread(problem.keys), _spread(problem.values), jnp.ones(()))

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from jaxtyping import PRNGKeyArray
 
 from ntkprefix import checks
-from ntkprefix.compress import Method, Refined
+from ntkprefix.compress import Matching, Method, Refined
 from ntkprefix.compress.compress import method_of
 from ntkprefix.compress.problem import Problem
 from ntkprefix.prefixes import JoinedPrefix, TokenPrefix
@@ -124,7 +124,7 @@ def only_tokens(function: str, prefix: Any, dtype: Dtype) -> None:
 
 
 def as_stored(method: str | Method, dtype: Dtype) -> str | Method:
-    """A method whose prefixes are as a file gives them back, and that trains them so if it trains them.
+    """A method whose prefixes are as a file gives them back, and that fits or trains them so if it does.
 
     Raises:
         ValueError: no such method.
@@ -132,7 +132,7 @@ def as_stored(method: str | Method, dtype: Dtype) -> str | Method:
     if integers(dtype) is None:
         return method
     method = method_of(method)
-    if isinstance(method, Refined):
+    if isinstance(method, (Matching, Refined)):
         method = replace(method, stored=rounding(dtype))
     return Rounded(method, dtype)
 

@@ -1,5 +1,6 @@
 """Every compression method against what it says it computes, in float64 NumPy and SciPy."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -205,6 +206,23 @@ def test_refining_stands_outputs_of_nothing():
     _, report = compressed(KEYS, values, method=Refined(steps=20), budget=8, queries=QUERIES)
     assert (np.asarray(report.error)[:G] == 0).all()
     assert (np.asarray(report.error)[G:] < 1).all()
+
+
+def test_masses_and_values_are_fitted_to_keys_as_they_will_be_stored():
+    four_bits = rounding("int4")
+    options = {"budget": "80 tokens", "queries": QUERIES, "beside": BESIDE}
+    ways = [Matching(in_context=True, stored=stored) for stored in (None, four_bits)]
+    after, before = (compressed(KEYS, VALUES, method=way, **options).prefix for way in ways)
+    np.testing.assert_array_equal(before.keys, four_bits(after).keys)
+    after = dataclasses.replace(after, keys=before.keys)
+    fitted = [
+        sum(error_in_context(KEYS, jax.tree.map(np.asarray, prefix), head) for head in range(K))
+        for prefix in (after, before)
+    ]
+    assert fitted[1] < 0.85 * fitted[0]
+    # And what is rounded once is not rounded again.
+    np.testing.assert_allclose(four_bits(before).keys, before.keys, atol=1e-5)
+    assert as_stored("matching", "int4") == Rounded(Matching(stored=four_bits), "int4")
 
 
 def test_refining_what_will_be_rounded_finds_what_is_good_when_it_is():
