@@ -60,7 +60,7 @@ class Config:
             named where they still do.
         queries: of which texts it is fitted to. With continue, of those with which the model goes on; with repeat, of
             pieces of the prompt, read once more behind it; with apart, of such pieces, each read behind all of the
-            prompt but itself; with both, of the first and the last of these, which takes twice as long.
+            prompt but itself; with both, of the first and the last of these.
         distil: passes over these texts in which the prefix is then trained to say next what the model says behind the
             whole prompt; 0 for none.
         learning_rate: step size of that training, in units of the spread of keys and values.
@@ -124,8 +124,8 @@ def main(config: Config) -> int:
     """
     hosts.join(config.hosts)
     hosts.same({name: value for name, value in vars(config).items() if name != "hosts"})
-    left = _settled(config)
-    check_method(config.method, **left._asdict(), error=config.error)
+    chosen = _chosen(config)
+    check_method(config.method, **chosen._asdict(), error=config.error)
     text = read_text(config.prompt)
     if config.out.exists() and config.out.samefile(config.prompt):
         raise ValueError(f"{config.out}: expected another file than the prompt's to write to. Choose another --out.")
@@ -147,31 +147,31 @@ def main(config: Config) -> int:
         tokens = tokens[: config.tokens] if config.tokens else tokens
         hosts.same({"the prompt's tokens": of_data([tokens])})
         began = time.perf_counter()
-        small = _compressed(config, left, model, tokens, mesh, parts)
+        small = _compressed(config, chosen, model, tokens, mesh, parts)
         seconds = time.perf_counter() - began
-        notes = _notes(config, left, model, small.report, len(tokens))
-        by_first(lambda: save_prompt(config.out, small.prefixes, small.start, notes, dtype=left.dtype))
+        notes = _notes(config, chosen, model, small.report, len(tokens))
+        by_first(lambda: save_prompt(config.out, small.prefixes, small.start, notes, dtype=chosen.dtype))
     _tell(console, config, small.report, len(tokens), seconds)
     return 0
 
 
-class _Left(NamedTuple):
+class _Chosen(NamedTuple):
     """What a command line may leave open."""
 
     share: Share
     dtype: Dtype
 
 
-def _settled(config: Config) -> _Left:
+def _chosen(config: Config) -> _Chosen:
     """As it says, or else as least of a prompt is lost with its method."""
     share: Share
     dtype: Dtype
     share, dtype = ("effect", "int4") if makes_tokens(config.method) else ("even", "float16")
-    return _Left(config.share or share, config.dtype or dtype)
+    return _Chosen(config.share or share, config.dtype or dtype)
 
 
 def _compressed(
-    config: Config, left: _Left, model: TextModel, tokens: np.ndarray, mesh: Any, kept: Path
+    config: Config, chosen: _Chosen, model: TextModel, tokens: np.ndarray, mesh: Any, kept: Path
 ) -> CompressedPrompt:
     with on_mesh(mesh), progress(disable=not first()) as bar:
         task = bar.add_task("reading", total=len(tokens))
@@ -184,7 +184,7 @@ def _compressed(
             jnp.asarray(tokens[None]),
             method=config.method,
             budget=config.budget,
-            **left._asdict(),
+            **chosen._asdict(),
             error=config.error,
             texts=config.queries,
             distil=_distilling(config),
@@ -196,7 +196,7 @@ def _compressed(
         return to_host(small)
 
 
-def _notes(config: Config, left: _Left, model: TextModel, report: Report, tokens: int) -> dict[str, Any]:
+def _notes(config: Config, chosen: _Chosen, model: TextModel, report: Report, tokens: int) -> dict[str, Any]:
     return {
         "model": config.model,
         FINGERPRINT: of_model(model.config, nnx.state(model)),
@@ -204,7 +204,7 @@ def _notes(config: Config, left: _Left, model: TextModel, report: Report, tokens
         "tokens": tokens,
         "method": config.method,
         "budget": config.budget,
-        **left._asdict(),
+        **chosen._asdict(),
         "queries": config.queries,
         "error": float(report.error.mean()),
         "environment": environment(),

@@ -32,7 +32,7 @@ Share = Literal["even", "need", "effect"]
 
 
 # Fits are Cholesky factors of hundreds of tokens, one head's after another's: a second thread of the BLAS saves next to
-# nothing, and where other processes want the cores too it makes one take a hundred times as long.
+# nothing, and where other processes want the cores too the two wait for each other, many times as long as they work.
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def compress_layers(
     whole: TokenPrefix,

@@ -80,7 +80,7 @@ def test_an_encoder_is_refused_by_its_name(tmp_path, monkeypatch, capsys):
 
 
 def test_a_stopped_command_says_that_it_goes_on(tmp_path, monkeypatch, capsys):
-    def stopped(config, left, model, tokens, mesh, kept):
+    def stopped(config, chosen, model, tokens, mesh, kept):
         (kept / ("0" * 16)).mkdir(exist_ok=True)
         (kept / ("0" * 16) / "layer-0.safetensors").write_bytes(b"")
         raise KeyboardInterrupt

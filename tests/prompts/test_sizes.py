@@ -1,16 +1,17 @@
 """A budget that is shared out by need: which head gets how much, and that a head is what it would be alone."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ntkprefix import Partial, TokenPrefix
-from ntkprefix.compress import compress
+from ntkprefix.compress import Matching, compress
 from ntkprefix.prompts import Calibration, compress_layers, sizes
 from ntkprefix.prompts import layers as of_layers
 from ntkprefix.prompts.ragged import filled
@@ -131,6 +132,26 @@ def test_many_queries_are_thinned_for_sizes_and_none_that_judges(monkeypatch):
     fitting, judging = _halves.__wrapped__(tokens, of_layer, None)
     np.testing.assert_array_equal(fitting.queries, of_layer.queries[np.array([0, 5, 11, 17, 23])])
     np.testing.assert_array_equal(judging.queries, of_layer.queries[Q // 2 :])
+
+
+def test_the_blas_has_one_thread_meanwhile():
+    def threads():
+        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+    @dataclass(frozen=True)
+    class Watching(Matching):
+        def __call__(self, *given):
+            seen.append(threads())
+            return super().__call__(*given)
+
+    if not threads():
+        pytest.skip("no BLAS that says how many threads it has")
+    seen, (whole, asked) = [], layers()
+    with threadpool_limits(2, "blas"):
+        compress_layers(whole, asked, method=Watching(), budget="4x", share="need")
+        assert seen
+        assert all(found == {1} for found in seen)
+        assert threads() == {2}
 
 
 def test_a_head_whose_errors_are_felt_gets_more():
