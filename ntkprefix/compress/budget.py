@@ -13,7 +13,14 @@ _WANTED = "a number of tokens, or a text like '32x', '128 tokens', '20000 number
 
 
 def numbers_within(
-    budget: Any, *, length: int, heads: int, token: int, itemsize: float, prompt_itemsize: float | None = None
+    budget: Any,
+    *,
+    length: int,
+    heads: int,
+    token: int,
+    itemsize: float,
+    prompt_itemsize: float | None = None,
+    beside: float = 0.0,
 ) -> int:
     """How many numbers a budget leaves to each head.
 
@@ -25,6 +32,7 @@ def numbers_within(
         token: numbers of one token and head, H + Hv.
         itemsize: bytes of a number that is stored.
         prompt_itemsize: bytes of one of the prompt's; the same if None.
+        beside: bytes that every head takes beside its numbers, which a ratio and bytes pay for first.
 
     Returns:
         Numbers for each head, rounded down.
@@ -44,18 +52,22 @@ def numbers_within(
     """
     amount, unit = amount_of(budget)
     longest = length if prompt_itemsize is None else length * prompt_itemsize / itemsize
+    besides = beside / itemsize
     if unit == "x":
-        numbers = longest * token / amount
+        numbers = longest * token / amount - besides
     elif unit == "tokens":
         numbers = amount * token
+    elif unit == "numbers":
+        numbers = amount / heads
     else:
-        numbers = amount * _UNITS[unit] / heads / (1 if unit == "numbers" else itemsize)
+        numbers = amount * _UNITS[unit] / heads / itemsize - besides
     if not token <= numbers < math.inf:
-        more = f"a ratio of at most {math.floor(longest)}x" if unit == "x" else "'1 tokens' or more"
+        most = math.floor(longest * token / (token + besides))
+        more = f"a ratio of at most {most}x" if unit == "x" else "'1 tokens' or more"
         advice = more if numbers < token else "less"
         raise ValueError(
             f"budget: expected room for a token for each of {heads} heads, {token} numbers, got {budget!r}, which is "
-            f"{numbers:.3g}. Ask for {advice}."
+            f"{max(numbers, 0.0):.3g}. Ask for {advice}."
         )
     return int(numbers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,9 +16,9 @@ from safetensors.numpy import save
 from ntkprefix import checks
 from ntkprefix.feature_maps import as_json, from_json
 from ntkprefix.prefixes import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix
-from ntkprefix.prompts.precision import Dtype, integers, only_tokens
+from ntkprefix.prompts.precision import Dtype, integers, keeps_first, only_tokens
 from ntkprefix.prompts.quantized import Quantized, dequantize, quantize
-from ntkprefix.prompts.ragged import flat, padded
+from ntkprefix.prompts.ragged import flat, padded, starts_of
 from ntkprefix.runs import write_bytes
 from ntkprefix.safetensors_file import opened
 
@@ -29,6 +30,8 @@ _AXES_OF_RAGGED = {"keys": "S H", "values": "S Hv", "log_weights": "S"}
 # Beside the integers of an array in 8 bits or 4, behind its name: scales, and lows.
 _BESIDE = Quantized._fields[1:]
 _INTEGERS: dict[Any, tuple[str, ...]] = {np.int8: _BESIDE[:1], np.uint8: _BESIDE}
+# Behind the name of an array in 4 bits: the first tokens of its heads, in 16.
+_FIRST = " first"
 _OPTIONAL = ("log_weights", "log_scale", "centre")
 # Those whose entries may be minus infinity, as an empty cluster's is.
 _LOG_WEIGHTS = ("log_weights", "log_weight", "log_scale")
@@ -85,7 +88,8 @@ def save_prompt(
             half the bytes and rounds each number by at most 2^-11 of it: finer than the 2^-9 of bfloat16, in which many
             models keep their keys and values, but, unlike that, it ends at 65,504. Int8 takes a quarter and int4
             a seventh, for tokens: every key and value has a scale of its own (`ntkprefix.prompts.quantized`). In int8
-            each of its numbers is off by at most a 253rd of its largest, or 6e-8.
+            each of its numbers is off by at most a 253rd of its largest, or 6e-8. In int4 the first token of every head
+            is stored in float16 as well, and read from there.
 
     Returns:
         The path.
@@ -132,6 +136,8 @@ def save_prompt(
         described.append(about)
         for name, array in found.items():
             arrays |= {f"{index}.{name}{more}": each for more, each in _stored(name, array, dtype).items()}
+        if keeps_first(dtype):
+            arrays |= {f"{index}.{name}{_FIRST}": _narrow(each, "float16") for name, each in _firsts(found).items()}
     header = {"parts": described, "start": int(start), "notes": notes or {}}
     metadata = {"format": _FORMAT, "prompt": json.dumps(header, allow_nan=False)}
     try:
@@ -151,8 +157,18 @@ def _stored(name: str, array: np.ndarray, dtype: Dtype) -> dict[str, np.ndarray]
     if bits := integers(dtype):
         numbers, *beside = (np.asarray(each) for each in quantize(jnp.asarray(array), bits) if each is not None)
         return {"": numbers} | {f" {more}": each for more, each in zip(_BESIDE, beside, strict=False)}
+    return {"": _narrow(array, dtype)}
+
+
+def _narrow(array: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):  # what is too large is infinite, and refused as that
-        return {"": array.astype(dtype)}
+        return array.astype(dtype)
+
+
+def _firsts(tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Key and value of every head's first token, [L, K, ...]."""
+    arrays, counts = {name: tokens[name] for name in ("keys", "values")}, tokens.get("counts")
+    return {name: array[:, 0] if counts is None else array[starts_of(counts)] for name, array in arrays.items()}
 
 
 def load_prompt(path: str | Path) -> StoredPrompt:
@@ -229,9 +245,11 @@ def _part(about: Any, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> A
     if not isinstance(about, dict) or about.get("kind") not in kinds:
         raise ValueError(f"its header names a part that is none of {', '.join(kinds)}")
     kind = about["kind"]
+    in_four = {name for name, array in arrays.items() if array.dtype == np.uint8 and f"{name}{_FIRST}" in arrays}
+    firsts = {name: arrays.pop(f"{name}{_FIRST}") for name in in_four}
     arrays = _widened(arrays)
     if kind == _RAGGED:
-        return _ragged(arrays, sizes)
+        return _with_firsts(_ragged(arrays, sizes), firsts)
     axes = {
         name: f"L {letters}" for name, letters in _KINDS[kind].axes.items() if name in arrays or name not in _OPTIONAL
     }
@@ -242,7 +260,21 @@ def _part(about: Any, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> A
     fields: dict[str, Any] = {name: jnp.asarray(array) for name, array in arrays.items()}
     if kind == "features":
         fields |= {"feature_map": from_json(about["feature_map"]), "scale": _scale(about.get("scale"))}
-    return _KINDS[kind](**fields)
+    return _with_firsts(_KINDS[kind](**fields), firsts)
+
+
+def _with_firsts(prefix: Any, firsts: dict[str, np.ndarray]) -> Any:
+    """Tokens whose heads' first ones are these, where there are some."""
+    if not firsts:
+        return prefix
+    layers, tokens, heads, _ = prefix.keys.shape
+    sizes = {"L": layers, "K": heads, "H": prefix.keys.shape[-1], "Hv": prefix.values.shape[-1]}
+    checks.stored_arrays("first tokens", {"keys": "L K H", "values": "L K Hv"}, sizes, firsts)
+    if not tokens:
+        raise ValueError("it has first tokens of none")
+    return dataclasses.replace(
+        prefix, **{name: getattr(prefix, name).at[:, 0].set(jnp.asarray(array)) for name, array in firsts.items()}
+    )
 
 
 def _widened(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

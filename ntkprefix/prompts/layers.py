@@ -127,7 +127,10 @@ def compress_layers(
         lengths = [prefix.keys.shape[0] if isinstance(prefix, TokenPrefix) else 0 for prefix in prefixes]
         prefixes = [filled(prefix, max(lengths)) for prefix in prefixes]
     reports = _of_one_size([part.report for part in made])
-    reports = [dataclasses.replace(report, **sizes._asdict()) for report in reports]
+    itemsize = sizes.itemsize + sizes.beside / reports[0].numbers
+    reports = [
+        dataclasses.replace(report, itemsize=itemsize, prompt_itemsize=sizes.prompt_itemsize) for report in reports
+    ]
     return tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) for each in (prefixes, reports))
 
 

@@ -15,9 +15,9 @@ from ntkprefix._pytree import Leaf, pytree, static_field
 from ntkprefix.partial import Partial, add
 from ntkprefix.prefixes import TokenPrefix
 from ntkprefix.prefixes.base import Prefix, PrefixShape
-from ntkprefix.prompts.precision import Dtype, integers
+from ntkprefix.prompts.precision import Dtype, integers, keeps_first
 from ntkprefix.prompts.quantized import as_turned, is_turned, quantize, turned
-from ntkprefix.prompts.ragged import flat
+from ntkprefix.prompts.ragged import flat, starts_of
 
 # Tokens of every head that are read first; then as many as have been read. So a layer reads less than twice its longest
 # head, in few steps.
@@ -38,6 +38,7 @@ class PackedTokens:
         log_weights: [S], natural logarithms.
         starts: of each head's tokens, [L, K].
         counts: of them, [L, K].
+        firsts: key and value of each head's first token, [L, K, H] and [L, K, Hv], where these are kept in more bits.
         longest: the largest count.
 
     Example:
@@ -58,6 +59,7 @@ class PackedTokens:
     log_weights: Leaf
     starts: Leaf
     counts: Leaf
+    firsts: Leaf
     longest: int = static_field()
 
     @classmethod
@@ -66,7 +68,8 @@ class PackedTokens:
 
         Args:
             prefixes: of all layers, [L, C, K, ...].
-            dtype: of keys and values, as for `save_prompt`; they are float32 again a block at a time.
+            dtype: of keys and values, as for `save_prompt`, first ones in float16 included; they are float32 again a
+                block at a time.
 
         Returns:
             The same to every query, but for the type's rounding. It cannot be merged, appended to or saved: that is for
@@ -88,18 +91,20 @@ class PackedTokens:
         found = flat(prefixes)
         counts = found["counts"]
         weights = found.get("log_weights", np.zeros(len(found["keys"]), np.float32))
-        starts = (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
+        starts = starts_of(counts)
         bits = integers(dtype)
         keys, values = (
             quantize(jnp.asarray(array), bits) if bits else jnp.asarray(array, dtype)
             for array in (found["keys"], found["values"])
         )
+        firsts = tuple(jnp.asarray(found[name][starts], jnp.float16) for name in ("keys", "values"))
         return cls(
             keys,
             values,
             jnp.asarray(weights),
             jnp.asarray(starts),
             jnp.asarray(counts),
+            firsts if keeps_first(dtype) else None,
             int(counts.max()),
         )
 
@@ -137,6 +142,9 @@ class _Layer:
             rows = jnp.where(there, starts + places, starts)
             weights = jnp.where(there, packed.log_weights[rows], -jnp.inf)
             keys, values = (as_turned(jax.tree.map(lambda leaf: leaf[rows], of)) for of in (packed.keys, packed.values))
+            if first == 0 and packed.firsts is not None:
+                ones = (turned(of[self.index].astype(jnp.float32)) for of in packed.firsts)
+                keys, values = (array.at[0].set(one) for array, one in zip((keys, values), ones, strict=True))
             return TokenPrefix(keys, values, weights).partial(query, scale)
 
         def further(share: Partial, first: int, block: int) -> Partial:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, get_args
 
-from jaxtyping import PRNGKeyArray
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PRNGKeyArray
 
 from ntkprefix import checks
 from ntkprefix.compress import Matching, Method, Refined
@@ -28,16 +30,27 @@ def integers(dtype: Dtype) -> Bits | None:
     return dtype if dtype in get_args(Bits) else None  # type: ignore[return-value]
 
 
+def keeps_first(dtype: Dtype) -> bool:
+    """Whether the first token of every head is stored in 16 bits as well, which are then what counts.
+
+    Many heads rest on it: about half of their attention goes there, where they look at nothing in particular, and what
+    4 bits make of its key changes how much is left for all others.
+    """
+    return dtype == "int4"
+
+
 class Itemsizes(NamedTuple):
     """What sizes in bytes are counted in.
 
     Attributes:
         itemsize: bytes of a stored number, on average.
         prompt_itemsize: of one of the prompt's.
+        beside: bytes of every head beside its tokens: of its first one in 16 bits, where `keeps_first`.
     """
 
     itemsize: float
     prompt_itemsize: float
+    beside: float = 0.0
 
 
 def itemsizes(dtype: Dtype, width: int) -> Itemsizes:
@@ -51,7 +64,7 @@ def itemsizes(dtype: Dtype, width: int) -> Itemsizes:
         width: H + Hv, numbers of a token.
 
     Returns:
-        Of the numbers of weighted tokens, and of the prompt's.
+        Of the numbers of weighted tokens, of the prompt's, and of every head beside its tokens.
 
     Raises:
         ValueError: another dtype.
@@ -59,23 +72,26 @@ def itemsizes(dtype: Dtype, width: int) -> Itemsizes:
     Example:
         >>> from ntkprefix.prompts.precision import itemsizes
         >>> itemsizes("float32", 128)
-        Itemsizes(itemsize=4.0, prompt_itemsize=4.0)
+        Itemsizes(itemsize=4.0, prompt_itemsize=4.0, beside=0.0)
         >>> itemsizes("int8", 128).itemsize * 129  # 128 numbers, two scales of 2 bytes and a log-weight of 4
         136.0
         >>> itemsizes("int4", 128).itemsize * 129  # 128 numbers, two scales and two lows of 2 bytes and a log-weight
         76.0
+        >>> itemsizes("int4", 128).beside  # a head's first key and value once more, in 16 bits
+        256.0
     """
     checks.one_of("compress_prompt", "dtype", dtype, get_args(Dtype))
-    beside = 2 * _BESIDE * BESIDE.get(dtype, 0)
-    stored = (width * _BYTES[dtype] + beside + _LOG_WEIGHT) / (width + 1)
-    return Itemsizes(stored, max(_BYTES[dtype], _BYTES["float16"]))
+    of_rows = 2 * _BESIDE * BESIDE.get(dtype, 0)
+    stored = (width * _BYTES[dtype] + of_rows + _LOG_WEIGHT) / (width + 1)
+    first = width * _BYTES["float16"] if keeps_first(dtype) else 0.0
+    return Itemsizes(stored, max(_BYTES[dtype], _BYTES["float16"]), first)
 
 
 def rounded(prefixes: Any, dtype: Dtype) -> Any:
     """Tokens as a file of small integers gives them back, and in other types as they are.
 
     Args:
-        prefixes: of one layer or of all.
+        prefixes: of one layer or of all, [..., C, K, H].
         dtype: of the file's numbers.
 
     Returns:
@@ -99,9 +115,22 @@ def rounded(prefixes: Any, dtype: Dtype) -> Any:
     if isinstance(prefixes, JoinedPrefix):
         return JoinedPrefix(tuple(rounded(part, dtype) for part in prefixes.parts))
     only_tokens("compress_prompt", prefixes, dtype)
-    arrays = (prefixes.keys, prefixes.values)
-    keys, values = (dequantize(quantize(array, bits)).astype(array.dtype) for array in arrays)
-    return TokenPrefix(keys, values, prefixes.log_weights)
+
+    def narrow(array: Array) -> Array:
+        few = dequantize(quantize(array, bits))
+        if keeps_first(dtype):
+            few = jnp.where(_is_first(prefixes)[..., None], array.astype(jnp.float16).astype(few.dtype), few)
+        return few.astype(array.dtype)
+
+    return TokenPrefix(narrow(prefixes.keys), narrow(prefixes.values), prefixes.log_weights)
+
+
+def _is_first(tokens: TokenPrefix) -> Bool[Array, "*layers C K"]:
+    """Which are the first of their heads that weigh something, or the first ones where none does."""
+    weights = tokens.log_weights
+    firsts = 0 if weights is None else jnp.argmax(~jnp.isneginf(weights), axis=-2, keepdims=True)
+    shape = tokens.keys.shape[:-1]
+    return jax.lax.broadcasted_iota(int, shape, len(shape) - 2) == firsts
 
 
 @cache

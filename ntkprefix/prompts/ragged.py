@@ -82,6 +82,11 @@ def flat(prefix: TokenPrefix) -> dict[str, np.ndarray]:
     return {"counts": counts.astype(np.int32)} | found
 
 
+def starts_of(counts: Int[np.ndarray, "L K"]) -> Int[np.ndarray, "L K"]:
+    """Where each head's tokens begin among those of all."""
+    return (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
+
+
 def padded(
     counts: Int[np.ndarray, "L K"],
     keys: Float[np.ndarray, "S H"],
@@ -99,10 +104,10 @@ def padded(
     longest = int(counts.max())
     if longest * counts.size > _MOST_FILLED * total:
         raise ValueError(f"its longest head has {longest} of {total} tokens")
-    starts = np.cumsum(counts.ravel()) - counts.ravel()
+    starts = starts_of(counts).reshape(-1, 1)
     places = np.arange(longest)[None] < counts.reshape(-1, 1)
     # Beyond a head's own tokens, its first one.
-    rows = np.where(places, starts[:, None] + np.arange(longest)[None], starts[:, None])
+    rows = np.where(places, starts + np.arange(longest)[None], starts)
     weights = np.zeros(total, np.float32) if log_weights is None else log_weights
     weights = np.where(places, weights[rows], -np.inf)
 

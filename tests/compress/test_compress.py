@@ -174,6 +174,17 @@ def test_the_advice_for_a_long_prompt_can_be_followed():
     assert numbers_within(advice, **sizes) == 3
 
 
+@pytest.mark.parametrize(
+    ("budget", "numbers"), [("4x", 4096 - 50), ("32 KB", 800 - 50), (7, 7 * 32), ("1000 numbers", 100)]
+)
+def test_a_ratio_and_bytes_pay_for_what_stands_beside(budget, numbers):
+    sizes = {"length": 1024, "heads": 10, "token": 32, "itemsize": 4, "prompt_itemsize": 2, "beside": 200.0}
+    assert numbers_within(budget, **sizes) == numbers
+    with pytest.raises(ValueError, match=r"got '400x', which is 0\. Ask for a ratio of at most 199x\."):
+        numbers_within("400x", **sizes)
+    assert numbers_within("199x", **sizes) == 32
+
+
 ERRORS = {
     "a budget of nothing": ({"budget": "0x"}, ValueError, "expected a ratio above 0, such as '32x', got '0x'"),
     "fewer numbers than a token": ({"budget": "3 numbers"}, ValueError, "Ask for '1 tokens' or more."),

@@ -59,6 +59,8 @@ def test_fewer_bits_are_those_of_a_file(dtype, loaded, tmp_path):
         assert rows.shape == (counts.sum(), width)
         beside = {"float16": 0, "int8": 2, "int4": 4}[dtype]
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(rows)) == counts.sum() * (width * bits // 8 + beside)
+    firsts = 2 * counts.size * width * 2 if dtype == "int4" else 0
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(small.firsts)) == firsts
     positions = jnp.broadcast_to(START + jnp.arange(texts.shape[1]), texts.shape)
     one, other = (model(texts, prefixes=each, positions=positions) for each in (stored.prefixes, small))
     np.testing.assert_allclose(one, other, atol=2e-5)

@@ -102,8 +102,9 @@ def test_an_eighth_of_the_bytes_at_four_bits(name, tmp_path):
     rows = (arrays["0.keys"].size // H) * 2
     numbers = arrays["0.keys"].size + arrays["0.values"].size
     size, small = (sum(array.nbytes for array in found.values()) for found in (arrays, eighths))
-    assert small == size - 4 * numbers + numbers // 2 + 4 * rows
-    beside = {f"0.{name} {more}" for name in ("keys", "values") for more in ("scales", "lows")}
+    firsts = eighths["0.keys first"], eighths["0.values first"]
+    assert small == size - 4 * numbers + numbers // 2 + 4 * rows + sum(2 * array.size for array in firsts)
+    beside = {f"0.{name} {more}" for name in ("keys", "values") for more in ("scales", "lows", "first")}
     assert eighths.keys() - arrays.keys() == beside
     for key in arrays.keys() - {"0.keys", "0.values"}:
         np.testing.assert_array_equal(eighths[key], arrays[key])
@@ -115,6 +116,26 @@ def test_an_eighth_of_the_bytes_at_four_bits(name, tmp_path):
         for found, wanted in ((one.keys, other.keys), (one.values, other.values)):
             there = np.broadcast_to(np.asarray(kept[0])[..., None] > 0, found.shape)
             np.testing.assert_allclose(found[there], wanted[there], atol=1e-5)
+    for one, other, first in zip((stored.keys, stored.values), (prefix.keys, prefix.values), firsts, strict=True):
+        np.testing.assert_array_equal(one[:, 0], np.asarray(other[:, 0], np.float16).astype(np.float32))
+        np.testing.assert_array_equal(one[:, 0], first)
+        assert 0.01 < np.abs(one - other)[:, 1:][there[:, 1:, :, : one.shape[-1]]].max() < 0.3
+
+
+def test_a_first_token_that_weighs_nothing_is_none(tmp_path):
+    """What is exact is the first that counts, in a file as in memory."""
+    weights = np.zeros((L, C, K), np.float32)
+    weights[0, :2, 0] = weights[1, 0, 1] = -np.inf
+    prefix = TokenPrefix(normal(L, C, K, H), normal(L, C, K, HV), jnp.asarray(weights))
+    stored = load_prompt(save_prompt(tmp_path / "p", prefix, 7, dtype="int4")).prefixes
+    for layer, head in np.ndindex(L, K):
+        there = np.flatnonzero(weights[layer, :, head] > -np.inf)
+        for name in ("keys", "values"):
+            exact, found, memory = (
+                np.asarray(getattr(each, name))[layer, :, head] for each in (prefix, stored, rounded(prefix, "int4"))
+            )
+            np.testing.assert_array_equal(found[0], exact[there[0]].astype(np.float16).astype(np.float32))
+            np.testing.assert_allclose(memory[there], found[: len(there)], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
@@ -219,6 +240,11 @@ def four_bits(**more):
     return arrays | beside | more, HEADER
 
 
+def first(keys=1.0, values=1.0, width=HV):
+    arrays = {"0.keys first": np.full((L, K, H), keys), "0.values first": np.full((L, K, width), values)}
+    return {name: array.astype(np.float16) for name, array in arrays.items()}
+
+
 HEADER = {"parts": [{"kind": "tokens"}], "start": 3, "notes": {}}
 EMPTY = np.zeros((2**11, 3, 2**12, 0), np.float32)  # small enough for a failure to end
 STRANGE = {
@@ -276,6 +302,16 @@ STRANGE = {
         | {"0.keys": np.asarray(3, np.uint8)}
         | dict.fromkeys(("0.keys scales", "0.keys lows"), np.asarray(1, np.float16)),
         HEADER, "scales for each row of 'keys'",
+    ),
+    "first tokens in 8 bits": (*eight_bits(**first()), "expected the arrays of tokens"),
+    "first tokens of another width": (*four_bits(**first(width=H)), r"expected values \[L, K, Hv\]"),
+    "first keys alone": (
+        *four_bits(**{"0.keys first": first()["0.keys first"]}), "expected the arrays of first tokens, keys, values"
+    ),
+    "first tokens without end": (*four_bits(**first(keys=np.inf)), "finite numbers as keys"),
+    "first values that are no numbers": (*four_bits(**first(values=np.nan)), "finite numbers as values"),
+    "first tokens of none": (
+        {name: array[:, :0] for name, array in four_bits()[0].items()} | first(), HEADER, "it has first tokens of none"
     ),
     "lows in 8 bits": (*eight_bits(**{"0.keys lows": np.ones((L, C, K), np.float16)}), "arrays of tokens"),
     "a scale in words": (*state(scale="x"), "the scale 'x'"),
