@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from experiments.commands import remaking
-from experiments.compression import PATH, SIZES, CompressionConfig
+from experiments.compression import CURVES, PATH, SIZES, CompressionConfig
 from ntkprefix.records.seeds import of_runs, plus_minus
 from ntkprefix.runs import read_json
 
 # What shares the budget out between heads, and is compared with Attention Matching.
-_SHARED = ("matching by effect", "refined by effect")
+_SHARED = ("matching by effect", "refined by need", "refined by effect")
 # What methods are fitted to.
 _TEXTS = {
     "continue": "the model's own",
@@ -72,6 +72,34 @@ def sizes() -> str:
             f"As above{_places(config)}{_interval(config)}; the error{''.join(against)}. Measured on its own "
             f"({where['processor']}, {where['cores']} cores, beside other work): {seconds:.0f} seconds before all "
             f"methods; {_pace(results['texts'])}. Remade by `{remade} --results experiments/results/{SIZES.name}`.",
+        ]
+    )
+
+
+def curves() -> str:
+    """Every method at several sizes, of short prompts at several places."""
+    results = read_json(CURVES)
+    config, where = results["config"], results["environment"]
+    shown = {"kept": "{:.2f}", "error": "{:.3f}"}
+    head = ["method", *(f"{what}, {budget}" for what in shown for budget in config["budgets"])]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for method in config["methods"]:
+        cells = []
+        for (what, written), budget in itertools.product(shown.items(), config["budgets"]):
+            rows = [row for row in results["rows"] if (row["method"], row["budget"]) == (method, budget)]
+            cells.append(plus_minus(of_runs([row[what] for row in rows]), written.format))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    gain = np.mean([text["full"] - text["without"] for text in results["texts"]])
+    remade = remaking("compression", config, CompressionConfig(data_root=Path("FOLDER")))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{config['model']}, prompts of {config['tokens']:,} tokens{_places(config)}, and the "
+            f"{config['continuation']} tokens after each. Kept: share of the gain that the prompt is to their "
+            f"log-likelihood, {gain:.3f} nats a token; error: of attention outputs on them; means over "
+            f"{len(results['texts'])} prompts, and after ± half of their 95 % interval by Student's t "
+            f"({where['processor']}). Remade by `{remade} --results experiments/results/{CURVES.name}`.",
         ]
     )
 

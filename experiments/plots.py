@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from experiments.field_table import What
-from ntkprefix.records.seeds import of_field, of_seeds
+from ntkprefix.records.seeds import of_field, of_runs, of_seeds
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
@@ -52,6 +52,45 @@ def compression(results: dict[str, Any]) -> Figure:
     for each in axes:
         each.grid(alpha=0.3)
         each.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def compression_curves(results: dict[str, Any]) -> Figure:
+    """What methods lose against the bytes that they store: mean over texts, and its 95 % interval by Student's t."""
+    budgets, methods = results["config"]["budgets"], results["config"]["methods"]
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    grid = figure.subplots(ncols=3)
+    # A prompt is measured in float32, and kept by models in 16 bits.
+    whole = results["texts"][0]["megabytes"] / 2
+    panels = {
+        "error": "relative error of attention outputs",
+        "divergence": "divergence from the whole prompt, nats a token",
+        "kept": "share of the prompt's gain that is kept",
+    }
+    for at, method in enumerate(methods):
+        style = {"color": f"C{at % 10}", "linestyle": ("-", "--", ":")[at // 10], "marker": "osD"[at // 10]}
+        for axes, what in zip(grid, panels, strict=True):
+            stored, means, ends = [], [], []
+            for budget in budgets:
+                rows = [row for row in results["rows"] if (row["budget"], row["method"]) == (budget, method)]
+                found = of_runs([row[what] for row in rows])
+                stored.append(np.mean([whole / row["ratio"] for row in rows]))
+                means.append(max(found.value, _LOWEST) if what == "kept" else found.value)
+                ends.append((found.high - found.low) / 2)
+            axes.errorbar(stored, means, ends, capsize=2, linewidth=1.2, markersize=4, label=method, **style)
+    for axes, (what, told) in zip(grid, panels.items(), strict=True):
+        axes.set(xlabel=f"MB stored, of {whole:.3g}", ylabel=told, xscale="log")
+        if what == "kept":
+            axes.set_ylim(_LOWEST - 0.05, 1.15)
+            axes.axhline(1, color="#7a7a7a", linewidth=1, linestyle="--")
+        else:
+            axes.set_yscale("log")
+        axes.xaxis.set_major_locator(LogLocator(2))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*grid[0].get_legend_handles_labels(), frameon=False, loc="outside right center", fontsize=8)
     return figure
 
 
