@@ -113,7 +113,8 @@ class CompressionConfig(Effort):
         data_root: folder that has `books` and `wikitext`.
         texts: files in it; each is cut into prompt and continuation at every place.
         continuation: tokens after it, on which everything is measured.
-        places: shares of a text that are left out before a prompt begins.
+        places: shares of a text that are left out before a prompt begins; the seed is one more at each than at the one
+            before.
         budgets: sizes.
         methods: names among `WAYS`.
         out: folder of what has been measured; start again with the same one to go on.
@@ -177,17 +178,18 @@ def main(config: CompressionConfig) -> dict[str, Any]:
     with progress() as bar:
         cases = list(itertools.product(config.budgets, config.methods))
         task = bar.add_task("prompts", total=len(config.texts) * len(config.places) * len(cases))
-        for text, place in itertools.product(config.texts, config.places):
+        for text, (at, place) in itertools.product(config.texts, enumerate(config.places)):
+            seeded = replace(config, seed=config.seed + at)
             needed = config.tokens + config.continuation + 1
             tokens = passage(tokenizer, config.data_root / text, place, needed)
             # Read where something is not measured yet, and once.
-            ready = cache(partial(_prompt, model, tokens, config))
+            ready = cache(partial(_prompt, model, tokens, seeded))
             which = {"text": text, "place": place}
-            about = asdict(config) | choices | which
-            texts.append(which | pieces.get("text", about, partial(_of_text, model, ready, config)))
+            about = asdict(seeded) | choices | which
+            texts.append(which | pieces.get("text", about, partial(_of_text, model, ready, seeded)))
             for budget, method in cases:
                 bar.update(task, description=f"{text} from {place:.0%} on, {budget}, {method}")
-                measure = partial(_row, model, ready, method, budget, texts[-1], config)
+                measure = partial(_row, model, ready, method, budget, texts[-1], seeded)
                 case = {"method": method, "budget": budget}
                 rows.append(which | case | pieces.get("row", about | case, measure))
                 bar.advance(task)

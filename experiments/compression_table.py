@@ -136,7 +136,8 @@ def _name(file: str) -> str:
 def _places(config: dict[str, Any]) -> str:
     if len(config["places"]) == 1:
         return ""
-    return f", beginning at {', '.join(f'{place:.0%}' for place in config['places'])} of every text"
+    places = ", ".join(f"{place:.0%}" for place in config["places"])
+    return f", beginning at {places} of every text, each with a seed of its own"
 
 
 def _interval(config: dict[str, Any]) -> str:

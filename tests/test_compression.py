@@ -76,7 +76,12 @@ def test_rows_say_what_is_kept_of_the_gain(measure, monkeypatch, tmp_path, loade
 
 def test_several_places(measure, monkeypatch):
     monkeypatch.setattr(compression, "pace", lambda *_: 0.25)
-    results = measure(methods=("ends", "knorm"), budgets=("4x",), places=(0.3, 0.6))
+    seeds, read = [], compression.read_and_asked
+    monkeypatch.setattr(
+        compression, "read_and_asked", lambda model, tokens, how: seeds.append(how.seed) or read(model, tokens, how)
+    )
+    results = measure(methods=("ends", "knorm"), budgets=("4x",), places=(0.3, 0.6), seed=5)
+    assert seeds == [5, 6] * 2
     assert [row["place"] for row in results["rows"]] == [0.3, 0.3, 0.6, 0.6] * 2
     table = compression_table.compression()
     cells = table[table.index("| knorm") :].splitlines()[0].strip("| ").split(" | ")
@@ -85,7 +90,7 @@ def test_several_places(measure, monkeypatch):
     # Student's t of two: 12.71 standard errors.
     assert cells[2] == f"{np.mean(first):.2f} ± {12.7062 * abs(first[0] - first[1]) / 2:.2f}"
     assert cells[4] == f"{np.mean([row['kept'] for row in of]):.2f}"
-    assert "beginning at 30%, 60% of every text" in table
+    assert "beginning at 30%, 60% of every text, each with a seed of its own" in table
     assert len(plots.compression(results).axes[0].lines[0].get_xdata()) == 4
     # By size, the mean over all four, with 3.18 standard errors.
     monkeypatch.setattr(compression_table, "CURVES", compression_table.PATH)
