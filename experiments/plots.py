@@ -24,6 +24,8 @@ COLOURS = {
 
 # What is worse than no prompt by more than this much of the gain is drawn here.
 _LOWEST = -0.5
+# Behind the name of a way of `experiments.compression` that stores its tokens so.
+_FEW_BITS = " in 4 bits"
 # Panels of a field in a row.
 _WIDEST = 5
 
@@ -56,7 +58,10 @@ def compression(results: dict[str, Any]) -> Figure:
 
 
 def compression_curves(results: dict[str, Any]) -> Figure:
-    """What methods lose against the bytes that they store: mean over texts, and its 95 % interval by Student's t."""
+    """What methods lose against the bytes that they store: mean over prompts, and its 95 % interval by Student's t.
+
+    Of one colour are a method's 16 bits and its 4, which are dashed.
+    """
     budgets, methods = results["config"]["budgets"], results["config"]["methods"]
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     grid = figure.subplots(ncols=3)
@@ -67,8 +72,15 @@ def compression_curves(results: dict[str, Any]) -> Figure:
         "divergence": "divergence from the whole prompt, nats a token",
         "kept": "share of the prompt's gain that is kept",
     }
-    for at, method in enumerate(methods):
-        style = {"color": f"C{at % 10}", "linestyle": ("-", "--", ":")[at // 10], "marker": "osD"[at // 10]}
+    alone = list(dict.fromkeys(method.removesuffix(_FEW_BITS) for method in methods))
+    for method in methods:
+        at, few = alone.index(method.removesuffix(_FEW_BITS)), method.endswith(_FEW_BITS)
+        style = {
+            "color": f"C{at % 10}",
+            "linestyle": "--" if few else "-",
+            "marker": "os^"[at // 10],
+            "elinewidth": 0.6,
+        }
         for axes, what in zip(grid, panels, strict=True):
             stored, means, ends = [], [], []
             for budget in budgets:
@@ -77,14 +89,19 @@ def compression_curves(results: dict[str, Any]) -> Figure:
                 stored.append(np.mean([whole / row["ratio"] for row in rows]))
                 means.append(max(found.value, _LOWEST) if what == "kept" else found.value)
                 ends.append((found.high - found.low) / 2)
-            axes.errorbar(stored, means, ends, capsize=2, linewidth=1.2, markersize=4, label=method, **style)
+            drawn = axes.errorbar(stored, means, ends, capsize=2, linewidth=1.2, markersize=4, label=method, **style)
+            drawn.lines[0].set_markerfacecolor("white" if few else style["color"])
     for axes, (what, told) in zip(grid, panels.items(), strict=True):
         axes.set(xlabel=f"MB stored, of {whole:.3g}", ylabel=told, xscale="log")
         if what == "kept":
             axes.set_ylim(_LOWEST - 0.05, 1.15)
             axes.axhline(1, color="#7a7a7a", linewidth=1, linestyle="--")
         else:
-            axes.set_yscale("log")
+            means = np.concatenate([line.lines[0].get_ydata() for line in axes.containers])
+            axes.set(yscale="log", ylim=(means.min() / 1.5, means.max() * 1.5))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_locator(LogLocator(2))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
         axes.xaxis.set_minor_locator(NullLocator())
