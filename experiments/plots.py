@@ -75,12 +75,9 @@ def compression_curves(results: dict[str, Any]) -> Figure:
     alone = list(dict.fromkeys(method.removesuffix(_FEW_BITS) for method in methods))
     for method in methods:
         at, few = alone.index(method.removesuffix(_FEW_BITS)), method.endswith(_FEW_BITS)
-        style = {
-            "color": f"C{at % 10}",
-            "linestyle": "--" if few else "-",
-            "marker": "os^"[at // 10],
-            "elinewidth": 0.6,
-        }
+        colour = f"C{at % 10}"
+        style = {"color": colour, "linestyle": "--" if few else "-", "marker": "os^"[at // 10], "elinewidth": 0.6}
+        style["markerfacecolor"] = "white" if few else colour
         for axes, what in zip(grid, panels, strict=True):
             stored, means, ends = [], [], []
             for budget in budgets:
@@ -89,16 +86,15 @@ def compression_curves(results: dict[str, Any]) -> Figure:
                 stored.append(np.mean([whole / row["ratio"] for row in rows]))
                 means.append(max(found.value, _LOWEST) if what == "kept" else found.value)
                 ends.append((found.high - found.low) / 2)
-            drawn = axes.errorbar(stored, means, ends, capsize=2, linewidth=1.2, markersize=4, label=method, **style)
-            drawn.lines[0].set_markerfacecolor("white" if few else style["color"])
+            axes.errorbar(stored, means, ends, capsize=2, linewidth=1.2, markersize=4, label=method, **style)
     for axes, (what, told) in zip(grid, panels.items(), strict=True):
         axes.set(xlabel=f"MB stored, of {whole:.3g}", ylabel=told, xscale="log")
         if what == "kept":
             axes.set_ylim(_LOWEST - 0.05, 1.15)
             axes.axhline(1, color="#7a7a7a", linewidth=1, linestyle="--")
         else:
-            means = np.concatenate([line.lines[0].get_ydata() for line in axes.containers])
-            axes.set(yscale="log", ylim=(means.min() / 1.5, means.max() * 1.5))
+            drawn = np.concatenate([line.lines[0].get_ydata() for line in axes.containers])
+            axes.set(yscale="log", ylim=(drawn.min() / 1.5, drawn.max() * 1.5))
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_locator(NullLocator())

@@ -40,25 +40,30 @@ def counts(prefixes):
     return np.asarray(jnp.sum(~jnp.isneginf(prefixes.log_weights), axis=1))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 def test_shares_are_the_best_there_are(seed):
+    """Of all ways there are, whatever shape errors have: steepest at the end too, as of heads that look tokens up."""
     random = np.random.default_rng(seed)
     numbers = np.array([10, 20, 40, 80])
-    # Errors that fall less and less steeply: then the steps in order of steepness are best.
-    slopes = -np.sort(random.random((3, 1, 3)), axis=0)[::-1]
-    errors = np.cumsum(np.concatenate([3 + 0 * slopes[:1], slopes * np.diff(numbers)[:, None, None] / 10]), axis=0)
+    errors = np.sort(random.random((4, 1, 3)) ** random.integers(1, 5), axis=0)[::-1] * 10.0 ** -random.integers(0, 9)
     found = Needs(numbers, errors)
     ways = {
         way: sum(errors[size, 0, head] for head, size in enumerate(way))
         for way in itertools.product(range(4), repeat=3)
     }
     spent = {way: int(numbers[list(way)].sum()) for way in ways}
-    for total in sorted(set(spent.values())):
+    for total in [*range(30, 245, 7), 240]:
         shares = shared_out(found, total)
         assert shares.sum() <= total
         error = sum(errors[list(numbers).index(share), 0, head] for head, share in enumerate(shares[0]))
-        # Up to the first step that has no room, and the largest takes 40, nothing is better.
-        assert error <= min((ways[way] for way in ways if spent[way] <= total - 40), default=np.inf) + 1e-12
+        assert error == pytest.approx(min(ways[way] for way in ways if spent[way] <= total), rel=2e-4)
+    with pytest.raises(ValueError, match="expected room for 10 numbers for each of 3 heads, got 29"):
+        shared_out(found, 29)
+
+
+def test_no_room_for_all_of_a_head_s_tokens_is_room_for_some():
+    errors = np.array([[[0.9, 0.9]], [[0.8, 0.8]], [[0.7, 0.7]], [[0.0, 0.0]]])
+    np.testing.assert_array_equal(shared_out(Needs(np.array([10, 20, 40, 100]), errors), 109), [[40, 40]])
 
 
 def test_nothing_is_spent_where_it_does_not_help():
