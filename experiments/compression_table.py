@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.commands import remaking
 from experiments.compression import CURVES, PATH, SIZES, CompressionConfig
+from experiments.compression_curves import mean_gain, over_prompts
 from ntkprefix.records.seeds import of_runs, plus_minus
 from ntkprefix.runs import read_json
 
@@ -33,7 +34,7 @@ def compression() -> str:
         for file in _files(results)
     )
     seconds = np.median([text["seconds"] for text in texts])
-    against = _against(results, "refined by effect", "matching", config["budgets"][0])
+    against = _against(results, ["refined by effect"], "matching", config["budgets"][0])
     remade = remaking("compression", config, CompressionConfig(data_root=Path("FOLDER")))
     return "\n".join(
         [
@@ -60,16 +61,17 @@ def sizes() -> str:
     config, where = results["config"], results["environment"]
     seconds = np.median([text["seconds"] for text in results["texts"]])
     remade = remaking("compression", config, CompressionConfig(data_root=Path("FOLDER")))
+    ways = [f"{way} in 4 bits" for way in _SHARED]
     against = [
-        _against(results, f"{way} in 4 bits", "matching in 4 bits", each)
-        for way in _SHARED
-        for each in config["budgets"]
+        _against(results, ways, other, each)
+        for other, each in itertools.product(("matching", "matching in 4 bits"), config["budgets"])
     ]
     return "\n".join(
         [
             *_table(results),
             "",
-            f"As above{_places(config)}{_interval(config)}; the error{''.join(against)}. Measured on its own "
+            f"As above{_places(config)}{_interval(config)}; of ways in 4 bits a 32nd is one of the prompt's bytes in "
+            f"16 bits{''.join(against)}. Measured on its own "
             f"({where['processor']}, {where['cores']} cores, beside other work): {seconds:.0f} seconds before all "
             f"methods; {_pace(results['texts'])}. Remade by `{remade} --results experiments/results/{SIZES.name}`.",
         ]
@@ -86,20 +88,19 @@ def curves() -> str:
     for method in config["methods"]:
         cells = []
         for (what, written), budget in itertools.product(shown.items(), config["budgets"]):
-            rows = [row for row in results["rows"] if (row["method"], row["budget"]) == (method, budget)]
-            cells.append(plus_minus(of_runs([row[what] for row in rows]), written.format))
+            cells.append(plus_minus(of_runs(over_prompts(results, method, budget)[what]), written.format))
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    gain = np.mean([text["full"] - text["without"] for text in results["texts"]])
+    gain = mean_gain(results)
     remade = remaking("compression", config, CompressionConfig(data_root=Path("FOLDER")))
     return "\n".join(
         [
             *lines,
             "",
             f"{config['model']}, prompts of {config['tokens']:,} tokens{_places(config)}, and the "
-            f"{config['continuation']} tokens after each. Kept: share of the gain that the prompt is to their "
-            f"log-likelihood, {gain:.3f} nats a token; error: of attention outputs on them; means over "
-            f"{len(results['texts'])} prompts, and after ± half of their 95 % interval by Student's t "
-            f"({where['processor']}). Remade by `{remade} --results experiments/results/{CURVES.name}`.",
+            f"{config['continuation']} tokens after each. Kept: what is not lost, of the {gain:.3f} nats a token by "
+            f"which prompts make them likelier on average; error: of attention outputs on them. Means over "
+            f"{len(results['texts'])} prompts, after ± half of the 95 % interval by Student's t, which takes them for "
+            f"independent ({where['processor']}). Remade by `{remade} --results experiments/results/{CURVES.name}`.",
         ]
     )
 
@@ -143,25 +144,25 @@ def _places(config: dict[str, Any]) -> str:
 def _interval(config: dict[str, Any]) -> str:
     if len(config["places"]) == 1:
         return ""
-    return "; after ±, half of the 95 % interval of the mean over places, by Student's t"
+    return "; after ±, half of the 95 % interval of the mean over places and their seeds, by Student's t"
 
 
 def _pace(texts: list[dict[str, Any]]) -> str:
     whole, none = (
         1e3 * np.median([text[name] for text in texts]) for name in ("seconds_per_token", "seconds_per_token_without")
     )
-    return f"{whole:.0f} behind the whole prompt, {none:.0f} without any"
+    return f"{whole:.0f} milliseconds a token behind the whole prompt, {none:.0f} without any"
 
 
-def _against(results: dict[str, Any], method: str, other: str, budget: str) -> str:
-    """What part one method's error of attention is of another's, where both were measured at a size."""
-    rows = [
-        [row for row in results["rows"] if (row["method"], row["budget"]) == (name, budget)] for name in (method, other)
-    ]
-    if not all(rows):
-        return ""
-    share = float(_mean(rows[0], "error")) / float(_mean(rows[1], "error"))
-    return f", at {budget} of `{method}` {share:.2f} of that of `{other}`"
+def _against(results: dict[str, Any], methods: list[str], other: str, budget: str) -> str:
+    """What part methods' errors of attention are of another's, where they were measured at a size."""
+    errors = {
+        method: [row["error"] for row in results["rows"] if (row["method"], row["budget"]) == (method, budget)]
+        for method in (other, *methods)
+    }
+    found = [method for method in methods if errors[other] and errors[method]]
+    shares = [f"{np.mean(errors[method]) / np.mean(errors[other]):.2f} for `{method}`" for method in found]
+    return f"; error at {budget} as a part of that of `{other}`: {', '.join(shares)}" if shares else ""
 
 
 def _mean(rows: list[dict[str, Any]], name: str) -> str:

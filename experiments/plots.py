@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from experiments.compression_curves import over_prompts
 from experiments.field_table import What
 from ntkprefix.records.seeds import of_field, of_runs, of_seeds
 
@@ -81,9 +82,9 @@ def compression_curves(results: dict[str, Any]) -> Figure:
         for axes, what in zip(grid, panels, strict=True):
             stored, means, ends = [], [], []
             for budget in budgets:
-                rows = [row for row in results["rows"] if (row["budget"], row["method"]) == (budget, method)]
-                found = of_runs([row[what] for row in rows])
-                stored.append(np.mean([whole / row["ratio"] for row in rows]))
+                measured = over_prompts(results, method, budget)
+                found = of_runs(measured[what])
+                stored.append(np.mean([whole / ratio for ratio in measured["ratio"]]))
                 means.append(max(found.value, _LOWEST) if what == "kept" else found.value)
                 ends.append((found.high - found.low) / 2)
             axes.errorbar(stored, means, ends, capsize=2, linewidth=1.2, markersize=4, label=method, **style)

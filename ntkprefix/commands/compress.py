@@ -36,6 +36,9 @@ from ntkprefix.train import TrainConfig
 # Heads that are named at the end.
 _WORST = 3
 
+# Bytes of a number of what a prompt is compared with.
+_IN: dict[float, str] = {4.0: " in 32 bits", 2.0: " in 16 bits"}
+
 # Under which a file's notes tell its model from others.
 FINGERPRINT = "fingerprint of the model"
 
@@ -51,16 +54,16 @@ class Config:
         model: "smollm2", whose weights a package carries; a model folder, a GGUF file, or the name of a model on the
             Hugging Face hub. Causal.
         budget: "32x" for a 32nd of the bytes that the prompt's keys and values take, "128 tokens" for each
-            head, or "64 KiB" in all.
+            head, on average where shares differ, or "64 KiB" in all. A weight counts as one number more.
         method: how tokens are chosen, or what stands for them; docs/compression.md compares them.
-        share: of the budget, that a head has. Even: the same for all. Need, effect: from a sixteenth to eight times
-            that, or all of the head's tokens; by the error that the head makes, or by what this error does to what the
-            model says next. Even takes least time.
-        error: of attention outputs, that no head should exceed: those that do keep more than their share, and are
-            named where they still do.
-        queries: of which texts it is fitted to. With continue, of those with which the model goes on; with repeat, of
-            pieces of the prompt, read once more behind it; with apart, of such pieces, each read behind all of the
-            prompt but itself; with both, of the first and the last of these.
+        share: how heads share the budget. Even: all have the same, which takes least time. Need, effect: each has
+            from a sixteenth to eight times that, or all of its tokens; by the error that it makes, or by what this
+            error does to what the model says next.
+        error: the most that a head's attention outputs should be off by. Heads that are off by more keep more than
+            their share, and are named if they still are.
+        queries: what asks of the prompt, so that it is fitted to that. Continue: texts with which the model goes on.
+            Repeat: pieces of the prompt, read once more behind it. Apart: such pieces, each read behind all of the
+            prompt but itself. Both: the first and the last of these.
         distil: passes over these texts in which the prefix is then trained to say next what the model says behind the
             whole prompt; 0 for none.
         learning_rate: step size of that training, in units of the spread of keys and values.
@@ -246,14 +249,16 @@ def _tell(console: Console, config: Config, report: Report, tokens: int, seconds
     table = Table(title=Text(f"{config.prompt.name}: {tokens:,} tokens in {seconds:.0f} s"), show_header=False)
     rows: list[tuple[str, Any]] = [
         ("file", f"{config.out}, {config.out.stat().st_size / 1e6:.3g} MB"),
-        ("smaller than its keys and values", f"{report.ratio:.3g} times"),
+        ("smaller than its keys and values" + _IN[report.prompt_itemsize], f"{report.ratio:.3g} times"),
         ("error of attention outputs", f"{error.mean():.3g} on average over layers and heads"),
-        ("nine of ten queries", f"{np.mean(report.low):.3g} to {np.mean(report.high):.3g}"),
+        ("error of nine of ten queries", f"{np.mean(report.low):.3g} to {np.mean(report.high):.3g}"),
     ]
     if config.error is not None:
         missed = report.above(config.error)
         rows.append((f"heads above {config.error:g}", f"{len(missed)} of {error.size}, though they keep more"))
-    rows += [(f"layer {layer}, head {head}", f"{error[layer, head]:.3g}") for layer, head in report.above(0)[:_WORST]]
+    rows += [
+        (f"layer {layer}, query head {head}", f"{error[layer, head]:.3g}") for layer, head in report.above(0)[:_WORST]
+    ]
     for name, value in rows:
         table.add_row(Text(name), Text(str(value)))
     console.print(table)

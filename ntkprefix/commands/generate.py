@@ -85,10 +85,7 @@ def main(config: Config) -> int:
     batch = tokenizer.batch(texts, special=not stored)
     if not batch.lengths.all():
         raise ValueError("expected texts of at least one token, got one of none. Give --text.")
-    if len(stored) > 1:
-        prefixes, start = batch_prompts(stored)
-    else:
-        prefixes, start = (packed(stored[0].prefixes, stored[0].dtype), stored[0].start) if stored else (None, 0)
+    prefixes, start = _in_use(stored)
     made = generate(
         model,
         jnp.asarray(batch.tokens),
@@ -102,6 +99,15 @@ def main(config: Config) -> int:
     )
     print("\n\n".join(text + tokenizer.decode(row) for text, row in zip(texts, made.tokens, strict=True)))
     return 0
+
+
+def _in_use(stored: Sequence[StoredPrompt]) -> tuple[Any, Any]:
+    """Prefixes, in the files' bits where all have the same, and where texts behind them start."""
+    if not stored:
+        return None, 0
+    prefixes, start = batch_prompts(stored) if len(stored) > 1 else (stored[0].prefixes, stored[0].start)
+    dtypes = {prompt.dtype for prompt in stored}
+    return packed(prefixes, dtypes.pop() if len(dtypes) == 1 else "float32"), start
 
 
 def _check_model(config: Config, stored: Sequence[StoredPrompt], fingerprint: str) -> None:

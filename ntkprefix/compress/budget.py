@@ -20,7 +20,7 @@ def numbers_within(
     token: int,
     itemsize: float,
     prompt_itemsize: float | None = None,
-    beside: float = 0.0,
+    per_head: float = 0.0,
 ) -> int:
     """How many numbers a budget leaves to each head.
 
@@ -32,7 +32,7 @@ def numbers_within(
         token: numbers of one token and head, H + Hv.
         itemsize: bytes of a number that is stored.
         prompt_itemsize: bytes of one of the prompt's; the same if None.
-        beside: bytes that every head takes beside its numbers, which a ratio and bytes pay for first.
+        per_head: bytes that every head takes beside its numbers, which a ratio and bytes pay for first.
 
     Returns:
         Numbers for each head, rounded down.
@@ -52,18 +52,18 @@ def numbers_within(
     """
     amount, unit = amount_of(budget)
     longest = length if prompt_itemsize is None else length * prompt_itemsize / itemsize
-    besides = beside / itemsize
+    taken = per_head / itemsize
     if unit == "x":
-        numbers = longest * token / amount - besides
+        numbers = longest * token / amount - taken
     elif unit == "tokens":
         numbers = amount * token
     elif unit == "numbers":
         numbers = amount / heads
     else:
-        numbers = amount * _UNITS[unit] / heads / itemsize - besides
+        numbers = amount * _UNITS[unit] / heads / itemsize - taken
     if not token <= numbers < math.inf:
-        most = math.floor(longest * token / (token + besides))
-        more = f"a ratio of at most {most}x" if unit == "x" else "'1 tokens' or more"
+        most = math.floor(longest * token / (token + taken))
+        more = f"a ratio of at most {most}x" if unit == "x" and most else "'1 tokens' or more"
         advice = more if numbers < token else "less"
         raise ValueError(
             f"budget: expected room for a token for each of {heads} heads, {token} numbers, got {budget!r}, which is "

@@ -41,7 +41,7 @@ class Matching:
         in_context: see above.
         ridge: of both fits, relative to the mean diagonal of their normal equations, above 0.
         stored: what a file of few bits makes of tokens. Masses and values are then fitted to the keys that it will give
-            back, and make up for most of what rounding does to these.
+            back, and make up for what rounding does to these.
 
     Raises:
         TypeError: no number, no flag.

@@ -177,7 +177,8 @@ def subtract_prompt(both: Any, one: Any, *, start: int | None = None) -> JoinedP
     States of features are subtracted, exactly up to the rounding of what is subtracted: where that outweighs what is
     left by many orders, little is left. Of tokens and clouds the pieces are taken out, exactly, as long as they are
     there to the last bit. (Heads of several sizes, `compress_prompt(share="need")`, are filled up with tokens of no
-    weight, which a file leaves out: of those that were merged, subtract before they are saved.)
+    weight, which a file leaves out, and small integers round anew what was moved, and in 4 bits what was the first
+    token of a document that is not the first one any more: of those that were merged, subtract before they are saved.)
 
     What cannot be had: a document out of a prefix that was fitted to several (`recompress_prompt`), of which nothing is
     left as it was; and the traces that a document left in those that were read behind it (`append_document`).

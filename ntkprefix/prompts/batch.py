@@ -39,8 +39,8 @@ class BatchedPrompts(NamedTuple):
 def batch_prompts(prompts: Sequence[Any]) -> BatchedPrompts:
     """One prompt for each row of a batch, so that requests behind several prompts are answered at once.
 
-    Prompts may be of several sizes: tokens and clouds are filled up to the most of any row by such that weigh nothing,
-    which costs what the longest costs. They are of one kind and for one model.
+    Prompts may be of several sizes: tokens and clouds are filled up to the most of any row by such that weigh nothing.
+    `packed` leaves those of tokens out again, for use. They are of one kind and for one model.
 
     Args:
         prompts: one for each row: of `compress_prompt`, `load_prompt` or `merge_prompts`.

@@ -157,17 +157,22 @@ def compress_prompt(
     what = {"method": method, "budget": budget, "share": share, "error": error, "distil": distil, "dtype": dtype}
     parts = _parts(folder, model, tokens, texts, seed=seed, chunk=chunk, **what)
     whole = read_prompt(model, tokens, chunk=chunk, on_chunk=lambda done: tell("reading", done, length), parts=parts)
-    tell("asking", 0, 1)
+    tell("asking", 0, 2)
     if isinstance(texts, str):
         draw = partial(texts_behind, model, texts, tokens, without_last(whole), start=length - 1, seed=seed)
         behind = parts("texts", draw)
     else:
         behind = Texts(texts)
-    asked = calibrate(model, behind.tokens, behind.seen(whole), start=length)
+    tell("asking", 1, 2)
+    asked = jax.block_until_ready(calibrate(model, behind.tokens, behind.seen(whole), start=length))
+    tell("asking", 2, 2)
     how: dict[str, Any] = {"method": method, "budget": budget, "share": share}
     how |= {"error": error, "dtype": dtype, "seed": seed}
     if share == "effect":
-        how["felt"] = cache(partial(scores, model, judging(behind), whole, start=length, seed=seed))
+        judged = judging(behind)
+        count = len(judged.tokens)
+        options = {"start": length, "seed": seed, "on_texts": lambda done: tell("finding effects", done, count)}
+        how["felt"] = cache(partial(scores, model, judged, whole, **options))
     prefixes, report = compress_layers(whole, asked, **how, on_step=tell, parts=parts)
     if distil is not None:
         taught = behind.fitted().taught(length).tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,14 @@ class _Nudged:
 
 
 def scores(
-    model: TextModel, texts: Texts, whole: TokenPrefix, *, start: int, draws: int = 2, seed: int = 0
+    model: TextModel,
+    texts: Texts,
+    whole: TokenPrefix,
+    *,
+    start: int,
+    draws: int = 2,
+    seed: int = 0,
+    on_texts: Callable[[int], None] = lambda _: None,
 ) -> Float[np.ndarray, "L S B T N Hv"]:
     r"""What the log-likelihood of the next tokens feels of each head's mean value of the prompt.
 
@@ -59,6 +67,7 @@ def scores(
         start: the texts' first position.
         draws: S, tokens drawn in place of each.
         seed: of these.
+        on_texts: called with the number of texts done.
 
     Returns:
         Of every layer, [L, S, B, T, N, Hv].
@@ -81,6 +90,7 @@ def scores(
     for at, key in zip(firsts, jax.random.split(jax.random.key(seed), len(firsts)), strict=True):
         some = texts.some(slice(at, at + _BATCH))
         found.append(to_host(_scores(graph, weights, some, whole, start, key, draws=draws)))
+        on_texts(min(at + _BATCH, count))
     return np.moveaxis(np.concatenate(found, axis=2), 0, 1)
 
 

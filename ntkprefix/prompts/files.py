@@ -28,8 +28,8 @@ _KINDS: dict[str, Any] = {"tokens": TokenPrefix, "measure": MeasurePrefix, "feat
 _RAGGED = "ragged tokens"
 _AXES_OF_RAGGED = {"keys": "S H", "values": "S Hv", "log_weights": "S"}
 # Beside the integers of an array in 8 bits or 4, behind its name: scales, and lows.
-_BESIDE = Quantized._fields[1:]
-_INTEGERS: dict[Any, tuple[str, ...]] = {np.int8: _BESIDE[:1], np.uint8: _BESIDE}
+_MORE = Quantized._fields[1:]
+_INTEGERS: dict[Any, tuple[str, ...]] = {np.int8: _MORE[:1], np.uint8: _MORE}
 # Behind the name of an array in 4 bits: the first tokens of its heads, in 16.
 _FIRST = " first"
 _OPTIONAL = ("log_weights", "log_scale", "centre")
@@ -48,7 +48,7 @@ class StoredPrompt(NamedTuple):
         prefixes: of every layer, for a model's `prefixes=`.
         start: position of what comes after them.
         notes: what was written beside them: where they came from.
-        dtype: of the numbers in the file: `packed(prefixes, dtype)` takes no more memory than that.
+        dtype: of the numbers in the file: `packed(prefixes, dtype)` keeps tokens so in memory too.
 
     Example:
         >>> import tempfile
@@ -131,12 +131,12 @@ def save_prompt(
             only_tokens("save_prompt", part, dtype)
         found = {name: getattr(part, name) for name in part.axes if getattr(part, name) is not None}
         found = {name: np.ascontiguousarray(np.asarray(array, np.float32)) for name, array in found.items()}
-        if kind == "tokens" and np.isneginf(found.get("log_weights", 0)).any():
+        if kind == "tokens" and part.keys.ndim == 4 and np.isneginf(found.get("log_weights", 0)).any():
             about["kind"], found = _RAGGED, flat(part)
         described.append(about)
         for name, array in found.items():
             arrays |= {f"{index}.{name}{more}": each for more, each in _stored(name, array, dtype).items()}
-        if keeps_first(dtype):
+        if keeps_first(dtype) and part.keys.shape[1]:
             arrays |= {f"{index}.{name}{_FIRST}": _narrow(each, "float16") for name, each in _firsts(found).items()}
     header = {"parts": described, "start": int(start), "notes": notes or {}}
     metadata = {"format": _FORMAT, "prompt": json.dumps(header, allow_nan=False)}
@@ -156,7 +156,7 @@ def _stored(name: str, array: np.ndarray, dtype: Dtype) -> dict[str, np.ndarray]
         return {"": array}
     if bits := integers(dtype):
         numbers, *beside = (np.asarray(each) for each in quantize(jnp.asarray(array), bits) if each is not None)
-        return {"": numbers} | {f" {more}": each for more, each in zip(_BESIDE, beside, strict=False)}
+        return {"": numbers} | {f" {more}": each for more, each in zip(_MORE, beside, strict=False)}
     return {"": _narrow(array, dtype)}
 
 

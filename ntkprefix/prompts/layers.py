@@ -127,7 +127,8 @@ def compress_layers(
         lengths = [prefix.keys.shape[0] if isinstance(prefix, TokenPrefix) else 0 for prefix in prefixes]
         prefixes = [filled(prefix, max(lengths)) for prefix in prefixes]
     reports = _of_one_size([part.report for part in made])
-    itemsize = sizes.itemsize + sizes.beside / reports[0].numbers
+    # All layers' are of one size, `_of_one_size`.
+    itemsize = sizes.itemsize + sizes.per_head / reports[0].numbers
     reports = [
         dataclasses.replace(report, itemsize=itemsize, prompt_itemsize=sizes.prompt_itemsize) for report in reports
     ]

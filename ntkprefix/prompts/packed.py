@@ -36,9 +36,10 @@ class PackedTokens:
         keys: [S, H], layer by layer and head by head: an array, or small integers and what they are multiples of.
         values: [S, Hv], likewise.
         log_weights: [S], natural logarithms.
-        starts: of each head's tokens, [L, K].
-        counts: of them, [L, K].
-        firsts: key and value of each head's first token, [L, K, H] and [L, K, Hv], where these are kept in more bits.
+        starts: of each head's tokens, [L, K], or [L, B, K] where each of B rows has a prompt of its own.
+        counts: of them, likewise.
+        firsts: key and value of each head's first token, [L, K, H] and [L, K, Hv], or of rows, where these are kept in
+            more bits.
         longest: the largest count.
 
     Example:
@@ -67,7 +68,7 @@ class PackedTokens:
         """Pack the tokens that weigh something.
 
         Args:
-            prefixes: of all layers, [L, C, K, ...].
+            prefixes: of all layers, [L, C, K, ...], or of rows, [L, B, C, K, ...].
             dtype: of keys and values, as for `save_prompt`, first ones in float16 included; they are float32 again a
                 block at a time.
 
@@ -77,19 +78,24 @@ class PackedTokens:
 
         Raises:
             TypeError: something else.
-            ValueError: arrays that do not fit each other or lack the axis of layers, or have an axis of rows, another
-                dtype, or an odd number of channels in int4.
+            ValueError: arrays that do not fit each other or lack the axis of layers, or have no tokens; another dtype,
+                or an odd number of channels in int4.
         """
         checks.one_of("PackedTokens.of", "dtype", dtype, get_args(Dtype))
         if not isinstance(prefixes, TokenPrefix):
             raise TypeError(f"PackedTokens.of: expected tokens of every layer, got {type(prefixes).__name__}.")
+        shape = prefixes.keys.shape
+        if len(shape) == 5:  # rows are packed as layers are
+            prefixes = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), prefixes)
         if prefixes.shape().rows is None:
             raise ValueError("PackedTokens.of: expected arrays with a leading axis of layers, got those of one layer.")
+        if not prefixes.keys.shape[1]:
+            raise ValueError("PackedTokens.of: expected at least one token, got none.")
         if prefixes.log_weights is None:
             weights = jnp.zeros(prefixes.keys.shape[:3], prefixes.keys.dtype)
             prefixes = TokenPrefix(prefixes.keys, prefixes.values, weights)
         found = flat(prefixes)
-        counts = found["counts"]
+        counts = found["counts"].reshape(*shape[:-3], shape[-2])
         weights = found.get("log_weights", np.zeros(len(found["keys"]), np.float32))
         starts = starts_of(counts)
         bits = integers(dtype)
@@ -97,14 +103,16 @@ class PackedTokens:
             quantize(jnp.asarray(array), bits) if bits else jnp.asarray(array, dtype)
             for array in (found["keys"], found["values"])
         )
-        firsts = tuple(jnp.asarray(found[name][starts], jnp.float16) for name in ("keys", "values"))
+        firsts = None
+        if keeps_first(dtype):
+            firsts = tuple(jnp.asarray(found[name][starts], jnp.float16) for name in ("keys", "values"))
         return cls(
             keys,
             values,
             jnp.asarray(weights),
             jnp.asarray(starts),
             jnp.asarray(counts),
-            firsts if keeps_first(dtype) else None,
+            firsts,
             int(counts.max()),
         )
 
@@ -126,17 +134,19 @@ class _Layer:
     index: Leaf
 
     def shape(self) -> PrefixShape:
-        return PrefixShape(None, self.packed.counts.shape[1], self.packed.keys.shape[-1], self.packed.values.shape[-1])
+        *rows, heads = self.packed.counts.shape[1:]
+        return PrefixShape(rows[0] if rows else None, heads, self.packed.keys.shape[-1], self.packed.values.shape[-1])
 
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
         packed: PackedTokens = self.packed
-        starts, counts = (array[self.index][None] for array in (packed.starts, packed.counts))  # [1, K]
+        # [1, K], or of rows [B, 1, K].
+        starts, counts = (array[self.index][..., None, :] for array in (packed.starts, packed.counts))
         longest = jnp.max(counts)
         # Turned queries see turned keys as they would see them otherwise.
         query = turned(query) if is_turned(packed.keys) else query
 
         def read(first: int, block: int) -> Partial:
-            places = first + jnp.arange(block)[:, None]  # [block, 1], of every head
+            places = first + jnp.arange(block).reshape(*[1] * (starts.ndim - 2), block, 1)  # the same of every head
             there = places < counts
             # Beyond a head's tokens, its first one, without weight.
             rows = jnp.where(there, starts + places, starts)
@@ -144,7 +154,9 @@ class _Layer:
             keys, values = (as_turned(jax.tree.map(lambda leaf: leaf[rows], of)) for of in (packed.keys, packed.values))
             if first == 0 and packed.firsts is not None:
                 ones = (turned(of[self.index].astype(jnp.float32)) for of in packed.firsts)
-                keys, values = (array.at[0].set(one) for array, one in zip((keys, values), ones, strict=True))
+                keys, values = (
+                    array.at[..., 0, :, :].set(one) for array, one in zip((keys, values), ones, strict=True)
+                )
             return TokenPrefix(keys, values, weights).partial(query, scale)
 
         def further(share: Partial, first: int, block: int) -> Partial:
@@ -168,7 +180,7 @@ def packed(prefixes: Any, dtype: Dtype = "float32") -> Any:
     Returns:
         `PackedTokens`, or the same.
     """
-    if not isinstance(prefixes, TokenPrefix) or prefixes.keys.ndim != 4:
+    if not isinstance(prefixes, TokenPrefix) or prefixes.keys.ndim not in (4, 5):
         return prefixes
     if dtype == "float32" and (prefixes.log_weights is None or not jnp.isneginf(prefixes.log_weights).any()):
         return prefixes

@@ -21,8 +21,8 @@ from ntkprefix.prompts.quantized import BESIDE, Bits, dequantize, quantize
 Dtype = Literal["float32", "float16", "int8", "int4"]
 
 _BYTES: dict[str, float] = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}
-# Of a log-weight, in all types, and of what stands beside the integers of one token's key or value.
-_LOG_WEIGHT, _BESIDE = 4, 2
+# Of a log-weight, in all types, and of each of the numbers that stand beside a key's or value's integers.
+_LOG_WEIGHT, _FLOAT16 = 4, 2
 
 
 def integers(dtype: Dtype) -> Bits | None:
@@ -33,8 +33,9 @@ def integers(dtype: Dtype) -> Bits | None:
 def keeps_first(dtype: Dtype) -> bool:
     """Whether the first token of every head is stored in 16 bits as well, which are then what counts.
 
-    Many heads rest on it: about half of their attention goes there, where they look at nothing in particular, and what
-    4 bits make of its key changes how much is left for all others.
+    Many heads rest on the prompt's first token where they look at nothing in particular. It is the first of what
+    methods keep that take tokens in order, or those first that get most attention. What 4 bits make of its key changes
+    how much is left for all others.
     """
     return dtype == "int4"
 
@@ -45,12 +46,12 @@ class Itemsizes(NamedTuple):
     Attributes:
         itemsize: bytes of a stored number, on average.
         prompt_itemsize: of one of the prompt's.
-        beside: bytes of every head beside its tokens: of its first one in 16 bits, where `keeps_first`.
+        per_head: bytes of every head beside its tokens: of its first one in 16 bits, where `keeps_first`.
     """
 
     itemsize: float
     prompt_itemsize: float
-    beside: float = 0.0
+    per_head: float = 0.0
 
 
 def itemsizes(dtype: Dtype, width: int) -> Itemsizes:
@@ -72,16 +73,16 @@ def itemsizes(dtype: Dtype, width: int) -> Itemsizes:
     Example:
         >>> from ntkprefix.prompts.precision import itemsizes
         >>> itemsizes("float32", 128)
-        Itemsizes(itemsize=4.0, prompt_itemsize=4.0, beside=0.0)
+        Itemsizes(itemsize=4.0, prompt_itemsize=4.0, per_head=0.0)
         >>> itemsizes("int8", 128).itemsize * 129  # 128 numbers, two scales of 2 bytes and a log-weight of 4
         136.0
         >>> itemsizes("int4", 128).itemsize * 129  # 128 numbers, two scales and two lows of 2 bytes and a log-weight
         76.0
-        >>> itemsizes("int4", 128).beside  # a head's first key and value once more, in 16 bits
+        >>> itemsizes("int4", 128).per_head  # a head's first key and value once more, in 16 bits
         256.0
     """
     checks.one_of("compress_prompt", "dtype", dtype, get_args(Dtype))
-    of_rows = 2 * _BESIDE * BESIDE.get(dtype, 0)
+    of_rows = 2 * _FLOAT16 * BESIDE.get(dtype, 0)
     stored = (width * _BYTES[dtype] + of_rows + _LOG_WEIGHT) / (width + 1)
     first = width * _BYTES["float16"] if keeps_first(dtype) else 0.0
     return Itemsizes(stored, max(_BYTES[dtype], _BYTES["float16"]), first)
@@ -118,7 +119,7 @@ def rounded(prefixes: Any, dtype: Dtype) -> Any:
 
     def narrow(array: Array) -> Array:
         few = dequantize(quantize(array, bits))
-        if keeps_first(dtype):
+        if keeps_first(dtype) and array.shape[-3]:
             few = jnp.where(_is_first(prefixes)[..., None], array.astype(jnp.float16).astype(few.dtype), few)
         return few.astype(array.dtype)
 
@@ -153,7 +154,7 @@ def only_tokens(function: str, prefix: Any, dtype: Dtype) -> None:
 
 
 def as_stored(method: str | Method, dtype: Dtype) -> str | Method:
-    """A method whose prefixes are as a file gives them back, and that fits or trains them so if it does.
+    """A method whose prefixes are as a file gives them back; Matching and Refined are fitted to that.
 
     Raises:
         ValueError: no such method.

@@ -82,7 +82,7 @@ def flat(prefix: TokenPrefix) -> dict[str, np.ndarray]:
     return {"counts": counts.astype(np.int32)} | found
 
 
-def starts_of(counts: Int[np.ndarray, "L K"]) -> Int[np.ndarray, "L K"]:
+def starts_of(counts: Int[np.ndarray, "*layers K"]) -> Int[np.ndarray, "*layers K"]:
     """Where each head's tokens begin among those of all."""
     return (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
 

@@ -178,11 +178,13 @@ def test_the_advice_for_a_long_prompt_can_be_followed():
     ("budget", "numbers"), [("4x", 4096 - 50), ("32 KB", 800 - 50), (7, 7 * 32), ("1000 numbers", 100)]
 )
 def test_a_ratio_and_bytes_pay_for_what_stands_beside(budget, numbers):
-    sizes = {"length": 1024, "heads": 10, "token": 32, "itemsize": 4, "prompt_itemsize": 2, "beside": 200.0}
+    sizes = {"length": 1024, "heads": 10, "token": 32, "itemsize": 4, "prompt_itemsize": 2, "per_head": 200.0}
     assert numbers_within(budget, **sizes) == numbers
     with pytest.raises(ValueError, match=r"got '400x', which is 0\. Ask for a ratio of at most 199x\."):
         numbers_within("400x", **sizes)
     assert numbers_within("199x", **sizes) == 32
+    with pytest.raises(ValueError, match=r"which is 0\. Ask for '1 tokens' or more"):
+        numbers_within("1x", **sizes | {"length": 3})
 
 
 ERRORS = {

@@ -40,7 +40,9 @@ def test_effects_are_the_divergences_of_one_head_at_a_time(what, within, loaded)
     whole = read_prompt(model, tokens[:1, :START])
     texts = jnp.asarray(np.random.default_rng(1).integers(int(tokens.max()), size=(6, 5)), jnp.int32)
     asked = calibrate(model, texts, whole, start=START)
-    felt = scores(model, Texts(texts), whole, start=START, draws=400)
+    told = []
+    felt = scores(model, Texts(texts), whole, start=START, draws=400, on_texts=told.append)
+    assert told == [4, 6]
     layers, _, heads, width = whole.keys.shape
     assert felt.shape == (layers, 400, 6, 5, model.config.block.heads, width)
     weighted = TokenPrefix(whole.keys, whole.values, jnp.zeros(whole.keys.shape[:-1]))

@@ -10,6 +10,7 @@ from ntkprefix import Partial, TokenPrefix
 from ntkprefix.models import generate
 from ntkprefix.prompts import PackedTokens, batch_prompts, load_prompt, packed, save_prompt
 from ntkprefix.prompts.algebra import JoinedPrompt
+from ntkprefix.prompts.precision import rounded
 
 START = 400
 
@@ -68,6 +69,28 @@ def test_fewer_bits_are_those_of_a_file(dtype, loaded, tmp_path):
         assert np.abs(one - model(texts, prefixes=prefixes, positions=positions)).max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_rows_with_prompts_of_their_own_are_packed_too(dtype, loaded):
+    model, texts = loaded("llama"), jnp.asarray(golden("llama")["tokens"], jnp.int32)
+    texts = jnp.concatenate([texts, texts[:, ::-1]])[:3]
+    prompts = [
+        JoinedPrompt(rounded(of_several_sizes(model.config, longest)[0], dtype), 400) for longest in (300, 7, 150)
+    ]
+    batch, starts = batch_prompts(prompts)
+    small = packed(batch, dtype)
+    counts = [np.sum(~np.isneginf(prompt.prefixes.log_weights)) for prompt in prompts]
+    assert small.keys.shape[0] == sum(counts)
+    positions = starts[:, None] + jnp.arange(texts.shape[1])[None]
+    one, other = (model(texts, prefixes=each, positions=positions) for each in (batch, small))
+    np.testing.assert_allclose(one, other, atol=2e-5)
+    for row, prompt in enumerate(prompts):
+        alone = model(texts[row : row + 1], prefixes=prompt.prefixes, positions=positions[row : row + 1])
+        np.testing.assert_allclose(other[row : row + 1], alone, atol=2e-5)
+    options = {"start": starts, "temperature": 1.0, "key": jax.random.key(0)}
+    one, other = (generate(model, texts, 5, prefixes=each, **options) for each in (batch, small))
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+
+
 def test_tokens_without_weights_are_packed_too(loaded):
     model, texts = loaded("llama"), jnp.asarray(golden("llama")["tokens"], jnp.int32)
     prefixes, _ = of_several_sizes(model.config, 200)
@@ -98,7 +121,7 @@ def test_what_is_not_filled_up_stays_as_it_is(loaded, unchecked):
     config = loaded("llama").config
     prefixes, _ = of_several_sizes(config, 5)
     whole = TokenPrefix(prefixes.keys, prefixes.values, jnp.zeros(prefixes.keys.shape[:3]))
-    rows = batch_prompts([JoinedPrompt(prefixes, 9)] * 2).prefixes
+    rows = batch_prompts([JoinedPrompt(whole, 9)] * 2).prefixes
     for each in (None, whole, TokenPrefix(whole.keys, whole.values), rows):
         assert packed(each) is each
     with pytest.raises(ValueError, match="expected arrays with a leading axis of layers"):

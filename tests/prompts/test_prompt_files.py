@@ -1,18 +1,21 @@
 """Files of compressed prompts: what is saved comes back, and what is damaged or strange is refused by name."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from models.random_damage import assert_named
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ntkprefix import FeaturePrefix, JoinedPrefix, MeasurePrefix, TokenPrefix, feature_map
 from ntkprefix.parts import Parts
-from ntkprefix.prompts import load_prompt, save_prompt
+from ntkprefix.prompts import PackedTokens, StoredPrompt, batch_prompts, load_prompt, save_prompt
 from ntkprefix.prompts.precision import rounded
+from ntkprefix.prompts.quantized import dequantize, quantize
 
 L, C, K, H, HV = 2, 5, 3, 4, 6
 
@@ -114,12 +117,13 @@ def test_an_eighth_of_the_bytes_at_four_bits(name, tmp_path):
         kept = [np.exp(each.log_weights) if each.log_weights is not None else 1 for each in (one, other)]
         np.testing.assert_array_equal(*kept)
         for found, wanted in ((one.keys, other.keys), (one.values, other.values)):
-            there = np.broadcast_to(np.asarray(kept[0])[..., None] > 0, found.shape)
+            weighs = np.asarray(kept[0])[..., None] > 0
+            there = np.broadcast_to(weighs, found.shape)
             np.testing.assert_allclose(found[there], wanted[there], atol=1e-5)
     for one, other, first in zip((stored.keys, stored.values), (prefix.keys, prefix.values), firsts, strict=True):
         np.testing.assert_array_equal(one[:, 0], np.asarray(other[:, 0], np.float16).astype(np.float32))
         np.testing.assert_array_equal(one[:, 0], first)
-        assert 0.01 < np.abs(one - other)[:, 1:][there[:, 1:, :, : one.shape[-1]]].max() < 0.3
+        assert 0.01 < np.abs(one - other)[:, 1:][np.broadcast_to(weighs, one.shape)[:, 1:]].max() < 0.3
 
 
 def test_a_first_token_that_weighs_nothing_is_none(tmp_path):
@@ -136,6 +140,40 @@ def test_a_first_token_that_weighs_nothing_is_none(tmp_path):
             )
             np.testing.assert_array_equal(found[0], exact[there[0]].astype(np.float16).astype(np.float32))
             np.testing.assert_allclose(memory[there], found[: len(there)], atol=1e-5)
+
+
+def test_four_bits_without_first_tokens_are_read_as_they_are(tmp_path):
+    """Files of before these were kept."""
+    prefix = PREFIXES["weighted tokens"]
+    file = save_prompt(tmp_path / "p.safetensors", prefix, 7, dtype="int4")
+    with safe_open(file, "numpy") as opened:
+        metadata = opened.metadata()
+    arrays = {name: array for name, array in load_file(file).items() if not name.endswith("first")}
+    save_file(arrays, file, metadata)
+    stored = load_prompt(file)
+    assert stored.dtype == "int4"
+    for name in ("keys", "values"):
+        exact = getattr(prefix, name)
+        np.testing.assert_allclose(getattr(stored.prefixes, name), dequantize(quantize(exact, "int4")), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
+def test_prompts_of_no_tokens(dtype, tmp_path, unchecked):
+    none = TokenPrefix(jnp.ones((L, 0, K, H)), jnp.ones((L, 0, K, HV)), jnp.ones((L, 0, K)))
+    stored = load_prompt(save_prompt(tmp_path / "p", none, 7, dtype=dtype)).prefixes
+    assert stored.values.shape == rounded(none, dtype).values.shape == (L, 0, K, HV)
+    with pytest.raises(ValueError, match="expected at least one token, got none"):
+        PackedTokens.of(none, dtype)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_rows_of_prompts_are_refused(dtype, tmp_path):
+    rows = batch_prompts([StoredPrompt(PREFIXES["weighted tokens"], 7, {})] * 2).prefixes
+    for prefixes in (rows, replace(rows, log_weights=rows.log_weights.at[:, 1, 2:].set(-jnp.inf))):
+        with pytest.raises(ValueError, match=r"save_prompt: expected arrays of every layer, but .*keys"):
+            save_prompt(tmp_path / "p", prefixes, 7, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
