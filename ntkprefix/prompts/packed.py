@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_args
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,9 @@ _BLOCK = 128
 class PackedTokens:
     r"""Weighted tokens of all layers, head by head behind one another: for a model's or `generate`'s `prefixes=`.
 
-    A layer reads its own, a block of every head at a time, up to the longest of its heads. So memory is that of the
-    tokens there are, $\sum_{l,k} C_{lk} (H + Hv + 1)$ numbers, and time that of each layer's longest head, where a
-    `TokenPrefix` takes both of the longest of all.
+    A layer reads its own, a block of every head at a time, up to the second longest of its heads, and then of the
+    longest alone. So memory is that of the tokens there are, $\sum_{l,k} C_{lk} (H + Hv + 1)$ numbers, and time that of
+    not many more, where a `TokenPrefix` takes both of the longest of all.
 
     Attributes:
         keys: [S, H], layer by layer and head by head: an array, or small integers and what they are multiples of.
@@ -140,34 +141,64 @@ class _Layer:
     def partial(self, query: Float[Array, "B T N H"], scale: float | Float[Array, ""]) -> Partial:
         packed: PackedTokens = self.packed
         # [1, K], or of rows [B, 1, K].
-        starts, counts = (array[self.index][..., None, :] for array in (packed.starts, packed.counts))
-        longest = jnp.max(counts)
+        heads = _Heads(*(array[self.index][..., None, :] for array in (packed.starts, packed.counts)))
         # Turned queries see turned keys as they would see them otherwise.
         query = turned(query) if is_turned(packed.keys) else query
+        longest = jnp.argmax(heads.counts, axis=-1, keepdims=True)  # which head is
 
-        def read(first: int, block: int) -> Partial:
-            places = first + jnp.arange(block).reshape(*[1] * (starts.ndim - 2), block, 1)  # the same of every head
-            there = places < counts
-            # Beyond a head's tokens, its first one, without weight.
-            rows = jnp.where(there, starts + places, starts)
-            weights = jnp.where(there, packed.log_weights[rows], -jnp.inf)
-            keys, values = (as_turned(jax.tree.map(lambda leaf: leaf[rows], of)) for of in (packed.keys, packed.values))
-            if first == 0 and packed.firsts is not None:
-                ones = (turned(of[self.index].astype(jnp.float32)) for of in packed.firsts)
-                keys, values = (
-                    array.at[..., 0, :, :].set(one) for array, one in zip((keys, values), ones, strict=True)
-                )
-            return TokenPrefix(keys, values, weights).partial(query, scale)
+        def all_of(share: Partial, first: int, block: int) -> Partial:
+            return add(share, TokenPrefix(*self._read(heads, first, block)).partial(query, scale))
 
-        def further(share: Partial, first: int, block: int) -> Partial:
-            return jax.lax.cond(first < longest, lambda: add(share, read(first, block)), lambda: share)
+        def longest_of(share: Partial, first: int, block: int) -> Partial:
+            """The share with the longest head's next tokens: of others there are none."""
+            whose = longest.reshape(-1, 1, 1, 1)
+            one = _Heads(*(jnp.take_along_axis(array, longest, axis=-1) for array in heads))
+            asked = jnp.take_along_axis(self._by_head(query), whose[..., None], axis=2)[:, :, 0]
+            part = TokenPrefix(*self._read(one, first, block)).partial(asked, scale)
+            old, part = jax.tree.map(self._by_head, share), jax.tree.map(lambda leaf: leaf[:, :, None], part)
+            mine = whose == jnp.arange(heads.counts.shape[-1]).reshape(1, 1, -1, 1)
+            new = add(old, part)
+            kept = Partial(
+                jnp.where(mine[..., None], new.num, old.num),
+                jnp.where(mine, new.den, old.den),
+                jnp.where(mine, new.log_scale, old.log_scale),
+            )
+            return jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), kept, share)
 
         done = min(_BLOCK, packed.longest)
-        share = read(0, done)
+        share = TokenPrefix(*self._read(heads, 0, done)).partial(query, scale)
         while done < packed.longest:
             block = min(done, packed.longest - done)
-            share, done = further(share, done, block), done + block
+            # Heads that keep all of their tokens are few, and mostly alone in their layer.
+            further = jnp.max(jnp.sum(heads.counts > done, axis=-1))
+            steps = [partial(way, first=done, block=block) for way in (longest_of, all_of)]
+            share = jax.lax.switch(further, [lambda share: share, *steps], share)
+            done += block
         return dataclasses.replace(share, num=turned(share.num)) if is_turned(packed.values) else share
+
+    def _read(self, heads: _Heads, first: int, block: int) -> tuple[Array, Array, Array]:
+        """Keys, values and log-weights of some heads' tokens from `first` on."""
+        packed: PackedTokens = self.packed
+        places = first + jnp.arange(block).reshape(*[1] * (heads.starts.ndim - 2), block, 1)  # the same of every head
+        there = places < heads.counts
+        # Beyond a head's tokens, its first one, without weight.
+        rows = jnp.where(there, heads.starts + places, heads.starts)
+        weights = jnp.where(there, packed.log_weights[rows], -jnp.inf)
+        keys, values = (as_turned(jax.tree.map(lambda leaf: leaf[rows], of)) for of in (packed.keys, packed.values))
+        if first == 0 and packed.firsts is not None:
+            ones = (turned(of[self.index].astype(jnp.float32)) for of in packed.firsts)
+            keys, values = (array.at[..., 0, :, :].set(one) for array, one in zip((keys, values), ones, strict=True))
+        return keys, values, weights
+
+    def _by_head(self, array: Float[Array, "B T N *rest"]) -> Float[Array, "B T K G *rest"]:
+        return array.reshape(*array.shape[:2], self.packed.counts.shape[-1], -1, *array.shape[3:])
+
+
+class _Heads(NamedTuple):
+    """Where heads' tokens begin, and how many they have: [1, K], or of rows [B, 1, K]."""
+
+    starts: Int[Array, "*rows 1 K"]
+    counts: Int[Array, "*rows 1 K"]
 
 
 def packed(prefixes: Any, dtype: Dtype = "float32") -> Any:

@@ -1,5 +1,8 @@
 """Packed tokens against the same, filled up to the longest head."""
 
+from functools import partial
+from importlib import import_module
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,8 @@ from ntkprefix.prompts.algebra import JoinedPrompt
 from ntkprefix.prompts.precision import rounded
 
 START = 400
+# The module, whose name in its package is the function's.
+of_packed = import_module("ntkprefix.prompts.packed")
 
 
 def of_several_sizes(config, longest):
@@ -98,6 +103,34 @@ def test_tokens_without_weights_are_packed_too(loaded):
     positions = jnp.broadcast_to(START + jnp.arange(texts.shape[1]), texts.shape)
     one, other = (model(texts, prefixes=each, positions=positions) for each in (plain, PackedTokens.of(plain)))
     np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_where_one_head_is_long_the_others_are_not_read_on(dtype, monkeypatch):
+    random, heads, group, width = np.random.default_rng(0), 3, 2, 4
+    lengths = np.array([[5, 600, 9], [130, 1, 20]])  # of two rows, whose longest heads are others
+    keys, values = jnp.asarray(random.standard_normal((2, 1, 2, 600, heads, width)), jnp.float32)
+    weights = np.where(np.arange(600)[None, None, :, None] < lengths[None, :, None], 0.5, -np.inf).astype(np.float32)
+    rows = rounded(TokenPrefix(keys, values, jnp.asarray(weights)), dtype)
+    query = jnp.asarray(random.standard_normal((2, 3, heads * group, width)), jnp.float32)
+    read, real = [], of_packed.as_turned
+
+    def as_turned(of):
+        jax.debug.callback(partial(read.append, of.shape))
+        return real(of)
+
+    monkeypatch.setattr(of_packed, "as_turned", as_turned)
+    first = jax.tree.map(lambda leaf: leaf[:, 0], rows)  # of all layers, for one row
+    cases = ((packed(rows, dtype), rows, query, (2,)), (packed(first, dtype), first, query[:1], ()))
+    for small, filled, asked, many in cases:
+        read.clear()
+        share = jax.jit(lambda small, query: small.layer(0).partial(query, 0.3))(small, asked)
+        jax.effects_barrier()
+        wanted = jax.tree.map(lambda leaf: leaf[0], filled).partial(asked, 0.3)
+        np.testing.assert_allclose(share.normalise(), wanted.normalise(), atol=1e-5)
+        np.testing.assert_allclose(share.log_mass(), wanted.log_mass(), atol=1e-5)
+        blocks = [(128, heads), (128, 1), (256, 1), (88, 1)]
+        assert sorted(read) == sorted([(*many, *block, width) for block in blocks] * 2)
 
 
 def test_gradients_go_through_packed_tokens(loaded):
