@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ntkprefix._dtypes import accumulator
 from ntkprefix.compress import Matching
@@ -33,8 +31,8 @@ _FITTED = 1 / 2
 # Queries that sizes are fitted to: time goes with their number, and it is not these fits that are kept.
 _QUERIES = 1024
 _METHOD = Matching(in_context=True)
-# To which errors are scaled where shares are found: the solver takes what is below a millionth for nothing.
-_LARGEST = 1e3
+# Of an even share, in which shares are found.
+_UNITS = 64
 
 
 class Needs(NamedTuple):
@@ -178,28 +176,34 @@ def shared_out(found: Needs, total: int) -> Int[np.ndarray, "L K"]:
         >>> import numpy as np
         >>> from ntkprefix.prompts.sizes import Needs, shared_out
         >>> errors = np.array([[[0.9, 0.1]], [[0.4, 0.09]], [[0.1, 0.08]]])
-        >>> shared_out(Needs(np.array([10, 20, 40]), errors), total=50)
+        >>> shared_out(Needs(np.array([10, 20, 40]), errors), total=55)
         array([[40, 10]])
 
-    Source: branch and bound by HiGHS (`scipy.optimize.milp`), to a ten-thousandth of the smallest sum.
+    Source: dynamic programming over the heads, in 64ths of what each would get if all got the same, to which sizes are
+        rounded up.
     """
     sizes, heads = len(found.numbers), found.errors[0].size
     errors = found.errors.reshape(sizes, heads)
-    # Numbers of sizes that are as large as their bounds are what the solver's tolerances are made for.
-    smallest, largest = found.numbers[0], max(np.max(errors), np.finfo(float).tiny)
-    one_each = sparse.hstack([sparse.eye_array(heads)] * sizes)
-    taken = np.repeat(found.numbers / smallest, heads)[None]
-    solved = milp(
-        _LARGEST * errors.ravel() / largest,
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(taken, ub=total / smallest)],
-        integrality=np.ones(errors.size),
-        bounds=Bounds(0, 1),
-    )
-    if solved.x is None:
-        raise ValueError(f"shared_out: expected room for {smallest} numbers for each of {heads} heads, got {total}.")
-    chosen = np.argmax(solved.x.reshape(sizes, heads), axis=0)
-    least = errors <= errors[chosen, np.arange(heads)]
-    return found.numbers[np.argmax(least, axis=0)].reshape(found.errors.shape[1:])
+    room = _UNITS * heads
+    # Sizes of whole units are a little less, since numbers are rounded down.
+    costs = np.ceil(found.numbers * (room / total) - 1e-9).astype(int)
+    if heads * costs[0] > room:
+        raise ValueError(
+            f"shared_out: expected room for {found.numbers[0]} numbers for each of {heads} heads, got {total}."
+        )
+    least, chosen = np.zeros(room + 1), np.zeros((heads, room + 1), np.int8)
+    for head in range(heads):
+        # Of the heads up to this one, for each size of this one and all that they may take together.
+        sums = np.full((sizes, room + 1), np.inf)
+        for size, cost in enumerate(costs[costs <= room]):
+            sums[size, cost:] = least[: room + 1 - cost] + errors[size, head]
+        chosen[head] = np.argmin(sums, axis=0)
+        least = np.min(sums, axis=0)
+    shares, left = np.zeros(heads, int), room
+    for head in reversed(range(heads)):
+        shares[head] = chosen[head, left]
+        left -= costs[shares[head]]
+    return found.numbers[shares].reshape(found.errors.shape[1:])
 
 
 def meeting(found: Needs, error: float) -> Int[np.ndarray, "L K"]:

@@ -56,7 +56,9 @@ def test_shares_are_the_best_there_are(seed):
         shares = shared_out(found, total)
         assert shares.sum() <= total
         error = sum(errors[list(numbers).index(share), 0, head] for head, share in enumerate(shares[0]))
-        assert error == pytest.approx(min(ways[way] for way in ways if spent[way] <= total), rel=2e-4)
+        # Sizes are rounded up to 64ths of a third of the total.
+        assert min(ways[way] for way in ways if spent[way] <= total) <= error * (1 + 1e-9)
+        assert error <= min((ways[way] for way in ways if spent[way] <= total * (1 - 3 / 192)), default=np.inf)
     with pytest.raises(ValueError, match="expected room for 10 numbers for each of 3 heads, got 29"):
         shared_out(found, 29)
 
