@@ -69,7 +69,7 @@ class Config:
         learning_rate: step size of that training, in units of the spread of keys and values.
         tokens: at most so many of the prompt's first tokens; 0 for all.
         chunk: tokens that are read at a time.
-        dtype: of the file's numbers. Of tokens alone int4 and int8 hold 3.4 and 1.9 times as many as 16 bits in the
+        dtype: of the file's numbers. Of tokens alone int4 and int8 hold about 3 and 1.9 times as many as 16 bits in the
             same bytes. Budgets in bytes count those; a budget such as 32x is against the prompt in the same type, and
             of int8 and int4 against 16 bits, in which models keep it.
         seed: of all that is random.
