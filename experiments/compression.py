@@ -46,8 +46,6 @@ _GENERATED = 32
 PATH = RESULTS / "compression.json"
 # Of few methods, in four bits and at several sizes.
 SIZES = RESULTS / "compression_sizes.json"
-# Of short prompts, at many sizes.
-CURVES = RESULTS / "compression_curves.json"
 
 
 @dataclass(frozen=True)

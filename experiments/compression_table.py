@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.commands import remaking
-from experiments.compression import CURVES, PATH, SIZES, CompressionConfig
-from experiments.compression_curves import mean_gain, over_prompts
+from experiments.compression import PATH, SIZES, CompressionConfig
 from ntkprefix.records.seeds import of_runs, plus_minus
 from ntkprefix.runs import read_json
 
@@ -74,33 +73,6 @@ def sizes() -> str:
             f"16 bits{''.join(against)}. Measured on its own "
             f"({where['processor']}, {where['cores']} cores, beside other work): {seconds:.0f} seconds before all "
             f"methods; {_pace(results['texts'])}. Remade by `{remade} --results experiments/results/{SIZES.name}`.",
-        ]
-    )
-
-
-def curves() -> str:
-    """Every method at several sizes, of short prompts at several places."""
-    results = read_json(CURVES)
-    config, where = results["config"], results["environment"]
-    shown = {"kept": "{:.2f}", "error": "{:.3f}"}
-    head = ["method", *(f"{what}, {budget}" for what in shown for budget in config["budgets"])]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for method in config["methods"]:
-        cells = []
-        for (what, written), budget in itertools.product(shown.items(), config["budgets"]):
-            cells.append(plus_minus(of_runs(over_prompts(results, method, budget)[what]), written.format))
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    gain = mean_gain(results)
-    remade = remaking("compression", config, CompressionConfig(data_root=Path("FOLDER")))
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{config['model']}, prompts of {config['tokens']:,} tokens{_places(config)}, and the "
-            f"{config['continuation']} tokens after each. Kept: what is not lost, of the {gain:.3f} nats a token by "
-            f"which prompts make them likelier on average; error: of attention outputs on them. Means over "
-            f"{len(results['texts'])} prompts, after ± half of the 95 % interval by Student's t, which takes them for "
-            f"independent ({where['processor']}). Remade by `{remade} --results experiments/results/{CURVES.name}`.",
         ]
     )
 

@@ -12,9 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from experiments.compression_curves import over_prompts
 from experiments.field_table import What
-from ntkprefix.records.seeds import of_field, of_runs, of_seeds
+from ntkprefix.records.seeds import of_field, of_seeds
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
@@ -25,8 +24,6 @@ COLOURS = {
 
 # What is worse than no prompt by more than this much of the gain is drawn here.
 _LOWEST = -0.5
-# Behind the name of a way of `experiments.compression` that stores its tokens so.
-_FEW_BITS = " in 4 bits"
 # Panels of a field in a row.
 _WIDEST = 5
 
@@ -55,56 +52,6 @@ def compression(results: dict[str, Any]) -> Figure:
     for each in axes:
         each.grid(alpha=0.3)
         each.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def compression_curves(results: dict[str, Any]) -> Figure:
-    """What methods lose against the bytes that they store: mean over prompts, and its 95 % interval by Student's t.
-
-    Of one colour are a method's 16 bits and its 4, which are dashed.
-    """
-    budgets, methods = results["config"]["budgets"], results["config"]["methods"]
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
-    grid = figure.subplots(ncols=3)
-    # A prompt is measured in float32, and kept by models in 16 bits.
-    whole = results["texts"][0]["megabytes"] / 2
-    panels = {
-        "error": "relative error of attention outputs",
-        "divergence": "divergence from the whole prompt, nats a token",
-        "kept": "share of the prompt's gain that is kept",
-    }
-    alone = list(dict.fromkeys(method.removesuffix(_FEW_BITS) for method in methods))
-    for method in methods:
-        at, few = alone.index(method.removesuffix(_FEW_BITS)), method.endswith(_FEW_BITS)
-        colour = f"C{at % 10}"
-        style = {"color": colour, "linestyle": "--" if few else "-", "marker": "os^"[at // 10], "elinewidth": 0.6}
-        style["markerfacecolor"] = "white" if few else colour
-        for axes, what in zip(grid, panels, strict=True):
-            stored, means, ends = [], [], []
-            for budget in budgets:
-                measured = over_prompts(results, method, budget)
-                found = of_runs(measured[what])
-                stored.append(np.mean([whole / ratio for ratio in measured["ratio"]]))
-                means.append(max(found.value, _LOWEST) if what == "kept" else found.value)
-                ends.append((found.high - found.low) / 2)
-            axes.errorbar(stored, means, ends, capsize=2, linewidth=1.2, markersize=4, label=method, **style)
-    for axes, (what, told) in zip(grid, panels.items(), strict=True):
-        axes.set(xlabel=f"MB stored, of {whole:.3g}", ylabel=told, xscale="log")
-        if what == "kept":
-            axes.set_ylim(_LOWEST - 0.05, 1.15)
-            axes.axhline(1, color="#7a7a7a", linewidth=1, linestyle="--")
-        else:
-            drawn = np.concatenate([line.lines[0].get_ydata() for line in axes.containers])
-            axes.set(yscale="log", ylim=(drawn.min() / 1.5, drawn.max() * 1.5))
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_locator(LogLocator(2))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*grid[0].get_legend_handles_labels(), frameon=False, loc="outside right center", fontsize=8)
     return figure
 
 

@@ -92,23 +92,6 @@ def test_several_places(measure, monkeypatch):
     assert cells[4] == f"{np.mean([row['kept'] for row in of]):.2f}"
     assert "beginning at 30%, 60% of every text, each with a seed of its own" in table
     assert len(plots.compression(results).axes[0].lines[0].get_xdata()) == 4
-    # By size, the mean over all four, with 3.18 standard errors.
-    monkeypatch.setattr(compression_table, "CURVES", compression_table.PATH)
-    (line,) = [line for line in compression_table.curves().splitlines() if line.startswith("| knorm")]
-    error = [row["error"] for row in of]
-    # Of all gains together, so that prompts without a gain of their own do no harm.
-    gained = sum(row["log_likelihood"] for row in of) - sum(text["without"] for text in results["texts"])
-    kept = gained / sum(text["full"] - text["without"] for text in results["texts"])
-    half = 3.18245 * np.std(error, ddof=1) / 2
-    assert line.split(" | ")[1].startswith(f"{kept:.2f} ± ")
-    assert line.split(" | ")[2] == f"{np.mean(error):.3f} ± {half:.3f} |"
-    errors, _, shares = plots.compression_curves(results).axes
-    assert [len(axes.containers) for axes in (errors, shares)] == [2, 2]
-    drawn, caps, _ = errors.containers[1].lines
-    assert drawn.get_ydata() == pytest.approx([np.mean(error)], abs=1e-9)
-    assert np.ptp([cap.get_ydata() for cap in caps]) == pytest.approx(2 * half, rel=1e-4)
-    assert drawn.get_xdata() == pytest.approx([results["texts"][0]["megabytes"] / 2 / of[0]["ratio"]], rel=1e-6)
-    assert shares.containers[1].lines[0].get_ydata() == pytest.approx([max(kept, plots._LOWEST)])
 
 
 def test_the_command_has_every_setting_that_is_not_usual(measure, monkeypatch):
