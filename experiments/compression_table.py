@@ -123,7 +123,7 @@ def _pace(texts: list[dict[str, Any]]) -> str:
     whole, none = (
         1e3 * np.median([text[name] for text in texts]) for name in ("seconds_per_token", "seconds_per_token_without")
     )
-    return f"{whole:.0f} milliseconds a token behind the whole prompt, {none:.0f} without any"
+    return f"{whole:.0f} ms behind the whole prompt, {none:.0f} ms without any"
 
 
 def _against(results: dict[str, Any], methods: list[str], other: str, budget: str) -> str:

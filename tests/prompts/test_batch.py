@@ -138,6 +138,26 @@ def test_the_command_keeps_a_file_s_bits(llama, tmp_path, capsys, monkeypatch):
     assert said[0] == said[1]
 
 
+def test_the_command_keeps_the_bits_of_several_files_that_have_the_same(llama, tmp_path, capsys, monkeypatch):
+    text = jnp.asarray(golden("llama")["tokens"], jnp.int32)[:1]
+    kept = []
+    monkeypatch.setattr(command, "packed", lambda *given: kept.append(packed(*given)) or kept[-1])
+
+    def said(*dtypes):
+        files = []
+        for number, (end, dtype) in enumerate(zip((4, 7), dtypes, strict=True)):
+            whole = rounded(read_prompt(llama, text[:, :end]), "int4")
+            files.append(str(save_prompt(tmp_path / f"{number}.safetensors", whole, end, dtype=dtype)))
+        assert main(["generate", "--prefix", *files, "--text", "abc", "de", "--new", "12"]) == 0
+        return capsys.readouterr().out
+
+    assert said("int4", "int4") == said("int4", "float32")
+    assert kept[0].keys.numbers.dtype == jnp.uint8
+    assert kept[1].keys.dtype == jnp.float32
+    heads = llama.config.layers * llama.config.block.kv_heads
+    assert [each.keys.shape[0] for each in kept] == [(4 + 7) * heads] * 2
+
+
 def test_a_model_is_known_by_its_weights_and_not_by_its_path(llama, tmp_path, capsys):
     own = of_model(llama.config, nnx.state(llama))
     texts = ["--text", "abc", "--new", "1"]
